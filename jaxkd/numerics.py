@@ -1,0 +1,163 @@
+"""Safe primitives under every loss: finite values and gradients where the naive formula has none."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+
+def promote(*arrays: ArrayLike) -> tuple[jax.Array, ...]:
+    """Casts floating arrays to one dtype of at least float32 (float64 stays float64).
+
+    Args:
+      *arrays: Arrays of any floating or integer dtype and any shape.
+
+    Returns:
+      The same arrays, in the order given, in float32 or, if any is float64, in float64.
+    """
+    converted = [jnp.asarray(a) for a in arrays]
+    wide = any(a.dtype in (jnp.float64, jnp.complex128) for a in converted)
+    return tuple(a.astype(jnp.float64 if wide else jnp.float32) for a in converted)
+
+
+def check_same_shape(student: jax.Array, teacher: jax.Array, what: str) -> None:
+    """Raises a sentence that names both shapes unless they are equal.
+
+    Args:
+      student: Array of the student's side.
+      teacher: Array of the teacher's side.
+      what: What the arrays are, for the message ("logits", "features").
+
+    Raises:
+      ValueError: If the shapes differ.
+    """
+    if jnp.shape(student) == jnp.shape(teacher):
+        return
+    s, t = tuple(jnp.shape(student)), tuple(jnp.shape(teacher))
+    if what == "logits" and s and t and s[:-1] == t[:-1]:
+        raise ValueError(
+            f"student and teacher have different numbers of classes ({s[-1]} and {t[-1]}, logits {s} and {t}): "
+            "give both the same classes, or distil through features instead of logits."
+        )
+    hint = "project one side to the other" if what == "features" else "make both models see the same batch"
+    raise ValueError(f"student {what} have shape {s} but teacher {what} have shape {t}: {hint}.")
+
+
+def per_example(value: ArrayLike, like: jax.Array) -> jax.Array:
+    """Casts a hyper-parameter to the dtype of `like` and appends axes until it broadcasts against it from the left.
+
+    Args:
+      value: A float, or an array whose axes are the leading axes of `like`.
+      like: The array that it will be combined with.
+
+    Returns:
+      Array of `like`'s dtype, scalar or of `like`'s rank.
+    """
+    v = jnp.asarray(value, like.dtype)
+    return v if v.ndim == 0 else v.reshape(v.shape + (1,) * (like.ndim - v.ndim))
+
+
+def safe_sqrt(x: jax.Array) -> jax.Array:
+    """Square root whose gradient at 0 is 0 instead of infinite.
+
+    Args:
+      x: Non-negative array.
+
+    Returns:
+      sqrt(x), same shape and dtype.
+    """
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+
+
+def safe_norm(x: jax.Array, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> jax.Array:
+    """Euclidean norm whose gradient at the zero vector is 0 instead of NaN.
+
+    Args:
+      x: Array.
+      axis: Axes that are reduced; all of them by default.
+      keepdims: Whether the reduced axes stay, with length one.
+
+    Returns:
+      ||x||_2 along `axis`.
+    """
+    return safe_sqrt(jnp.sum(jnp.square(x), axis=axis, keepdims=keepdims))
+
+
+def xlogy(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x * log(y), which is 0, with zero gradients, where x is 0, whatever y is.
+
+    Args:
+      x: Array.
+      y: Array that broadcasts against x.
+
+    Returns:
+      x * log(y).
+    """
+    nonzero = x != 0
+    return jnp.where(nonzero, x * jnp.log(jnp.where(nonzero, y, 1)), 0)
+
+
+def log_softmax(logits: jax.Array, temperature: ArrayLike = 1.0) -> jax.Array:
+    """log softmax(logits / T) over the last axis; classes masked with -inf stay -inf and get zero gradients.
+
+    Args:
+      logits: [..., K].
+      temperature: T > 0, a scalar or an array over leading axes of `logits`.
+
+    Returns:
+      Log-probabilities [..., K].
+    """
+    masked = jnp.isneginf(logits)
+    scaled = jnp.where(masked, 0, logits) / per_example(temperature, logits)
+    return jax.nn.log_softmax(jnp.where(masked, -jnp.inf, scaled), axis=-1)
+
+
+def kl_divergence(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """KL(p || q) over the last axis, from log-probabilities; terms with p = 0 count 0, exactly 0 for p = q.
+
+    KL = sum_k p_k (log p_k - log q_k)
+
+    Args:
+      log_p: [..., K], may hold -inf.
+      log_q: [..., K], may hold -inf; where q = 0 < p the divergence is infinite, as it should be.
+
+    Returns:
+      [...] in nats.
+    """
+    support = ~jnp.isneginf(log_p)
+    difference = jnp.where(support, log_p, 0) - jnp.where(support, log_q, 0)
+    return jnp.sum(jnp.where(support, jnp.exp(log_p) * difference, 0), axis=-1)
+
+
+def masked_mean(values: jax.Array, mask: ArrayLike | None = None) -> jax.Array:
+    """Mean over all elements, weighted by a mask if there is one; 0 where nothing is left.
+
+    sum(mask * values) / sum(mask), so that padding never changes the value.
+
+    Args:
+      values: [B, ...].
+      mask: Booleans or non-negative weights over the leading axes of `values`, or None.
+
+    Returns:
+      Scalar.
+    """
+    if mask is None:
+        return jnp.mean(values)
+    w = jnp.broadcast_to(per_example(mask, values), values.shape)
+    total = jnp.sum(w)
+    # The inner where keeps a NaN of a padded row out of the sum and of its gradient.
+    return jnp.sum(w * jnp.where(w > 0, values, 0)) / jnp.where(total > 0, total, 1)
+
+
+def pairwise_squared_distances(x: jax.Array) -> jax.Array:
+    """Squared Euclidean distances between the rows of x, exactly 0 on the diagonal and for equal rows.
+
+    Args:
+      x: [B, D].
+
+    Returns:
+      [B, B].
+    """
+    return jnp.sum(jnp.square(x[:, None, :] - x[None, :, :]), axis=-1)

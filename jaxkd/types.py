@@ -1,0 +1,88 @@
+"""The few types that everything else is made of: plain tuples of arrays and of pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import flax.struct
+import jax
+
+PyTree: TypeAlias = Any
+"""A nest of dicts, tuples and arrays."""
+
+Batch: TypeAlias = Mapping[str, Any]
+"""Arrays with one leading axis B: `image`, `label`, `id`, `view`, and whatever else a source or a cache adds."""
+
+Metrics: TypeAlias = Mapping[str, jax.Array]
+"""Name -> value of one training step."""
+
+Sums: TypeAlias = Mapping[str, tuple[jax.Array, jax.Array]]
+"""Name -> (sum, count) of one evaluation batch; add them up, then divide once."""
+
+Schedule: TypeAlias = Callable[[jax.Array], jax.Array]
+"""Step -> value, as optax schedules are."""
+
+
+class Outputs(NamedTuple):
+    """What a model returns: logits [B, ..., K] and named intermediates [B, ...]."""
+
+    logits: Any
+    features: Mapping[str, Any] = {}
+
+
+class Variables(NamedTuple):
+    """What a model or a term owns: `params` are differentiated, `state` (statistics, banks, temperatures) is carried."""
+
+    params: PyTree
+    state: PyTree
+
+
+class Model(NamedTuple):
+    """A network as two pure functions.
+
+    init:  (key, batch) -> Variables
+    apply: (variables, batch, key | None, train) -> (Outputs, new_state)
+    """
+
+    init: Callable[[jax.Array, Batch], Variables]
+    apply: Callable[[Variables, Batch, jax.Array | None, bool], tuple[Outputs, PyTree]]
+
+
+class Term(NamedTuple):
+    """A part of the objective as two pure functions.
+
+    init:  (key, student, teacher, batch) -> Variables; sees abstract shapes only, so it fails before anything compiles
+    apply: (variables, student, teacher, batch, key, step) -> (scalar, new_state, metrics)
+    """
+
+    init: Callable[[jax.Array, Outputs, Outputs, Batch], Variables]
+    apply: Callable[[Variables, Outputs, Outputs, Batch, jax.Array, jax.Array], tuple[jax.Array, PyTree, Metrics]]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that training changes, and nothing else: no functions and no teacher.
+
+    Attributes:
+      step: int32 scalar, the number of updates done.
+      params: {"student": ..., "term": ...}, what the optimizer updates.
+      state: {"student": ..., "term": ...}, batch statistics, memory banks, temperatures.
+      opt_state: the optax state.
+      key: one typed PRNG key, never split: randomness of step k is `fold_in(key, k)`.
+      ema: moving average of `params["student"]`, or None.
+    """
+
+    step: jax.Array
+    params: PyTree
+    state: PyTree
+    opt_state: PyTree
+    key: jax.Array
+    ema: PyTree = None
+
+
+StepFn: TypeAlias = Callable[[TrainState, Variables, Batch], tuple[TrainState, Metrics]]
+"""(state, teacher, batch) -> (state, metrics)."""
+
+EvalFn: TypeAlias = Callable[[TrainState, Variables, Batch], Sums]
+"""(state, teacher, batch) -> name -> (sum, count)."""
