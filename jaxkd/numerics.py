@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -115,9 +117,12 @@ def log_softmax(logits: jax.Array, temperature: ArrayLike = 1.0) -> jax.Array:
 
 
 def kl_divergence(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-    """KL(p || q) over the last axis, from log-probabilities; terms with p = 0 count 0, exactly 0 for p = q.
+    """KL(p || q) over the last axis, from normalised log-probabilities; exactly 0 for p = q.
 
-    KL = sum_k p_k (log p_k - log q_k)
+    KL = sum_k p_k d_k - q_k (exp(d_k) - 1),  d = log p - log q
+
+    The second part sums to 0. It makes every addend second-order in d, so that the value of two close distributions
+    does not drown in the rounding of their logarithms (at T = 20 the plain sum loses three more digits).
 
     Args:
       log_p: [..., K], may hold -inf.
@@ -126,9 +131,13 @@ def kl_divergence(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     Returns:
       [...] in nats.
     """
-    support = ~jnp.isneginf(log_p)
-    difference = jnp.where(support, log_p, 0) - jnp.where(support, log_q, 0)
-    return jnp.sum(jnp.where(support, jnp.exp(log_p) * difference, 0), axis=-1)
+    has_p, has_q = ~jnp.isneginf(log_p), ~jnp.isneginf(log_q)
+    p, q = jnp.exp(log_p), jnp.exp(log_q)
+    d = jnp.where(has_p & has_q, jnp.where(has_p, log_p, 0) - jnp.where(has_q, log_q, 0), 0)
+    near = d < 1
+    excess = jnp.where(near, q * jnp.expm1(jnp.where(near, d, 0)), p - q)
+    addends = jnp.where(has_p, jnp.where(has_q, p * d - excess, jnp.inf), q)
+    return jnp.sum(addends, axis=-1)
 
 
 def masked_mean(values: jax.Array, mask: ArrayLike | None = None) -> jax.Array:
@@ -161,3 +170,16 @@ def pairwise_squared_distances(x: jax.Array) -> jax.Array:
       [B, B].
     """
     return jnp.sum(jnp.square(x[:, None, :] - x[None, :, :]), axis=-1)
+
+
+def fold_name(key: jax.Array, name: str) -> jax.Array:
+    """Folds a name into a PRNG key, so that every consumer of randomness has a stream of its own.
+
+    Args:
+      key: Typed PRNG key.
+      name: Any string; the same name gives the same stream in every process and version of Python.
+
+    Returns:
+      Typed PRNG key.
+    """
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))

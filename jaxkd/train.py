@@ -1,0 +1,210 @@
+"""The distillation step: a pure function made from a student, a teacher, one term and one optax transformation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxkd import numerics
+from jaxkd.types import Batch, EvalFn, Metrics, Model, Outputs, PyTree, StepFn, Term, TrainState, Variables
+
+Prepare: TypeAlias = Callable[[Batch], Batch]
+"""Pure function of a batch, on the device: augmentation and normalisation."""
+
+Metric: TypeAlias = Callable[[Outputs, Outputs, Batch], Any]
+
+
+def _same(batch: Batch) -> Batch:
+    return batch
+
+
+def check_parts(
+    student: Model, teacher: Model, term: Term, *, batch: Batch, teacher_variables: Variables, prepare: Prepare = _same
+) -> None:
+    """Runs student, teacher and term on shapes alone, so that what does not fit fails in a sentence before jit.
+
+    Args:
+      student: The model that learns.
+      teacher: The model that it learns from.
+      term: The objective.
+      batch: A batch, or its shapes.
+      teacher_variables: The teacher's variables, or their shapes.
+      prepare: What is done to a batch on the device.
+
+    Raises:
+      ValueError: Whatever the parts say: a missing feature, classes that differ, an impossible projection.
+    """
+    key = jax.random.key(0)
+
+    def run(batch: Batch, teacher_variables: Variables) -> Any:
+        ready = prepare(batch)
+        variables = student.init(key, ready)
+        student_out, _ = student.apply(variables, ready, key, True)
+        teacher_out, _ = teacher.apply(teacher_variables, ready, None, False)
+        owned = term.init(key, *_shapes((student_out, teacher_out, ready)))
+        value, _, _ = term.apply(owned, student_out, teacher_out, ready, key, jnp.zeros((), jnp.int32))
+        if value.ndim:
+            raise ValueError(f"a term must return a scalar but this one returned shape {value.shape}: take the mean.")
+        return value
+
+    jax.eval_shape(run, *_shapes((batch, teacher_variables)))
+
+
+def _shapes(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jax.dtypes.canonicalize_dtype(x.dtype)), tree)
+
+
+def init_state(
+    student: Model,
+    teacher: Model,
+    term: Term,
+    optimizer: optax.GradientTransformation,
+    *,
+    key: jax.Array,
+    batch: Batch,
+    teacher_variables: Variables,
+    prepare: Prepare = _same,
+    student_variables: Variables | None = None,
+    ema: bool = False,
+) -> TrainState:
+    """The state before the first step, after checking on shapes alone that the parts fit together.
+
+    Args:
+      student: The model that learns.
+      teacher: The model that it learns from.
+      term: The objective.
+      optimizer: The optax transformation.
+      key: Typed PRNG key [] of the run; or keys [S], which gives S students stacked on a leading axis.
+      batch: A batch as the step will get it.
+      teacher_variables: The teacher's variables.
+      prepare: What the step does to a batch on the device.
+      student_variables: Where the student starts; freshly initialised if None. Stacked [S, ...] if the keys are.
+      ema: Whether to carry a moving average of the student's params.
+
+    Returns:
+      The state.
+
+    Raises:
+      ValueError: Whatever the parts say: a missing feature, classes that differ, an impossible projection.
+    """
+    check_parts(student, teacher, term, batch=batch, teacher_variables=teacher_variables, prepare=prepare)
+    start = student_variables
+
+    def init(key: jax.Array, start: Variables | None, batch: Batch, teacher_variables: Variables) -> TrainState:
+        ready = prepare(batch)
+        variables = student.init(numerics.fold_name(key, "student"), ready) if start is None else start
+        student_out, _ = jax.eval_shape(lambda v: student.apply(v, ready, key, True), variables)
+        teacher_out, _ = jax.eval_shape(lambda v: teacher.apply(v, ready, None, False), teacher_variables)
+        owned = term.init(numerics.fold_name(key, "term"), student_out, teacher_out, _shapes(ready))
+        params = {"student": variables.params, "term": owned.params}
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            state={"student": variables.state, "term": owned.state},
+            opt_state=optimizer.init(params),
+            key=key,
+            # A copy: the state is donated, and one buffer cannot be given away twice.
+            ema=jax.tree.map(jnp.copy, variables.params) if ema else None,
+        )
+
+    if key.ndim:
+        init = jax.vmap(init, in_axes=(0, None if start is None else 0, None, None))
+    return jax.jit(init)(key, start, batch, teacher_variables)
+
+
+def make_train_step(
+    student: Model,
+    teacher: Model,
+    term: Term,
+    optimizer: optax.GradientTransformation,
+    *,
+    prepare: Prepare = _same,
+    metrics: Mapping[str, Metric] | None = None,
+    ema_decay: float | None = None,
+) -> StepFn:
+    """One update of the student (and of what the term trains), as a pure function.
+
+    params <- params + optimizer(d term(student(x), stop_gradient(teacher(x))) / d params)
+
+    Args:
+      student: The model that learns, applied in training mode.
+      teacher: The model that it learns from, applied in evaluation mode; its variables are the step's second argument.
+      term: The objective.
+      optimizer: The optax transformation of {"student", "term"} params.
+      prepare: What is done to a batch on the device: augmentation, normalisation.
+      metrics: Name -> metric of the training batch, reported beside the loss.
+      ema_decay: Decay of the moving average of the student's params; None if the state has none.
+
+    Returns:
+      (state, teacher_variables, batch) -> (state, metrics); `loss` is the term's value. It knows nothing of devices:
+      compile it with `jaxkd.parallel`.
+    """
+
+    def step(state: TrainState, teacher_variables: Variables, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        ready = prepare(batch)
+        teacher_out, _ = teacher.apply(teacher_variables, ready, None, False)
+        teacher_out = jax.lax.stop_gradient(teacher_out)
+
+        def objective(params: PyTree) -> tuple[jax.Array, Any]:
+            student_out, student_state = student.apply(
+                Variables(params["student"], state.state["student"]), ready, numerics.fold_name(key, "student"), True
+            )
+            owned = Variables(params["term"], state.state["term"])
+            value, term_state, parts = term.apply(
+                owned, student_out, teacher_out, ready, numerics.fold_name(key, "term"), state.step
+            )
+            return value, ({"student": student_state, "term": term_state}, parts, student_out)
+
+        (loss, (new_state, parts, student_out)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema_decay is not None:
+            ema = optax.incremental_update(params["student"], ema, 1 - ema_decay)
+        measured = {n: _value(m(student_out, teacher_out, ready)) for n, m in (metrics or {}).items()}
+        state = state.replace(step=state.step + 1, params=params, state=new_state, opt_state=opt_state, ema=ema)
+        return state, {"loss": loss, **parts, **measured}
+
+    return step
+
+
+def _value(accumulated: Any) -> jax.Array:
+    """Value of one batch's (total, count)."""
+    total, count = accumulated
+    return total / jnp.maximum(count, 1)
+
+
+def make_eval_step(
+    student: Model,
+    teacher: Model,
+    metrics: Mapping[str, Metric],
+    *,
+    prepare: Prepare = _same,
+    ema: bool = False,
+) -> EvalFn:
+    """Metrics of one evaluation batch as accumulators, which are added over batches and divided once.
+
+    Args:
+      student: The model that is measured, applied in evaluation mode.
+      teacher: The model that it is compared with.
+      metrics: Name -> metric.
+      prepare: What is done to a batch on the device; no augmentation here.
+      ema: Whether the moving average of the params is measured instead of the params.
+
+    Returns:
+      (state, teacher_variables, batch) -> name -> accumulator.
+    """
+
+    def step(state: TrainState, teacher_variables: Variables, batch: Batch) -> dict[str, Any]:
+        ready = prepare(batch)
+        params = state.ema if ema else state.params["student"]
+        student_out, _ = student.apply(Variables(params, state.state["student"]), ready, None, False)
+        teacher_out, _ = teacher.apply(teacher_variables, ready, None, False)
+        return {name: metric(student_out, teacher_out, ready) for name, metric in metrics.items()}
+
+    return step

@@ -1,0 +1,92 @@
+"""Small parts shared by tests: a batch, networks with every kind of state, a step made of them."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxkd import losses, models, objectives, train
+from jaxkd.types import Outputs
+
+CLASSES = 5
+
+
+def make_batch(size=16, seed=0):
+    """Images [size, 8, 8, 1], integer labels, ids and views."""
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.standard_normal((size, 8, 8, 1)).astype(np.float32),
+        "label": rng.integers(0, CLASSES, size).astype(np.int32),
+        "id": np.arange(size, dtype=np.int32) + 1000 * seed,
+        "view": np.zeros(size, np.int32),
+    }
+
+
+class Small(nn.Module):
+    """Convolution, batch norm, dropout, head: every kind of variable in a few parameters."""
+
+    width: int = 4
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Conv(self.width, (3, 3), 2, use_bias=False, name="conv")(x)
+        x = features = nn.relu(nn.BatchNorm(not train, momentum=0.9, name="norm")(x))
+        pooled = jnp.mean(x, axis=(1, 2))
+        x = nn.Dropout(0.3, deterministic=not train)(pooled)
+        return Outputs(nn.Dense(CLASSES, name="head")(x), {"stage1": features, "pooled": pooled})
+
+
+def make_term():
+    """Labels, soft labels with a schedule, and a hint with a trained projection."""
+    fade = optax.linear_schedule(1.0, 0.2, 20)
+    return objectives.weighted(
+        label=(0.5, objectives.from_labels(losses.cross_entropy)),
+        kd=(fade, objectives.from_logits(losses.kd, temperature=3)),
+        hint=(
+            2.0,
+            objectives.from_features(losses.hint, student="stage1", teacher="stage1", project=objectives.linear()),
+        ),
+    )
+
+
+class Setup:
+    """Student, wider teacher, term and optimizer, with a state before the first step."""
+
+    def __init__(self, *, prepare=None, term=None, student=None, keys=None, **options):
+        self.student = student or models.from_linen(Small(4))
+        self.teacher = models.from_linen(Small(8))
+        self.term = term or make_term()
+        # Adam would magnify the rounding that comparisons must ignore.
+        self.optimizer = optax.sgd(0.05, momentum=0.9)
+        self.prepare = prepare or (lambda batch: batch)
+        self.teacher_variables = self.teacher.init(jax.random.key(99), make_batch())
+        self.state = train.init_state(
+            self.student,
+            self.teacher,
+            self.term,
+            self.optimizer,
+            key=jax.random.key(0) if keys is None else keys,
+            batch=make_batch(),
+            teacher_variables=self.teacher_variables,
+            prepare=self.prepare,
+            ema=options.get("ema_decay") is not None,
+        )
+        self.step = train.make_train_step(
+            self.student, self.teacher, self.term, self.optimizer, prepare=self.prepare, **options
+        )
+
+
+def assert_trees_equal(a, b):
+    """Bit for bit, structure included."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for path, x in jax.tree.leaves_with_path(a):
+        y = dict(jax.tree.leaves_with_path(b))[path]
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=jax.tree_util.keystr(path))
+
+
+def assert_trees_close(a, b, **tolerance):
+    """Leaf by leaf within a tolerance."""
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(np.asarray(x), np.asarray(y), **tolerance), a, b)

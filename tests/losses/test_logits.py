@@ -1,0 +1,150 @@
+"""Logits losses against their authors' numbers, a float64 numpy twin, and the relations they must obey."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxkd import losses
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+# Golden hyper-parameters per case, from the reference's manifest.
+KD_TEMPERATURES = {"case0": 4.0, "case1": 1.0}
+MSE_TEMPERATURES = {"case0": 1.0, "case1": 4.0}
+HALF_MASKED = np.array([[1.0, -np.inf, 2.0, -np.inf], [0.5, -np.inf, -1.0, -np.inf]], np.float32)
+
+
+@pytest.fixture(autouse=True)
+def _strict():
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+def draw(shape, seed=0, scale=2.0):
+    return scale * np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def golden(name, case):
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        return {k.split("/")[1]: file[k] for k in file.files if k.startswith(case)}
+
+
+def numpy_kd(student, teacher, temperature):
+    def log_softmax(z):
+        z = z / temperature
+        z = z - z.max(-1, keepdims=True)
+        return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+    log_p, log_q = log_softmax(teacher.astype(np.float64)), log_softmax(student.astype(np.float64))
+    return temperature**2 * (np.exp(log_p) * (log_p - log_q)).sum(-1)
+
+
+@pytest.mark.parametrize("case", ["case0", "case1"])
+@pytest.mark.parametrize(
+    ("name", "loss", "temperatures"),
+    [("kd", losses.kd, KD_TEMPERATURES), ("logits_mse", losses.logits_mse, MSE_TEMPERATURES)],
+)
+def test_value_and_gradient_equal_the_authors(name, loss, temperatures, case):
+    stored = golden(name, case)
+    with jax.enable_x64(True):
+        value, grad = jax.value_and_grad(
+            lambda s: jnp.mean(loss(s, jnp.asarray(stored["teacher_logits"]), temperature=temperatures[case]))
+        )(jnp.asarray(stored["student_logits"]))
+        np.testing.assert_allclose(value, stored["value"], rtol=1e-9)
+        scale = np.abs(stored["grad_student_logits"]).max()
+        np.testing.assert_allclose(grad, stored["grad_student_logits"], rtol=0, atol=1e-8 * scale)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 20.0])
+def test_kd_equals_its_numpy_twin_and_optax(temperature):
+    s, t = draw((5, 3, 7), 1), draw((5, 3, 7), 2)
+    value = losses.kd(s, t, temperature=temperature)
+    assert value.shape == (5, 3)
+    np.testing.assert_allclose(value, numpy_kd(s, t, temperature), rtol=2e-5, atol=1e-6)
+    peer = optax.kl_divergence(jax.nn.log_softmax(s / temperature), jax.nn.softmax(t / temperature))
+    # optax sums p (log p - log q) as it stands, whose rounding T^2 magnifies.
+    np.testing.assert_allclose(value, temperature**2 * peer, rtol=2e-5, atol=5e-7 * temperature**2)
+
+
+def test_kd_is_zero_at_equality_also_in_bfloat16_and_otherwise_positive():
+    s = draw((6, 10), 3)
+    np.testing.assert_array_equal(losses.kd(s, s), np.zeros(6))
+    np.testing.assert_array_equal(losses.kd(jnp.asarray(s, jnp.bfloat16), jnp.asarray(s, jnp.bfloat16)), np.zeros(6))
+    assert losses.kd(s, draw((6, 10), 4)).min() > 0
+    assert losses.kd(jnp.asarray(s, jnp.bfloat16), jnp.asarray(s, jnp.bfloat16)).dtype == jnp.float32
+
+
+def test_kd_knows_which_side_is_the_teacher():
+    s, t = draw((4, 5), 5), draw((4, 5), 6)
+    assert np.abs(losses.kd(s, t) - losses.kd(t, s)).max() > 1e-3
+
+
+def test_kd_gradient_keeps_its_scale_when_the_temperature_grows():
+    """Without T^2 the gradient at T = 40 would be 100 times smaller than at T = 4."""
+    s, t = draw((4, 5), 7, 0.1), draw((4, 5), 8, 0.1)
+    g4, g40 = (jax.grad(lambda x, T=T: losses.kd(x, t, temperature=T).sum())(s) for T in (4.0, 40.0))
+    np.testing.assert_allclose(g4, g40, rtol=0.1, atol=1e-3)
+
+
+def test_kd_takes_one_temperature_per_example():
+    s, t = draw((3, 5), 9), draw((3, 5), 10)
+    T = np.array([1.0, 2.0, 8.0], np.float32)
+    each = [losses.kd(s[i], t[i], temperature=float(T[i])) for i in range(3)]
+    np.testing.assert_allclose(losses.kd(s, t, temperature=T), np.stack(each), rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [losses.kd, losses.logits_mse])
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [
+        (draw((2, 4)), draw((2, 4))),
+        (np.full((2, 4), 1e4, np.float32) * [1, -1, 1, -1], np.full((2, 4), 1e4, np.float32) * [-1, 1, -1, 1]),
+        (draw((2, 4)), np.eye(2, 4, dtype=np.float32) * 1e4),
+        (HALF_MASKED, HALF_MASKED[::-1]),
+        (np.zeros((1, 4), np.float32), np.zeros((1, 4), np.float32)),
+    ],
+    ids=["equal", "huge", "one-hot teacher", "masked classes", "zeros"],
+)
+def test_value_and_all_gradients_are_finite_in_hard_places(loss, student, teacher):
+    arguments = (jnp.asarray(student, jnp.float32), jnp.asarray(teacher, jnp.float32), jnp.float32(2.0))
+    value, grads = jax.value_and_grad(lambda s, t, T: loss(s, t, temperature=T).sum(), argnums=(0, 1, 2))(*arguments)
+    assert np.isfinite(value)
+    for grad in grads:
+        assert np.all(np.isfinite(grad))
+
+
+def test_masked_classes_count_as_absent():
+    kept = HALF_MASKED[:, [0, 2]]
+    other = draw((2, 2), 11)
+    masked_other = np.full_like(HALF_MASKED, -np.inf)
+    masked_other[:, [0, 2]] = other
+    np.testing.assert_allclose(losses.kd(HALF_MASKED, masked_other), losses.kd(kept, other), rtol=1e-6)
+
+
+def test_cross_entropy_with_integers_equals_one_hot_and_smoothing_by_hand():
+    z, y = draw((6, 5), 12), np.array([0, 1, 2, 3, 4, 0])
+    hard = losses.cross_entropy(z, y)
+    np.testing.assert_allclose(hard, losses.cross_entropy(z, np.eye(5, dtype=np.float32)[y]), rtol=1e-5)
+    log_q = np.asarray(jax.nn.log_softmax(z), np.float64)
+    by_hand = -(0.9 * log_q[np.arange(6), y] + 0.1 * log_q.mean(-1))
+    np.testing.assert_allclose(losses.cross_entropy(z, y, label_smoothing=0.1), by_hand, rtol=1e-5)
+
+
+def test_soft_cross_entropy_is_kd_at_one_plus_the_teachers_entropy():
+    z, t = draw((6, 5), 13), draw((6, 5), 14)
+    p = jax.nn.softmax(t)
+    entropy = -jnp.sum(p * jnp.log(p), axis=-1)
+    np.testing.assert_allclose(losses.cross_entropy(z, p), losses.kd(z, t, temperature=1.0) + entropy, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [losses.kd, losses.logits_mse])
+def test_shapes_that_do_not_fit_are_named(loss):
+    with pytest.raises(ValueError, match=r"different numbers of classes \(10 and 7, logits \(4, 10\) and \(4, 7\)\)"):
+        loss(draw((4, 10)), draw((4, 7)))
+    with pytest.raises(ValueError, match=r"shape \(3, 10\).*shape \(4, 10\)"):
+        loss(draw((3, 10)), draw((4, 10)))
+    with pytest.raises(ValueError, match=r"labels have shape \(3,\).*integers of shape \(4,\)"):
+        losses.cross_entropy(draw((4, 10)), np.zeros(3, np.int32))

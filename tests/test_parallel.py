@@ -1,0 +1,137 @@
+"""The same step on one device and on eight, what it compiles to, and what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import Setup, assert_trees_close, make_batch
+
+from jaxkd import losses, models, objectives, parallel, train
+
+
+def run(setup, mesh, steps=3, step=None):
+    state = parallel.put_replicated(jax.tree.map(jnp.copy, setup.state), mesh)
+    teacher = parallel.put_replicated(setup.teacher_variables, mesh)
+    compiled = parallel.compile_jit(step or setup.step, mesh)
+    for number in range(steps):
+        state, metrics = compiled(state, teacher, parallel.put_batch(make_batch(seed=number), mesh))
+    return state, metrics
+
+
+def couple(student, teacher):
+    """A loss that couples the batch: the Gram matrices of the logits."""
+    return jnp.mean(jnp.square(student @ student.T - teacher @ teacher.T))
+
+
+@pytest.mark.parametrize(
+    "term", [None, objectives.from_logits(couple)], ids=["labels, kd and hint", "couples the batch"]
+)
+def test_eight_devices_equal_one(term):
+    setup = Setup(term=term)
+    one = parallel.make_mesh(jax.devices()[:1])
+    eight = parallel.make_mesh()
+    assert eight.size == 8
+    state_1, metrics_1 = run(setup, one)
+    state_8, metrics_8 = run(setup, eight)
+    assert_trees_close(metrics_8, metrics_1, rtol=1e-5, atol=1e-6)
+    assert_trees_close(state_8.params, state_1.params, rtol=0, atol=2e-5)
+    assert_trees_close(state_8.state["student"], state_1.state["student"], rtol=1e-5, atol=1e-6)
+
+
+def test_comparison_of_devices_can_fail():
+    """Negative control: with each device on its own shard a loss that couples the batch has another value."""
+    rng = np.random.default_rng(0)
+    s, t = rng.standard_normal((2, 16, 5)).astype(np.float32)
+    shards = np.mean([couple(s[i : i + 2], t[i : i + 2]) for i in range(0, 16, 2)])
+    assert abs(shards - couple(s, t)) > 0.1 * couple(s, t)
+
+
+def test_one_trace_over_many_batches_under_a_transfer_guard():
+    setup = Setup()
+    mesh = parallel.make_mesh()
+    traces = 0
+
+    def counted(*arguments):
+        nonlocal traces
+        traces += 1
+        return setup.step(*arguments)
+
+    state = parallel.put_replicated(setup.state, mesh)
+    teacher = parallel.put_replicated(setup.teacher_variables, mesh)
+    step = parallel.compile_jit(counted, mesh)
+    batches = [parallel.put_batch(make_batch(seed=n), mesh) for n in range(6)]
+    with jax.transfer_guard("disallow"):
+        for batch in batches:
+            state, _ = step(state, teacher, batch)
+    assert traces == 1
+
+
+def test_state_is_donated():
+    setup = Setup()
+    mesh = parallel.make_mesh()
+    state = parallel.put_replicated(setup.state, mesh)
+    teacher = parallel.put_replicated(setup.teacher_variables, mesh)
+    batch = parallel.put_batch(make_batch(), mesh)
+    parallel.compile_jit(setup.step, mesh)(state, teacher, batch)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((teacher, batch)))
+
+
+def test_teacher_is_an_argument_of_the_program_not_a_constant():
+    """A teacher of 4 MB leaves no trace in the program's text; closed over, it would."""
+    teacher = models.mlp(5, hidden=(1024, 1000))
+    batch = make_batch()
+    variables = teacher.init(jax.random.key(0), batch)
+    assert sum(x.nbytes for x in jax.tree.leaves(variables)) > 4e6
+    student, term, optimizer = models.mlp(5, hidden=(4,)), objectives.from_logits(losses.kd), optax.sgd(0.1)
+    state = train.init_state(
+        student, teacher, term, optimizer, key=jax.random.key(0), batch=batch, teacher_variables=variables
+    )
+    step = train.make_train_step(student, teacher, term, optimizer)
+    text = jax.jit(step).lower(state, variables, batch).as_text()
+    assert len(text) < 1e6
+    closed_over = jax.jit(lambda s, b: step(s, variables, b)).lower(state, batch).as_text()
+    assert len(closed_over) > 4e6
+
+
+def test_students_at_once_equal_students_one_by_one():
+    keys = jax.random.split(jax.random.key(0), 3)
+    mesh = parallel.make_mesh()
+    together, _ = run(setup := Setup(keys=keys), mesh, step=parallel.vmap_students(setup.step))
+    for i in range(3):
+        alone = Setup()
+        alone.state = jax.tree.map(lambda x, i=i: x[i], setup.state)
+        state, _ = run(alone, mesh)
+        assert_trees_close(jax.tree.map(lambda x, i=i: x[i], together.params), state.params, rtol=0, atol=5e-5)
+
+
+def test_teacher_runs_once_for_all_students():
+    """Inside the program of three students the teacher's activations keep their unbatched shape."""
+    student, teacher = models.mlp(5, hidden=(4,)), models.mlp(5, hidden=(32,))
+    term, optimizer = objectives.from_logits(losses.kd), optax.sgd(0.1)
+    variables = teacher.init(jax.random.key(1), make_batch())
+    state = train.init_state(
+        student,
+        teacher,
+        term,
+        optimizer,
+        key=jax.random.split(jax.random.key(0), 3),
+        batch=make_batch(),
+        teacher_variables=variables,
+    )
+    step = parallel.vmap_students(train.make_train_step(student, teacher, term, optimizer))
+    program = str(jax.make_jaxpr(step)(state, variables, make_batch()))
+    assert "f32[16,32]" in program
+    assert "f32[3,16,32]" not in program
+    assert "f32[3,16,4]" in program
+
+
+def test_batch_that_the_devices_cannot_share_is_refused():
+    with pytest.raises(ValueError, match=r"'image' has 12 rows, which 8 devices.*multiple of 8"):
+        parallel.put_batch(make_batch(12), parallel.make_mesh())
+
+
+def test_text_cannot_go_onto_a_device():
+    with pytest.raises(ValueError, match="'text' holds text.*transform"):
+        parallel.put_batch({"text": np.array(["a"] * 8)}, parallel.make_mesh())
