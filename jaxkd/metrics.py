@@ -39,6 +39,12 @@ class Calibration(NamedTuple):
         gap = np.abs(np.asarray(self.confidence) - np.asarray(self.correct))
         return gap.sum(axis=-1) / np.maximum(np.asarray(self.count).sum(axis=-1), 1)
 
+    def bins(self) -> dict[str, np.ndarray]:
+        """Counts, mean confidences and accuracies [bins], over all students, for a reliability diagram."""
+        sums = [np.asarray(a).reshape(-1, np.shape(a)[-1]).sum(axis=0) for a in self]
+        count = np.maximum(sums[2], 1)
+        return {"count": sums[2], "confidence": sums[0] / count, "accuracy": sums[1] / count}
+
 
 Metric: TypeAlias = Callable[[Outputs, Outputs, Batch], Mean | Calibration]
 

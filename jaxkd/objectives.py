@@ -95,9 +95,11 @@ def pick(outputs: Outputs, name: str, whose: str) -> Any:
     Raises:
       ValueError: If the model has no feature of that name.
     """
-    if name == "logits":
+    if name == "logits" and outputs.logits is not None:
         return outputs.logits
     if name not in outputs.features:
+        if outputs.logits is None:
+            raise ValueError(f"this term reads {name!r} of the {whose}, but there is no {whose}: give one to the step.")
         known = ", ".join(f"{k} {tuple(v.shape)}" for k, v in outputs.features.items()) or "none"
         raise ValueError(f"the {whose} has no feature {name!r}: choose one of those it has: {known}.")
     return outputs.features[name]
@@ -156,7 +158,7 @@ def from_logits(loss: Loss, *, where: str | None = None, **hyper: Any) -> Term:
     """
 
     def value(student: Outputs, teacher: Outputs, batch: Batch, arguments: Mapping[str, Any]) -> jax.Array:
-        return loss(student.logits, teacher.logits, **arguments)
+        return loss(student.logits, pick(teacher, "logits", "teacher"), **arguments)
 
     return _stateless(value, hold(hyper, loss), where)
 

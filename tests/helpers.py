@@ -60,7 +60,7 @@ class Setup:
         # Adam would magnify the rounding that comparisons must ignore.
         self.optimizer = optax.sgd(0.05, momentum=0.9)
         self.prepare = prepare or (lambda batch: batch)
-        self.teacher_variables = self.teacher.init(jax.random.key(99), make_batch())
+        self.teacher_variables = jax.jit(self.teacher.init)(jax.random.key(99), make_batch())
         self.state = train.init_state(
             self.student,
             self.teacher,

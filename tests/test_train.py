@@ -80,6 +80,7 @@ def test_loss_is_the_weighted_sum_and_each_part_is_reported():
 def test_teacher_gets_no_gradient_through_the_step():
     setup = Setup()
 
+    @jax.jit
     def value(teacher_variables):
         return setup.step(setup.state, teacher_variables, make_batch())[1]["loss"]
 

@@ -10,6 +10,7 @@ from jaxkd.models.functional import (
     join,
     mean_logits,
     mean_probabilities,
+    no_teacher,
 )
 from jaxkd.models.mlp import mlp
 from jaxkd.models.resnet import resnet
@@ -25,5 +26,6 @@ __all__ = [
     "mean_logits",
     "mean_probabilities",
     "mlp",
+    "no_teacher",
     "resnet",
 ]

@@ -256,6 +256,22 @@ def cached(*, logits: str = "teacher_logits", features: Sequence[str] = ()) -> M
     return Model(init, apply)
 
 
+def no_teacher() -> Model:
+    """Stands in for the teacher where a network learns from labels alone; it has no outputs and no variables.
+
+    Returns:
+      A model; `Variables({}, {})` are its variables, and terms that need a teacher refuse it.
+    """
+
+    def init(key: jax.Array, batch: Batch) -> Variables:
+        return Variables({}, {})
+
+    def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
+        return Outputs(None, {}), variables.state
+
+    return Model(init, apply)
+
+
 def count_parameters(variables: Variables) -> int:
     """Number of trained scalars.
 

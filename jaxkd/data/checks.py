@@ -1,0 +1,125 @@
+"""What every source checks, each failure one sentence: splits, labels, finite values, image shapes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+RESERVED = ("id", "view", "mask")
+"""Fields that sources and pipelines add themselves."""
+
+_SPLIT = re.compile(r"(?P<name>[^\[\]+]+?)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
+
+
+def split_rows(name: str, split: str, sizes: Mapping[str, int]) -> tuple[str, int, int]:
+    """Resolves "train", "train[:90%]", "train[90%:]" or "train[100:200]" into rows of one whole split.
+
+    Bounds work as in Python slices; percentages are rounded to the nearest row, so "[:p%]" and "[p%:]" never overlap.
+
+    Args:
+      name: The data set's name, for messages.
+      split: The split asked for.
+      sizes: Split name -> its number of rows.
+
+    Returns:
+      (name of the whole split, first row, row after the last).
+
+    Raises:
+      ValueError: If the split cannot be parsed, does not exist, or is empty.
+    """
+    match = _SPLIT.fullmatch(split.strip())
+    if match is None:
+        raise ValueError(
+            f"split {split!r} of {name} is not understood: write NAME or NAME[start:stop] with rows or percentages, "
+            "such as train, train[:90%] or train[100:200]."
+        )
+    base = match["name"].strip()
+    if base not in sizes:
+        raise ValueError(f"{name} has no split {base!r}: it has {listing(sizes)}.")
+    size = sizes[base]
+    first, last = (_bound(match[end], size, name, split) for end in ("start", "stop"))
+    start, stop, _ = slice(first, last).indices(size)
+    if stop <= start:
+        raise ValueError(f"split {split!r} of {name} is empty: {base} has {size} rows, choose a wider range of them.")
+    return base, start, stop
+
+
+def _bound(text: str | None, size: int, name: str, split: str) -> int | None:
+    """One end of a slice as a row number."""
+    if text is None or not text.endswith("%"):
+        return None if text is None else int(text)
+    percent = int(text[:-1])
+    if abs(percent) > 100:
+        raise ValueError(f"split {split!r} of {name} asks for {text}: give percentages between 0% and 100%.")
+    return round(size * percent / 100)
+
+
+def listing(names: Mapping[str, object] | list[str] | tuple[str, ...]) -> str:
+    """Names for a sentence: "train and test", or "nothing"."""
+    ordered = list(names)
+    if len(ordered) < 2:
+        return ordered[0] if ordered else "nothing"
+    return f"{', '.join(ordered[:-1])} and {ordered[-1]}"
+
+
+def check_labels(name: str, labels: np.ndarray, ids: np.ndarray, num_classes: int) -> None:
+    """Raises a sentence with label, row and number of classes unless all labels lie in 0..num_classes-1.
+
+    Args:
+      name: The source, for the message.
+      labels: Integers [N].
+      ids: Row numbers [N].
+      num_classes: Number of classes.
+
+    Raises:
+      ValueError: If a label lies outside.
+    """
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if wrong.size:
+        raise ValueError(
+            f"label {labels[wrong[0]]} in row {ids[wrong[0]]} of {name} lies outside 0..{num_classes - 1} "
+            f"({num_classes} classes): correct the labels, choose a split that has them, or give another num_classes."
+        )
+
+
+def check_finite(name: str, field: str, values: np.ndarray, ids: np.ndarray) -> None:
+    """Raises a sentence with field and row if floating values hold NaN or Inf.
+
+    Args:
+      name: The source, for the message.
+      field: The field's name, for the message.
+      values: [N, ...] of any dtype.
+      ids: Row numbers [N].
+
+    Raises:
+      ValueError: If a value is not finite.
+    """
+    if not np.issubdtype(values.dtype, np.floating):
+        return
+    wrong = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
+    if wrong.size:
+        raise ValueError(
+            f"`{field}` in row {ids[wrong[0]]} of {name} holds NaN or Inf ({wrong.size} of {len(values)} rows checked "
+            "do): clean the data before training on it."
+        )
+
+
+def check_image(name: str, row: int, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Raises a sentence with the row and both shapes unless an image has the expected shape.
+
+    Args:
+      name: The source, for the message.
+      row: Row number of the image.
+      shape: Its shape.
+      expected: The shape that it should have.
+
+    Raises:
+      ValueError: If they differ.
+    """
+    if tuple(shape) != tuple(expected):
+        raise ValueError(
+            f"the image in row {row} of {name} has shape {tuple(shape)} but {tuple(expected)} was expected: "
+            "make all images alike, or give image_size=(height, width) to have them resized."
+        )

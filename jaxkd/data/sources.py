@@ -1,0 +1,157 @@
+"""Sources: a TFDS name, a prepared TFDS folder, an .npz file or arrays in memory, all read the same way."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+Spec: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any]"
+"""What names a source: a TFDS name, a prepared folder, npz:PATH, or a mapping of arrays."""
+
+_CHUNK = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Rows of one split, read in batches by number.
+
+    Attributes:
+      name: For messages, such as "fashion_mnist[train]".
+      size: Number of rows.
+      num_classes: Labels lie in 0..num_classes-1.
+      image_shape: [height, width, channels] of `image`, or None for texts.
+      read: Row numbers [B] in 0..size-1 -> fields stacked along B: `image` uint8 or float32, or texts; `label` int32
+        [B]; `id` int32 [B], the row number in the whole split whatever slice of it this is; and any further fields.
+      start: The `id` of the first row.
+    """
+
+    name: str
+    size: int
+    num_classes: int
+    image_shape: tuple[int, ...] | None
+    read: Callable[[np.ndarray], dict[str, np.ndarray]]
+    start: int = 0
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self.size
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The `id` of every row, int32 [size]."""
+        return np.arange(self.start, self.start + self.size, dtype=np.int32)
+
+
+def open_source(
+    spec: Spec,
+    split: str = "train",
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    num_classes: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+) -> Source:
+    """Opens a data set for random access, whatever holds it.
+
+    Args:
+      spec: A TFDS name ("mnist", "mnist:3.0.1", "paws_wiki/labeled_final"), downloaded and prepared at the first use; a
+        prepared TFDS folder (one with a dataset_info.json); "npz:PATH", where PATH may contain "{split}"; or a mapping
+        of arrays. Arrays are named `image`, `label` (one split, "train"), or `x_train`, `y_train`, `x_test`, ..., or
+        `train_image`, `train_label`, `test_image`, ...; texts and further arrays go by any other name.
+      split: "train", "train[:90%]", "train[100:200]", ...
+      data_dir: Where TFDS keeps its data; its own default, ~/tensorflow_datasets, if None.
+      num_classes: Needed where the source does not say; arrays default to the largest label of all splits plus one.
+      image_size: Height and width, or one number for both, to which images are resized; needed for TFDS images of
+        various shapes.
+
+    Returns:
+      The source.
+
+    Raises:
+      ValueError: In one sentence: unknown name or split, empty split, no network, unsupported format, images of
+        different shapes, labels outside the classes, NaN or Inf, missing or unequal arrays.
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if size is not None and (len(size) != 2 or min(size) < 1):
+        raise ValueError(f"image_size is {image_size}: give one positive number or (height, width).")
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}: give at least 1.")
+    # The readers import Source from here; TFDS is slow to import and not always needed.
+    from jaxkd.data import arrays, tfds_source
+
+    if isinstance(spec, Mapping):
+        return arrays.from_arrays("arrays", spec, split, num_classes, size)
+    text = os.fspath(spec)
+    if text.startswith("npz:"):
+        return arrays.from_npz(text.removeprefix("npz:"), split, num_classes, size)
+    if text.endswith(".npz"):
+        raise ValueError(f"{text} is named like a file of arrays: write npz:{text}.")
+    folder = Path(text).expanduser()
+    if (
+        isinstance(spec, os.PathLike)
+        or text.startswith((".", "~", os.sep))
+        or (folder / tfds_source.INFO_FILE).exists()
+    ):
+        return tfds_source.from_folder(folder, split, num_classes, size)
+    return tfds_source.from_name(text, split, data_dir, num_classes, size)
+
+
+def in_memory(source: Source) -> Source:
+    """Reads a source once and serves it from memory, for sets that fit and are read for many epochs.
+
+    Args:
+      source: Any source.
+
+    Returns:
+      A source with the same rows, already decoded and checked.
+    """
+    chunks = list(_chunks(source, source.size))
+    fields = {field: np.concatenate([chunk[field] for chunk in chunks]) for field in chunks[0]}
+
+    def read(rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {field: values[rows] for field, values in fields.items()}
+
+    return dataclasses.replace(source, read=read)
+
+
+def statistics(source: Source, limit: int = 10_000) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel, uint8 images scaled to [0, 1] first.
+
+    Args:
+      source: A source of images.
+      limit: Only the first `limit` rows are read.
+
+    Returns:
+      (mean, std), float32 [channels], computed in float64; a constant channel gets std 1, so std is never 0.
+
+    Raises:
+      ValueError: If the source has no images.
+    """
+    if source.image_shape is None:
+        raise ValueError(f"{source.name} has no images: statistics are for images only.")
+    count, total, squares = 0, np.zeros(source.image_shape[-1]), np.zeros(source.image_shape[-1])
+    origin: np.ndarray | None = None
+    for chunk in _chunks(source, min(limit, source.size)):
+        pixels = chunk["image"].reshape(-1, source.image_shape[-1])
+        values = pixels / 255.0 if pixels.dtype == np.uint8 else pixels.astype(np.float64)
+        # Sums around a typical value, since E[x^2] - E[x]^2 cancels when the mean is large.
+        origin = values.mean(axis=0) if origin is None else origin
+        count += len(values)
+        total += (values - origin).sum(axis=0)
+        squares += np.square(values - origin).sum(axis=0)
+    assert origin is not None, "limit is at least one row"
+    std = np.sqrt(np.maximum(squares / count - np.square(total / count), 0))
+    constant = std <= 1e-6 * np.abs(origin)
+    return (origin + total / count).astype(np.float32), np.where(constant, 1.0, std).astype(np.float32)
+
+
+def _chunks(source: Source, stop: int) -> Iterator[dict[str, np.ndarray]]:
+    """The first `stop` rows in order, some at a time."""
+    if stop < 1:
+        raise ValueError(f"no rows of {source.name} are to be read: ask for at least one.")
+    for first in range(0, stop, _CHUNK):
+        yield source.read(np.arange(first, min(first + _CHUNK, stop)))

@@ -1,0 +1,446 @@
+"""Around an experiment: its command line, its run directory, and one clear line where a user's input is at fault."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import dis
+import enum
+import errno
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any, TypeVar
+
+import jax
+import numpy as np
+
+Config = TypeVar("Config")
+
+_PACKAGES = ("jaxkd", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_USER_FAULTS = (ValueError, TypeError, LookupError, ArithmeticError, ImportError, OSError)
+_MACHINE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+_PACKAGE_FOLDER = Path(__file__).resolve().parent
+
+
+def parse(
+    config_class: type[Config], *, description: str, smoke: Mapping[str, Any], args: Sequence[str] | None = None
+) -> Config:
+    """Reads an experiment's configuration from the command line, with a flag for every field and `--smoke`.
+
+    Args:
+      config_class: A frozen dataclass whose fields all have types, defaults and doc-comments, none called `smoke`.
+      description: What the experiment does, shown by `--help`.
+      smoke: Field name -> the default that `--smoke` puts in place of the usual one; explicit flags still win.
+      args: Words of the command line; those of the process by default.
+
+    Returns:
+      An instance of `config_class`.
+
+    Raises:
+      SystemExit: With code 0 after `--help`, with code 2 after the message for an unknown flag or a wrong value.
+      TypeError: If `smoke` names a field that the configuration does not have.
+    """
+    import tyro
+
+    small = dataclasses.replace(config_class(), **smoke)  # type: ignore[type-var]
+    help_smoke = "Shrink everything to a run of a few steps that only shows that the experiment works."
+    command_line: Any = dataclasses.make_dataclass(
+        "CommandLine",
+        [
+            ("config", Annotated[config_class, tyro.conf.arg(name="")]),
+            ("smoke", Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help=help_smoke)]),
+        ],
+    )
+
+    def read(default: Config) -> Any:
+        """Lets tyro parse on top of these defaults."""
+        return tyro.cli(command_line, default=command_line(default, False), description=description, args=args)
+
+    parsed = read(config_class())
+    return read(small).config if parsed.smoke else parsed.config
+
+
+def main(function: Callable[[], object]) -> None:
+    """Runs an experiment's main function; what the user can mend becomes one line on stderr instead of a traceback.
+
+    That is: an error that a `raise` statement of jaxkd, or of the file of `function`, throws on purpose, and a disk
+    that is full or may not be written to. Every other exception is a bug and keeps its traceback.
+    `JAXKD_TRACEBACK=1` in the environment keeps all tracebacks.
+
+    Args:
+      function: Called without arguments.
+
+    Raises:
+      SystemExit: With code 2 after a user's error, with code 130 after Ctrl-C; one raised by `function` passes through.
+    """
+    try:
+        function()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except _USER_FAULTS as error:
+        if os.environ.get("JAXKD_TRACEBACK") == "1" or not _meant_for_the_user(error, function):
+            raise
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error  # str(KeyError) adds quotes
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _meant_for_the_user(error: BaseException, function: Callable[[], object]) -> bool:
+    """Whether the error comes from a `raise` in jaxkd or in the experiment's file, or from a full or forbidden disk."""
+    if isinstance(error, OSError) and error.errno in _MACHINE_FAULTS:
+        return True
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    code = trace.tb_frame.f_code
+    # An accident, such as int("x"), ends on another instruction than RAISE_VARARGS, which is what `raise` compiles to.
+    deliberate = code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    experiment = getattr(getattr(function, "__code__", None), "co_filename", None)
+    ours = code.co_filename == experiment or Path(code.co_filename).resolve().is_relative_to(_PACKAGE_FOLDER)
+    return deliberate and ours
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns an OSError of the body into one sentence that names the path and the system's reason.
+
+    Args:
+      path: What the body writes.
+
+    Raises:
+      OSError: If the body raises one.
+    """
+    try:
+        yield
+    except OSError as error:
+        advice = "free or unlock that place, or choose another folder"
+        raise OSError(f"cannot write {path} ({error.strerror or error}): {advice}.") from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, whatever happens on the way.
+
+    Args:
+      path: The file; its folder must exist.
+      text: Its new contents.
+
+    Raises:
+      OSError: If the disk is full or may not be written to; the old file is then still there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):  # the first failure is the one to report
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def plain(value: Any, *, non_finite: Callable[[float], Any] = lambda _: None) -> Any:
+    """Turns configurations, arrays, paths and nests of them into what strict JSON can hold.
+
+    Args:
+      value: A dataclass, mapping, sequence, set, array, path, enumeration, number, string, boolean or None.
+      non_finite: What a NaN or an infinity becomes; null by default, for strict JSON has neither.
+
+    Returns:
+      Dicts, lists, strings, numbers, booleans and None.
+
+    Raises:
+      TypeError: If there is something else in it.
+    """
+    if isinstance(value, enum.Enum):
+        return value.name
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        value = np.asarray(jax.device_get(value)).tolist()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else non_finite(value)
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, non_finite=non_finite) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        value = sorted(value)
+    if isinstance(value, Sequence):
+        return [plain(item, non_finite=non_finite) for item in value]
+    raise TypeError(f"a {type(value).__name__} cannot be written as JSON: use numbers, strings and nests of them.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One training of a run (teacher, alone, distilled, ...), which resumes on its own.
+
+    Attributes:
+      name: The stage's name, also in the metrics.
+      checkpoints: Absolute path of the folder that its checkpoints go to; made by whoever writes the first one.
+    """
+
+    name: str
+    checkpoints: Path
+
+
+class Run:
+    """A run directory, made by `open_run`; as a context manager it also counts the seconds of an interrupted start.
+
+    Attributes:
+      path: `<root>/<name>`.
+      resumed: Whether an earlier start made the folder.
+      summary: What `finish` wrote, or None while the run is not finished (and None off process 0).
+      finished: Whether there is nothing left to do.
+    """
+
+    def __init__(self, path: Path, *, resumed: bool, summary: dict[str, Any] | None) -> None:
+        self.path = path
+        self.resumed = resumed
+        self.summary = summary
+        self.finished = summary is not None
+        self._began = time.monotonic()
+        self._environment: dict[str, Any] = {}
+
+    @property
+    def notice(self) -> str:
+        """One sentence for a user who starts a finished run again."""
+        return f"{self.path} is already finished: see its summary.json, or delete the folder to run it again."
+
+    def stage(self, name: str) -> Stage:
+        """Names one training of this run.
+
+        Args:
+          name: A plain folder name.
+
+        Returns:
+          The stage, with its own folder of checkpoints.
+
+        Raises:
+          ValueError: If the name is not a plain folder name.
+        """
+        _check_name(name, "stage")
+        self.save_wall_seconds()
+        return Stage(name, (self.path / "checkpoints" / name).absolute())
+
+    def save_wall_seconds(self) -> float:
+        """Notes in `environment.json` how long this start has lasted, so that a killed run keeps its time.
+
+        Returns:
+          Seconds since the run's folder was opened, plus those of all earlier starts.
+        """
+        if not self._environment:  # a finished run, or another process than the first
+            return time.monotonic() - self._began
+        starts = self._environment["starts"]
+        starts[-1]["wall_seconds"] = round(time.monotonic() - self._began, 3)
+        _write_json(self.path / "environment.json", self._environment)
+        return sum(start["wall_seconds"] for start in starts)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Writes `summary.json`, with the wall seconds of all starts added, which makes the run a finished one.
+
+        Args:
+          summary: Names -> numbers, strings, arrays and nests of them; a NaN or an infinity is written as null.
+
+        Raises:
+          OSError: If the file cannot be written.
+        """
+        seconds = self.save_wall_seconds()
+        summary = plain({**summary, "wall_seconds": seconds})
+        if jax.process_index() == 0:
+            _write_json(self.path / "summary.json", summary)
+            self.summary = dict(summary)
+        self.finished = True
+
+    def _begin(self) -> None:
+        """Writes `environment.json` for this start."""
+        file = self.path / "environment.json"
+        starts = _read_json(file).get("starts", []) if file.exists() else []
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self._environment = {**_environment(), "starts": [*starts, {"at": now, "wall_seconds": 0.0}]}
+        _write_json(file, self._environment)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Where the body failed, its error is the one to report, not a disk that is too full for the clock as well.
+        with contextlib.suppress(*([] if error is None else [OSError])):
+            if not self.finished:
+                self.save_wall_seconds()
+
+
+def open_run(
+    config: Any, *, name: str | None = None, root: str | os.PathLike[str] = "runs", ignore: Sequence[str] = ()
+) -> Run:
+    """Makes the run directory `<root>/<name>` or, if it was made with the same configuration, goes on with it.
+
+    It holds `config.json`, `environment.json`, `metrics.jsonl`, `checkpoints/<stage>/` and, at the end, `summary.json`.
+    Only process 0 reads and writes it; it tells the others whether to go on.
+
+    Args:
+      config: The resolved configuration, a dataclass.
+      name: A plain folder name; `config.name` by default.
+      root: The folder of all runs.
+      ignore: Fields that may differ from those of the earlier start, nested ones with dots.
+
+    Returns:
+      The run, whose `finished` says that there is nothing left to do.
+
+    Raises:
+      ValueError: If the folder was made with another configuration (lists the differing fields), is no run, or holds
+        a file that is no JSON; or if there is no name.
+      OSError: If the folder cannot be made or written to.
+    """
+    if name is None:
+        name = getattr(config, "name", "")
+    _check_name(name, "run")
+    path, resolved = Path(root) / name, plain(config, non_finite=str)
+    if jax.process_count() == 1:
+        return _open(path, resolved, ignore)
+    from jax.experimental import multihost_utils
+
+    run, failure = Run(path, resumed=False, summary=None), None
+    if jax.process_index() == 0:
+        try:
+            run = _open(path, resolved, ignore)
+        except Exception as error:  # raised below, once the other processes know
+            failure = error
+    codes = np.array([failure is not None, run.finished, run.resumed], np.int32)
+    failed, run.finished, run.resumed = map(bool, multihost_utils.broadcast_one_to_all(codes))
+    if failed:
+        raise failure or ValueError(f"process 0 could not open {path}: see what it says.")
+    return run
+
+
+def _open(path: Path, config: dict[str, Any], ignore: Sequence[str]) -> Run:
+    """Makes or checks the folder; on process 0."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file where the run's folder should be: move it away or choose another --name.")
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        for leftover in path.glob(".*.tmp"):  # of a start that was killed while it wrote
+            leftover.unlink()
+    config_file, summary_file = path / "config.json", path / "summary.json"
+    resumed = config_file.exists()
+    if resumed:
+        _check_same_config(path, _read_json(config_file), config, ignore)
+    elif any(path.iterdir()):
+        raise ValueError(f"{path} has files but no config.json, so is no run: move it away or choose another --name.")
+    else:
+        _write_json(config_file, config)
+    run = Run(path, resumed=resumed, summary=_read_json(summary_file) if summary_file.exists() else None)
+    if not run.finished:
+        run._begin()
+    return run
+
+
+def _check_same_config(path: Path, old: dict[str, Any], new: dict[str, Any], ignore: Sequence[str]) -> None:
+    """Raises a sentence that lists every differing field with both values."""
+    old, new = _flat(old), _flat(new)
+    changes = [
+        f"{name} was {_shown(old, name)} and is {_shown(new, name)}"
+        for name in {**old, **new}
+        if name not in ignore and ((name in old) != (name in new) or old.get(name) != new.get(name))
+    ]
+    if changes:
+        raise ValueError(
+            f"{path} was made with another configuration ({'; '.join(changes)}): choose another --name or delete it."
+        )
+
+
+def _shown(fields: Mapping[str, Any], name: str) -> str:
+    """A field's value as it stands in the file."""
+    return json.dumps(fields[name]) if name in fields else "absent"
+
+
+def _flat(nest: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nest of dicts as one dict, its keys joined with dots."""
+    flat: dict[str, Any] = {}
+    for key, value in nest.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _check_name(name: str, what: str) -> None:
+    """Raises a sentence unless the name is that of a folder right inside another."""
+    if not isinstance(name, str) or not name or name.startswith(".") or set(name) & set("/\\\0"):
+        raise ValueError(
+            f"the {what}'s name is {name!r}, but must be a plain folder name: give one without slashes or a first dot."
+        )
+
+
+def _write_json(path: Path, value: Any) -> None:
+    """Writes strict JSON, indented, atomically."""
+    write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Reads a file that `_write_json` wrote."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OSError(f"cannot read {path} ({error.strerror}): make it readable or choose another --name.") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}): restore it, or delete {path.parent} to start again.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds no JSON object: restore it, or delete {path.parent} to start again.")
+    return value
+
+
+def _environment() -> dict[str, Any]:
+    """Where this start runs: versions, devices, commit and command line."""
+    kinds = [device.device_kind for device in jax.devices()]
+    return {
+        "python": platform.python_version(),
+        **{package: _version(package) for package in _PACKAGES},
+        "backend": jax.default_backend(),
+        "devices": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
+        "device_count": len(kinds),
+        "process_count": jax.process_count(),
+        "git_commit": _git_commit(),
+        "command": shlex.join(sys.argv),
+    }
+
+
+def _version(package: str) -> str | None:
+    """The installed version, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of the experiment's folder, with "-dirty" behind it if files differ from it; None outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(sys.argv[0]).resolve().parent, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):  # no git, no repository, or one that does not answer
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,188 @@
+"""One training of an experiment from start to end, and its measurement: the makers called in their usual order."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from jaxkd import data, metrics, models, parallel, train
+from jaxkd.checkpoint import Checkpoints
+from jaxkd.log import Logger, Progress
+from jaxkd.loop import Every, evaluate, fit
+from jaxkd.run import Run
+from jaxkd.types import Batch, Model, Term, TrainState, Variables
+
+NOTHING = Variables({}, {})
+"""Variables of `models.no_teacher()` and `models.cached()`."""
+
+
+class Setting(NamedTuple):
+    """What all trainings of an experiment share.
+
+    Attributes:
+      run: Where checkpoints go.
+      logger: Where metrics go.
+      mesh: The devices.
+      seed: Seed of the order of the examples.
+      batch_size: Examples a step, over all devices and processes.
+      train_prepare: Augmentation and normalisation of training batches, on the device.
+      eval_prepare: Normalisation of evaluation batches, on the device.
+    """
+
+    run: Run
+    logger: Logger
+    mesh: Mesh
+    seed: int
+    batch_size: int
+    train_prepare: train.Prepare
+    eval_prepare: train.Prepare
+
+
+def train_stage(
+    setting: Setting,
+    name: str,
+    source: data.Source,
+    *,
+    student: Model,
+    term: Term,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    key: jax.Array,
+    teacher: Model | None = None,
+    teacher_variables: Variables = NOTHING,
+    start: Variables | None = None,
+    hooks: Sequence[Every] = (),
+    log_every: int = 50,
+    checkpoint_every: int = 1000,
+) -> TrainState:
+    """Trains a student, or several at once, going on from the stage's newest checkpoint.
+
+    Args:
+      setting: What all trainings share.
+      name: The stage's name, in the metrics and among the checkpoints.
+      source: What it learns from.
+      student: The model that learns.
+      term: The objective.
+      optimizer: The optax transformation.
+      steps: Updates.
+      key: Typed PRNG key [], or [S] for S students at once.
+      teacher: The model that it learns from, if any.
+      teacher_variables: The teacher's variables.
+      start: Where the student starts; freshly initialised if None.
+      hooks: Evaluations during training.
+      log_every: Interval of logged training metrics, in updates.
+      checkpoint_every: Interval of checkpoints, in updates.
+
+    Returns:
+      The state after the last step.
+    """
+    parts = (student, models.no_teacher() if teacher is None else teacher, term, optimizer)
+    batches = data.train_batches(source, min(setting.batch_size, source.size), seed=setting.seed)
+    place = functools.partial(parallel.put_batch, mesh=setting.mesh)
+    example = place(batches[0])
+    known = parallel.put_replicated(teacher_variables, setting.mesh)
+    state = train.init_state(
+        *parts,
+        key=key,
+        batch=example,
+        teacher_variables=known,
+        prepare=setting.train_prepare,
+        student_variables=start,
+    )
+    step = train.make_train_step(*parts, prepare=setting.train_prepare, metrics={"accuracy": metrics.accuracy})
+    step = parallel.compile_jit(parallel.vmap_students(step) if key.ndim else step, setting.mesh)
+    checkpoints = Checkpoints(setting.run.stage(name).checkpoints)
+    try:
+        with Progress(name, steps, batch_size=setting.batch_size) as progress:
+            return fit(
+                step,
+                parallel.put_replicated(state, setting.mesh),
+                known,
+                lambda first, last: data.prefetch(batches, place, start=first, stop=last),
+                steps=steps,
+                log=setting.logger.stage(name, progress),
+                log_every=log_every,
+                hooks=hooks,
+                checkpoints=checkpoints,
+                checkpoint_every=checkpoint_every,
+            )
+    finally:
+        checkpoints.close()
+
+
+class Measure:
+    """Compiles the evaluation of a student once, for use during and after training.
+
+    Args:
+      setting: What all trainings share.
+      student: The model that is measured.
+      chosen: Name -> metric.
+      stacked: Whether states hold several students.
+      teacher: The model that it is compared with, if any.
+      teacher_variables: The teacher's variables.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        student: Model,
+        chosen: Mapping[str, metrics.Metric],
+        *,
+        stacked: bool = False,
+        teacher: Model | None = None,
+        teacher_variables: Variables = NOTHING,
+    ) -> None:
+        step = train.make_eval_step(student, teacher or models.no_teacher(), chosen, prepare=setting.eval_prepare)
+        step = parallel.vmap_students(step) if stacked else step
+        self._step = parallel.compile_jit(step, setting.mesh, donate_state=False)
+        self._known = parallel.put_replicated(teacher_variables, setting.mesh)
+        self._place = functools.partial(parallel.put_batch, mesh=setting.mesh)
+        self._size = 256 * setting.mesh.size
+
+    def __call__(self, state: TrainState, source: data.Source) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Metrics of a state over a whole split.
+
+        Args:
+          state: The state.
+          source: The split.
+
+        Returns:
+          Name -> value (or [S]), and name -> accumulator.
+        """
+        batches = data.eval_batches(source, self._size)
+        return evaluate(self._step, state, self._known, data.prefetch(batches, self._place))
+
+
+def predict(setting: Setting, model: Model, variables: Variables, source: data.Source) -> tuple[Any, Any]:
+    """A model's logits for every row of a source, in evaluation mode, as a teacher's soft labels.
+
+    Args:
+      setting: What all trainings share.
+      model: The model.
+      variables: Its variables.
+      source: The rows.
+
+    Returns:
+      ids int32 [N] and logits [N, ..., K], NumPy arrays in the source's order.
+    """
+
+    def logits(state: Any, variables: Variables, batch: Batch) -> jax.Array:
+        return model.apply(variables, setting.eval_prepare(batch), None, False)[0].logits
+
+    step = parallel.compile_jit(logits, setting.mesh, donate_state=False)
+    known = parallel.put_replicated(variables, setting.mesh)
+    place = functools.partial(parallel.put_batch, mesh=setting.mesh)
+    rows = [
+        jax.device_get((step(None, known, batch), batch["id"], batch["mask"]))
+        for batch in data.prefetch(data.eval_batches(source, 256 * setting.mesh.size), place)
+    ]
+    return (
+        np.concatenate([ids[mask] for _, ids, mask in rows]),
+        np.concatenate([values[mask] for values, _, mask in rows]),
+    )
