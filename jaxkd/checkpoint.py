@@ -105,8 +105,8 @@ class Checkpoints:
         if failure is not None:
             reason = str(failure).splitlines()[0]
             raise ValueError(
-                f"none of the checkpoints in {self.path} (steps {steps}) can be read into this state ({reason}): use the "
-                "code and config that wrote them, or start under another name."
+                f"none of the checkpoints in {self.path} (steps {steps}) can be read into this state ({reason}): use "
+                "the code and config that wrote them, or start under another name."
             ) from failure
         return None
 

@@ -303,6 +303,13 @@ class Progress:
         speed = f"{rate * self._batch_size:,.0f} examples/s  " if self._batch_size else ""
         return f"{speed}{clock} left"
 
+    @property
+    def examples_per_second(self) -> float | None:
+        """Mean rate over the last updates shown, without the compilation; None if nothing was trained."""
+        points = list(self._times)[1:] if len(self._times) > 2 else list(self._times)
+        seconds, steps = points[-1][0] - points[0][0], points[-1][1] - points[0][1]
+        return steps * self._batch_size / seconds if steps > 0 and seconds > 0 and self._batch_size else None
+
     def __enter__(self) -> Progress:
         if self._bar is not None:
             self._bar.start()

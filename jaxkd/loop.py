@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -16,7 +17,7 @@ import numpy as np
 from jaxkd.checkpoint import Checkpoints
 from jaxkd.types import Batch, EvalFn, Metrics, StepFn, TrainState, Variables
 
-Batches: TypeAlias = Callable[[int, int], Iterator[Batch]]
+Batches: TypeAlias = Callable[[int, int], Generator[Batch, None, None]]
 """(start, stop) -> device batches start..stop-1, as `functools.partial(prefetch, batches, place)` is."""
 
 
@@ -48,9 +49,7 @@ class NonFiniteError(ValueError):
     """The loss or the parameters stopped being finite."""
 
 
-def evaluate(
-    step: EvalFn, state: TrainState, teacher: Variables, batches: Iterable[Batch]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def evaluate(step: EvalFn, state: TrainState, teacher: Variables, batches: Iterable[Batch]) -> dict[str, Any]:
     """Metrics over a whole split, each example counted once.
 
     Args:
@@ -60,7 +59,7 @@ def evaluate(
       batches: Device batches of the split; a `mask` marks padding.
 
     Returns:
-      Name -> value, and name -> accumulator (reliability bins are there).
+      Name -> accumulator on the host; `metrics.values` turns them into numbers.
 
     Raises:
       ValueError: If there is no batch.
@@ -71,8 +70,7 @@ def evaluate(
         total = sums if total is None else _add(total, sums)
     if total is None:
         raise ValueError("there is nothing to evaluate on: the split has no batch; choose a split that has examples.")
-    accumulated = jax.device_get(total)
-    return {name: a.value() for name, a in accumulated.items()}, accumulated
+    return jax.device_get(total)
 
 
 _add = jax.jit(lambda total, sums: jax.tree.map(jnp.add, total, sums))
@@ -117,35 +115,47 @@ def fit(
     start = int(np.max(jax.device_get(state.step)))
     if log:
         log.truncate(start)
-    watch = _Watch(start, checkpoints)
-    stream = batches(start, steps)
-    try:
-        with _stop_signals() as stopped:
+    after = _AfterStep(steps, log, log_every, hooks, checkpoints, checkpoint_every, _Watch(start, checkpoints))
+    with _stop_signals() as stopped, contextlib.closing(batches(start, steps)) as stream:
+        try:
             for number, batch in enumerate(stream, start + 1):
                 with jax.transfer_guard("disallow"):
                     state, metrics = step(state, teacher, batch)
-                watch.check_previous(number, metrics)
-                last = number == steps
-                if log and (last or number % log_every == 0):
-                    log.write(number, "train", jax.device_get(metrics))
-                for hook in hooks:
-                    if last or number % hook.steps == 0:
-                        found = hook.run(state)
-                        if log:
-                            log.write(number, hook.split, found)
-                due = last or number % checkpoint_every == 0 or stopped
-                if due and checkpoints:
-                    watch.check_state(number, state, metrics)
-                    checkpoints.save(number, state)
-                if stopped and not last:
-                    _leave(stopped[0], number, steps, checkpoints)
-        watch.check_state(steps, state, None)
-    finally:
-        if close := getattr(stream, "close", None):
-            close()
-        if checkpoints:
-            checkpoints.wait()
+                after(number, state, metrics, stopped)
+        finally:
+            if checkpoints:
+                checkpoints.wait()
     return state
+
+
+@dataclasses.dataclass(frozen=True)
+class _AfterStep:
+    """What is due after an update: a look at the loss, a log line, evaluations, a checkpoint, leaving."""
+
+    steps: int
+    log: Log | None
+    log_every: int
+    hooks: Sequence[Every]
+    checkpoints: Checkpoints | None
+    checkpoint_every: int
+    watch: _Watch
+
+    def __call__(self, number: int, state: TrainState, metrics: Metrics, stopped: list[int]) -> None:
+        last = number == self.steps
+        self.watch.check_previous(number, metrics)
+        if self.log and (last or number % self.log_every == 0):
+            self.log.write(number, "train", jax.device_get(dict(metrics)))
+        for hook in self.hooks:
+            if last or number % hook.steps == 0:
+                found = hook.run(state)
+                if self.log:
+                    self.log.write(number, hook.split, found)
+        if last or stopped or number % self.checkpoint_every == 0:
+            self.watch.check_state(number, state)
+            if self.checkpoints:
+                self.checkpoints.save(number, state)
+        if stopped and not last:
+            _leave(stopped[0], number, self.steps, self.checkpoints)
 
 
 class _Watch:
@@ -163,15 +173,14 @@ class _Watch:
         if previous is not None:
             self._check(before, previous)
 
-    def check_state(self, number: int, state: TrainState, metrics: Metrics | None) -> None:
+    def check_state(self, number: int, state: TrainState) -> None:
         """Checks this step and the parameters, before they are kept."""
         if self._metrics is not None:
-            self._check(self._number, metrics or self._metrics)
+            self._check(self._number, self._metrics)
             self._metrics = None
-        if not np.all(jax.device_get(_all_finite(state.params))):
+        if not jax.device_get(_all_finite(state.params)):
             raise NonFiniteError(
-                f"the parameters are no longer finite after step {number} although the loss still was: "
-                f"{self._advice()}"
+                f"the parameters are no longer finite after step {number} although the loss still was: {self._advice()}"
             )
 
     def _check(self, number: int, metrics: Metrics) -> None:
@@ -186,8 +195,9 @@ class _Watch:
         raise NonFiniteError(f"the loss{who} became {worst} at step {number}{named}: {self._advice()}")
 
     def _advice(self) -> str:
-        last = self._checkpoints.latest() if self._checkpoints else None
-        kept = f"; the last good checkpoint is step {last} in {self._checkpoints.path}" if last is not None else ""
+        kept = ""
+        if self._checkpoints and (last := self._checkpoints.latest()) is not None:
+            kept = f"; the last good checkpoint is step {last} in {self._checkpoints.path}"
         return f"lower the learning rate, clip gradients, or check the data{kept}."
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxkd import numerics
 from jaxkd.types import Batch, Outputs
@@ -20,11 +21,11 @@ class Mean(NamedTuple):
     """A mean on its way: `total` / `count`."""
 
     total: jax.Array
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
 
     def value(self) -> Any:
         """The mean; 0 where nothing was counted."""
-        return np.asarray(self.total) / np.maximum(np.asarray(self.count), 1)
+        return _ratio(self.total, self.count)
 
 
 class Calibration(NamedTuple):
@@ -32,27 +33,47 @@ class Calibration(NamedTuple):
 
     confidence: jax.Array
     correct: jax.Array
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # as above
 
     def value(self) -> Any:
         """Expected calibration error: sum_bins (count / N) |accuracy - confidence|."""
         gap = np.abs(np.asarray(self.confidence) - np.asarray(self.correct))
-        return gap.sum(axis=-1) / np.maximum(np.asarray(self.count).sum(axis=-1), 1)
+        return _ratio(gap.sum(axis=-1), np.asarray(self.count).sum(axis=-1))
 
     def bins(self) -> dict[str, np.ndarray]:
         """Counts, mean confidences and accuracies [bins], over all students, for a reliability diagram."""
-        sums = [np.asarray(a).reshape(-1, np.shape(a)[-1]).sum(axis=0) for a in self]
-        count = np.maximum(sums[2], 1)
-        return {"count": sums[2], "confidence": sums[0] / count, "accuracy": sums[1] / count}
+        confidence, correct, count = (np.asarray(a).reshape(-1, np.shape(a)[-1]).sum(axis=0) for a in self)
+        return {"count": count, "confidence": _ratio(confidence, count), "accuracy": _ratio(correct, count)}
 
 
 Metric: TypeAlias = Callable[[Outputs, Outputs, Batch], Mean | Calibration]
 
 
+def _ratio(total: ArrayLike, count: ArrayLike) -> np.ndarray:
+    """total / count, 0 where nothing was counted."""
+    total, count = np.asarray(total), np.asarray(count)
+    return total / np.where(count > 0, count, 1)
+
+
+def _weights(values: jax.Array, batch: Batch) -> jax.Array:
+    """The batch's mask as weights of the shape of the values [B, ...]; ones without a mask."""
+    return jnp.broadcast_to(numerics.per_example(batch.get("mask", 1), values), values.shape)
+
+
 def _mean(values: jax.Array, batch: Batch) -> Mean:
-    weight = jnp.ones(values.shape) if "mask" not in batch else numerics.per_example(batch["mask"], values * 1.0)
-    weight = jnp.broadcast_to(weight, values.shape).astype(jnp.float32)
-    return Mean(jnp.sum(jnp.where(weight > 0, values * weight, 0)), jnp.sum(weight))
+    weight = _weights(values, batch)
+    return Mean(jnp.sum(jnp.where(weight > 0, values, 0) * weight), jnp.sum(weight))
+
+
+def _classes(student: Outputs, batch: Batch) -> jax.Array:
+    """Labels as integers [B, ...]: those of the batch, or the largest entry of soft ones."""
+    label = jnp.asarray(batch["label"])
+    return label if label.ndim < student.logits.ndim else jnp.argmax(label, axis=-1)
+
+
+def _hits(student: Outputs, batch: Batch) -> jax.Array:
+    """1.0 where the largest logit is the label's, else 0.0: [B, ...]."""
+    return (jnp.argmax(student.logits, axis=-1) == _classes(student, batch)).astype(jnp.float32)
 
 
 def accuracy(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
@@ -66,9 +87,7 @@ def accuracy(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
     Returns:
       Mean in 0..1.
     """
-    label = batch["label"]
-    hard = label if label.ndim < student.logits.ndim else jnp.argmax(label, axis=-1)
-    return _mean((jnp.argmax(student.logits, axis=-1) == hard).astype(jnp.float32), batch)
+    return _mean(_hits(student, batch), batch)
 
 
 def top_k(k: int) -> Metric:
@@ -83,7 +102,8 @@ def top_k(k: int) -> Metric:
 
     def top(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
         _, best = jax.lax.top_k(student.logits, min(k, student.logits.shape[-1]))
-        return _mean(jnp.any(best == batch["label"][..., None], axis=-1).astype(jnp.float32), batch)
+        hits = jnp.any(best == _classes(student, batch)[..., None], axis=-1)
+        return _mean(hits.astype(jnp.float32), batch)
 
     return top
 
@@ -98,10 +118,12 @@ def nll(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
 
     Returns:
       Mean.
+
+    Raises:
+      ValueError: If the labels are not integers, one for each row of logits.
     """
     (z,) = numerics.promote(student.logits)
-    log_q = jnp.take_along_axis(numerics.log_softmax(z), batch["label"][..., None], axis=-1)[..., 0]
-    return _mean(-log_q, batch)
+    return _mean(-numerics.pick(numerics.log_softmax(z), numerics.check_labels(z, batch["label"])), batch)
 
 
 def agreement(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
@@ -150,13 +172,27 @@ def calibration(bins: int = 15) -> Metric:
     def measure(student: Outputs, teacher: Outputs, batch: Batch) -> Calibration:
         (z,) = numerics.promote(student.logits)
         confidence = jnp.exp(jnp.max(numerics.log_softmax(z), axis=-1))
-        correct = (jnp.argmax(z, axis=-1) == batch["label"]).astype(z.dtype)
-        weight = jnp.broadcast_to(numerics.per_example(batch.get("mask", 1), confidence), confidence.shape)
+        weight = _weights(confidence, batch)
+        confidence = jnp.where(weight > 0, confidence, 0)
         place = jnp.clip(jnp.ceil(confidence * bins) - 1, 0, bins - 1).astype(jnp.int32)
         member = jax.nn.one_hot(place.ravel(), bins, dtype=z.dtype) * weight.ravel()[:, None]
-        return Calibration(confidence.ravel() @ member, correct.ravel() @ member, member.sum(axis=0))
+        # Sums, not a matrix product, which accelerators would round to fewer digits.
+        total, hits = (jnp.sum(member * x.ravel()[:, None], axis=0) for x in (confidence, _hits(student, batch)))
+        return Calibration(total, hits, member.sum(axis=0))
 
     return measure
+
+
+def values(accumulated: Mapping[str, Mean | Calibration]) -> dict[str, Any]:
+    """Values of accumulators.
+
+    Args:
+      accumulated: Name -> accumulator, of one student or stacked [S, ...].
+
+    Returns:
+      Name -> float or array [S].
+    """
+    return {name: a.value() for name, a in accumulated.items()}
 
 
 CLASSIFICATION: Mapping[str, Metric] = {"accuracy": accuracy, "nll": nll, "ece": calibration()}

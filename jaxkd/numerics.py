@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 
@@ -183,3 +185,138 @@ def fold_name(key: jax.Array, name: str) -> jax.Array:
       Typed PRNG key.
     """
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def unit(x: jax.Array, axis: int | tuple[int, ...] = -1, floor: float = 1e-12) -> jax.Array:
+    """x / max(||x||_2, floor) along `axis`; the zero vector stays, with zero gradient instead of one of size 1 / floor.
+
+    Args:
+      x: Array.
+      axis: Axes that the norm is taken over.
+      floor: Least divisor.
+
+    Returns:
+      Array like x.
+    """
+    norm = safe_norm(x, axis=axis, keepdims=True)
+    return jnp.where(norm > 0, x, 0) / jnp.maximum(norm, floor)
+
+
+def adaptive_average_pool(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Averages a map to a given size; window i of r covers rows floor(i H / r) .. ceil((i + 1) H / r) - 1.
+
+    Args:
+      x: [B, H, W, C].
+      size: (h, w) of the result; may exceed (H, W), then rows are repeated.
+
+    Returns:
+      [B, h, w, C].
+    """
+    if x.shape[1:3] == tuple(size):
+        return x
+    rows, columns = (jnp.asarray(_windows(n, r), x.dtype) for n, r in zip(x.shape[1:3], size, strict=True))
+    return jnp.einsum("bhwc,ih,jw->bijc", x, rows, columns, precision="highest")
+
+
+def _windows(length: int, count: int) -> np.ndarray:
+    """Averaging matrix [count, length] of adaptive pooling."""
+    i, position = np.arange(count)[:, None], np.arange(length)[None]
+    inside = (position >= i * length // count) & (position < -(-(i + 1) * length // count))
+    return inside / inside.sum(axis=1, keepdims=True)
+
+
+def conv2d(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """Cross-correlation of stride 1 with zero padding that keeps the size.
+
+    Args:
+      x: [B, H, W, C].
+      kernel: [h, w, C, D] with odd h and w.
+      bias: [D], or None.
+
+    Returns:
+      [B, H, W, D].
+    """
+    y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return y if bias is None else y + jnp.expand_dims(bias, (0, 1, 2))
+
+
+def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float = 1e-5) -> jax.Array:
+    """Batch norm in training mode, which couples the batch: biased variance over all axes but the last.
+
+    scale (x - mean) / sqrt(var + epsilon) + bias
+
+    Args:
+      x: [B, ..., C].
+      scale: [C].
+      bias: [C].
+      epsilon: Added to the variance.
+
+    Returns:
+      Array like x.
+    """
+    axes = tuple(range(x.ndim - 1))
+    centred = x - jnp.mean(x, axis=axes, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=axes, keepdims=True)
+    return jnp.expand_dims(scale, axes) * centred * jax.lax.rsqrt(variance + epsilon) + jnp.expand_dims(bias, axes)
+
+
+def check_labels(logits: jax.Array, labels: ArrayLike) -> jax.Array:
+    """Labels as an array, after a check that they are integers, one for each row of classes.
+
+    Args:
+      logits: [..., K].
+      labels: [...] integers in 0..K-1.
+
+    Returns:
+      The labels, [...].
+
+    Raises:
+      ValueError: If the shape differs or the labels are not integers.
+    """
+    y = jnp.asarray(labels)
+    if y.shape != logits.shape[:-1] or not jnp.issubdtype(y.dtype, jnp.integer):
+        raise ValueError(
+            f"labels have shape {y.shape} and dtype {y.dtype} but logits have shape {logits.shape}: give integers of "
+            f"shape {logits.shape[:-1]}."
+        )
+    return y
+
+
+def pick(x: jax.Array, labels: jax.Array) -> jax.Array:
+    """The entry of each row that its label names.
+
+    Args:
+      x: [..., K].
+      labels: [...] integers in 0..K-1.
+
+    Returns:
+      x[..., labels], [...].
+    """
+    return jnp.take_along_axis(x, labels[..., None], axis=-1)[..., 0]
+
+
+def match_resolution(
+    one: ArrayLike,
+    other: ArrayLike,
+    pool: Callable[[jax.Array, tuple[int, int]], jax.Array] = adaptive_average_pool,
+) -> tuple[jax.Array, jax.Array]:
+    """Pools the larger of two feature maps to the size of the smaller one, height and width each.
+
+    Args:
+      one: [B, H, W, C] floating.
+      other: [B, H', W', C'] floating.
+      pool: (map, (h, w)) -> map of that size.
+
+    Returns:
+      Both, with height min(H, H') and width min(W, W').
+
+    Raises:
+      ValueError: If they are no maps, or of different batches.
+    """
+    x, y = promote(one, other)
+    if x.ndim != 4 or y.ndim != 4 or len(x) != len(y):
+        raise ValueError(
+            f"feature maps have shapes {x.shape} and {y.shape}: give two of shape [B, H, W, C] from the same batch."
+        )
+    size = (min(x.shape[1], y.shape[1]), min(x.shape[2], y.shape[2]))
+    return pool(x, size), pool(y, size)

@@ -271,11 +271,14 @@ def weighted(**terms: Term | tuple[Number, Term]) -> Term:
       A term whose params and state are keyed by the names; the weights stand in `state["weights"]`.
 
     Raises:
-      ValueError: If there is no term, or one is called "weights".
+      ValueError: If there is no term, one is called "weights", or a weight is not one number.
     """
     if not terms or "weights" in terms:
         raise ValueError('weighted() needs at least one term, none of them called "weights": name each after its loss.')
     pairs = {name: t if not isinstance(t, Term) else (1.0, t) for name, t in terms.items()}
+    for name, (weight, _) in pairs.items():
+        if not callable(weight) and np.shape(weight):
+            raise ValueError(f"the weight of {name!r} has shape {np.shape(weight)}: give one number or a schedule.")
     held = hold({n: w if callable(w) else np.asarray(w, np.float32) for n, (w, _) in pairs.items()})
 
     def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> Variables:
@@ -290,7 +293,8 @@ def weighted(**terms: Term | tuple[Number, Term]) -> Term:
     ) -> tuple[jax.Array, PyTree, dict[str, jax.Array]]:
         params, state = variables
         weights = held.resolve(state["weights"], step)
-        total, metrics, new_state = jnp.zeros(()), {}, {"weights": state["weights"]}
+        total, new_state = jnp.zeros(()), {"weights": state["weights"]}
+        metrics: dict[str, jax.Array] = {}
         for name, (_, term) in pairs.items():
             raw, new_state[name], inner = term.apply(
                 Variables(params[name], state[name]), student, teacher, batch, numerics.fold_name(key, name), step

@@ -90,8 +90,8 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
         if array.ndim == 0 or array.shape[0] % local:
             rows = array.shape[0] if array.ndim else "no"
             raise ValueError(
-                f"the batch's field {name!r} has {rows} rows, which {local} devices cannot share evenly: choose a batch "
-                f"size that is a multiple of {mesh.size}."
+                f"the batch's field {name!r} has {rows} rows, which {local} devices cannot share evenly: choose a "
+                f"batch size that is a multiple of {mesh.size}."
             )
         array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
         ready[name] = jax.make_array_from_process_local_data(sharded(mesh), array)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rich.box
+import rich.console
 import rich.table
 from jax.typing import ArrayLike
 
@@ -72,6 +73,16 @@ def table(
     return result
 
 
+def show(result: rich.table.Table) -> None:
+    """Prints a table: as wide as the terminal allows, 120 columns where the output is no terminal.
+
+    Args:
+      result: From `table`.
+    """
+    console = rich.console.Console()
+    (console if console.is_terminal else rich.console.Console(width=120)).print(result)
+
+
 def markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | Mapping[str, str]) -> str:
     """Writes the same table in Markdown, for a README.
 
@@ -86,6 +97,82 @@ def markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | Mapping
     rules = [":--", *["--:"] * (len(headers) - 1)]
     body = [[_cell(row.get(key)).replace("|", "\\|") for key in headers] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in [list(headers.values()), rules, *body])
+
+
+RESULTS: Mapping[str, str] = {
+    "network": "network",
+    "parameters": "params",
+    "labels": "labels",
+    "accuracy": "accuracy %",
+    "ece": "ECE %",
+    "agreement": "agrees %",
+    "kl": "KL to teacher",
+}
+"""Columns of the table of results; drop those that an experiment has no use for."""
+
+
+def result(
+    network: str, values: Mapping[str, ArrayLike], *, parameters: int, labels: int | None = None
+) -> dict[str, str]:
+    """One row of the table of results, mean ± std where there are several students.
+
+    Args:
+      network: What the row is about.
+      values: Metric -> value or [S]: `accuracy`, `ece` and `agreement` in 0..1, `kl` in nats; those there are.
+      parameters: Trained scalars of one network.
+      labels: Labels that it has seen.
+
+    Returns:
+      Column -> text.
+    """
+    percent = {n: mean_std(values[n], scale=100) for n in ("accuracy", "ece", "agreement") if n in values}
+    nats = {"kl": mean_std(values["kl"], digits=3)} if "kl" in values else {}
+    seen = {} if labels is None else {"labels": f"{labels:,}"}
+    return {"network": network, "parameters": f"{parameters:,}", **seen, **percent, **nats}
+
+
+def gain(before: ArrayLike, after: ArrayLike, *, unit: str = "points") -> tuple[float, float, str]:
+    """How much better one kind of student is than another, and whether the seeds can tell.
+
+    gain = mean(after) - mean(before);  error = sqrt(var(before) / S_before + var(after) / S_after)
+
+    Args:
+      before: [S], one value a student, at least two of them.
+      after: [S].
+      unit: Unit of the values.
+
+    Returns:
+      The gain, its standard error, and a sentence that claims a gain only above two standard errors.
+    """
+    b, a = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    difference = float(a.mean() - b.mean())
+    error = float(np.sqrt(b.var(ddof=1) / b.size + a.var(ddof=1) / a.size))
+    verdict = "more" if difference > 2 * error else "NOT more"
+    return difference, error, f"{difference:+.2f} {unit}, {verdict} than two standard errors (of {error:.2f})"
+
+
+def last_and_best(
+    metrics: Iterable[Mapping[str, Any]], *, metric: str = "accuracy", split: str = "validation"
+) -> dict[str, dict[str, Any]]:
+    """Finds, for each stage, the last and the best value of a metric that is better when larger.
+
+    Args:
+      metrics: Rows as `jaxkd.log.read_metrics` gives them.
+      metric: The metric's name.
+      split: The split that was measured.
+
+    Returns:
+      Stage -> {"last": value or [S], "best": mean over students, "best_step": step}.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for row in metrics:
+        if row["split"] != split or metric not in row:
+            continue
+        entry = found.setdefault(row.get("stage", ""), {"best": -np.inf})
+        entry["last"] = row[metric]
+        if (mean := float(np.mean(row[metric]))) > entry["best"]:
+            entry |= {"best": mean, "best_step": row["step"]}
+    return found
 
 
 def plot_curves(

@@ -1,13 +1,11 @@
-"""Around an experiment: its command line, its run directory, and one clear line where a user's input is at fault."""
+"""The run directory of an experiment: what it was started with, what it wrote, whether it is finished."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import datetime
-import dis
 import enum
-import errno
 import importlib.metadata
 import json
 import math
@@ -20,98 +18,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
 
-Config = TypeVar("Config")
-
 _PACKAGES = ("jaxkd", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-_USER_FAULTS = (ValueError, TypeError, LookupError, ArithmeticError, ImportError, OSError)
-_MACHINE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
-_PACKAGE_FOLDER = Path(__file__).resolve().parent
-
-
-def parse(
-    config_class: type[Config], *, description: str, smoke: Mapping[str, Any], args: Sequence[str] | None = None
-) -> Config:
-    """Reads an experiment's configuration from the command line, with a flag for every field and `--smoke`.
-
-    Args:
-      config_class: A frozen dataclass whose fields all have types, defaults and doc-comments, none called `smoke`.
-      description: What the experiment does, shown by `--help`.
-      smoke: Field name -> the default that `--smoke` puts in place of the usual one; explicit flags still win.
-      args: Words of the command line; those of the process by default.
-
-    Returns:
-      An instance of `config_class`.
-
-    Raises:
-      SystemExit: With code 0 after `--help`, with code 2 after the message for an unknown flag or a wrong value.
-      TypeError: If `smoke` names a field that the configuration does not have.
-    """
-    import tyro
-
-    small = dataclasses.replace(config_class(), **smoke)  # type: ignore[type-var]
-    help_smoke = "Shrink everything to a run of a few steps that only shows that the experiment works."
-    command_line: Any = dataclasses.make_dataclass(
-        "CommandLine",
-        [
-            ("config", Annotated[config_class, tyro.conf.arg(name="")]),
-            ("smoke", Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help=help_smoke)]),
-        ],
-    )
-
-    def read(default: Config) -> Any:
-        """Lets tyro parse on top of these defaults."""
-        return tyro.cli(command_line, default=command_line(default, False), description=description, args=args)
-
-    parsed = read(config_class())
-    return read(small).config if parsed.smoke else parsed.config
-
-
-def main(function: Callable[[], object]) -> None:
-    """Runs an experiment's main function; what the user can mend becomes one line on stderr instead of a traceback.
-
-    That is: an error that a `raise` statement of jaxkd, or of the file of `function`, throws on purpose, and a disk
-    that is full or may not be written to. Every other exception is a bug and keeps its traceback.
-    `JAXKD_TRACEBACK=1` in the environment keeps all tracebacks.
-
-    Args:
-      function: Called without arguments.
-
-    Raises:
-      SystemExit: With code 2 after a user's error, with code 130 after Ctrl-C; one raised by `function` passes through.
-    """
-    try:
-        function()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except _USER_FAULTS as error:
-        if os.environ.get("JAXKD_TRACEBACK") == "1" or not _meant_for_the_user(error, function):
-            raise
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error  # str(KeyError) adds quotes
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(2)
-
-
-def _meant_for_the_user(error: BaseException, function: Callable[[], object]) -> bool:
-    """Whether the error comes from a `raise` in jaxkd or in the experiment's file, or from a full or forbidden disk."""
-    if isinstance(error, OSError) and error.errno in _MACHINE_FAULTS:
-        return True
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return False
-    code = trace.tb_frame.f_code
-    # An accident, such as int("x"), ends on another instruction than RAISE_VARARGS, which is what `raise` compiles to.
-    deliberate = code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
-    experiment = getattr(getattr(function, "__code__", None), "co_filename", None)
-    ours = code.co_filename == experiment or Path(code.co_filename).resolve().is_relative_to(_PACKAGE_FOLDER)
-    return deliberate and ours
 
 
 @contextlib.contextmanager
@@ -210,6 +122,7 @@ class Run:
       resumed: Whether an earlier start made the folder.
       summary: What `finish` wrote, or None while the run is not finished (and None off process 0).
       finished: Whether there is nothing left to do.
+      examples_per_second: Stage -> its rate in this start, for the summary.
     """
 
     def __init__(self, path: Path, *, resumed: bool, summary: dict[str, Any] | None) -> None:
@@ -217,6 +130,7 @@ class Run:
         self.resumed = resumed
         self.summary = summary
         self.finished = summary is not None
+        self.examples_per_second: dict[str, float | None] = {}
         self._began = time.monotonic()
         self._environment: dict[str, Any] = {}
 
@@ -264,7 +178,7 @@ class Run:
           OSError: If the file cannot be written.
         """
         seconds = self.save_wall_seconds()
-        summary = plain({**summary, "wall_seconds": seconds})
+        summary = plain({**summary, "wall_seconds": seconds, "examples_per_second": self.examples_per_second})
         if jax.process_index() == 0:
             _write_json(self.path / "summary.json", summary)
             self.summary = dict(summary)

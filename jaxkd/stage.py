@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,13 +13,60 @@ from jax.sharding import Mesh
 
 from jaxkd import data, metrics, models, parallel, train
 from jaxkd.checkpoint import Checkpoints
+from jaxkd.cli import main, parse
 from jaxkd.log import Logger, Progress
 from jaxkd.loop import Every, evaluate, fit
-from jaxkd.run import Run
+from jaxkd.run import Run, open_run
 from jaxkd.types import Batch, Model, Term, TrainState, Variables
 
 NOTHING = Variables({}, {})
 """Variables of `models.no_teacher()` and `models.cached()`."""
+
+
+def launch(
+    config_class: type[Any],
+    procedure: Callable[[Any, Run, Logger], None],
+    *,
+    description: str,
+    smoke: Mapping[str, Any],
+    ignore: Sequence[str] = ("root", "data_dir", "wandb"),
+) -> None:
+    """Runs an experiment: command line, run directory, logs; a finished run says so, a user's error is one line.
+
+    Args:
+      config_class: A frozen dataclass with the fields `name`, `root` and `wandb`, among others.
+      procedure: The experiment, (config, run, logger) -> None; it ends with `run.finish(summary)`.
+      description: Shown by `--help`.
+      smoke: Field -> the default that `--smoke` puts in place of the usual one.
+      ignore: Fields that may change between two starts of one run.
+
+    Raises:
+      SystemExit: As `jaxkd.cli.main` says.
+    """
+
+    @functools.wraps(procedure)
+    def start() -> None:
+        config = parse(config_class, description=description, smoke=smoke)
+        with open_run(config, root=config.root, ignore=ignore) as run:
+            if run.finished:
+                print(run.notice)
+                return
+            with Logger(run.path, wandb=config.wandb, config=config) as logger:
+                procedure(config, run, logger)
+
+    main(start)
+
+
+def variables_of(state: TrainState) -> Variables:
+    """The student of a state, for instance to make it the next stage's start or teacher.
+
+    Args:
+      state: The state.
+
+    Returns:
+      Its variables, stacked if the state is.
+    """
+    return Variables(state.params["student"], state.state["student"])
 
 
 class Setting(NamedTuple):
@@ -57,9 +104,9 @@ def train_stage(
     teacher: Model | None = None,
     teacher_variables: Variables = NOTHING,
     start: Variables | None = None,
-    hooks: Sequence[Every] = (),
+    validation: tuple[Measure, data.Source] | None = None,
+    every: int = 1000,
     log_every: int = 50,
-    checkpoint_every: int = 1000,
 ) -> TrainState:
     """Trains a student, or several at once, going on from the stage's newest checkpoint.
 
@@ -75,9 +122,9 @@ def train_stage(
       teacher: The model that it learns from, if any.
       teacher_variables: The teacher's variables.
       start: Where the student starts; freshly initialised if None.
-      hooks: Evaluations during training.
+      validation: What to measure during training, and on which split.
+      every: Interval of validations and checkpoints, in updates; the last step has both.
       log_every: Interval of logged training metrics, in updates.
-      checkpoint_every: Interval of checkpoints, in updates.
 
     Returns:
       The state after the last step.
@@ -98,9 +145,14 @@ def train_stage(
     step = train.make_train_step(*parts, prepare=setting.train_prepare, metrics={"accuracy": metrics.accuracy})
     step = parallel.compile_jit(parallel.vmap_students(step) if key.ndim else step, setting.mesh)
     checkpoints = Checkpoints(setting.run.stage(name).checkpoints)
+
+    def hook(state: TrainState) -> dict[str, Any]:
+        measure, split = validation or (None, None)
+        return metrics.values(measure(state, split)) if measure and split else {}
+
     try:
         with Progress(name, steps, batch_size=setting.batch_size) as progress:
-            return fit(
+            state = fit(
                 step,
                 parallel.put_replicated(state, setting.mesh),
                 known,
@@ -108,10 +160,12 @@ def train_stage(
                 steps=steps,
                 log=setting.logger.stage(name, progress),
                 log_every=log_every,
-                hooks=hooks,
+                hooks=[Every(every, "validation", hook)] if validation else [],
                 checkpoints=checkpoints,
-                checkpoint_every=checkpoint_every,
+                checkpoint_every=every,
             )
+        setting.run.examples_per_second[name] = progress.examples_per_second
+        return state
     finally:
         checkpoints.close()
 
@@ -145,7 +199,7 @@ class Measure:
         self._place = functools.partial(parallel.put_batch, mesh=setting.mesh)
         self._size = 256 * setting.mesh.size
 
-    def __call__(self, state: TrainState, source: data.Source) -> tuple[dict[str, Any], dict[str, Any]]:
+    def __call__(self, state: TrainState, source: data.Source) -> dict[str, Any]:
         """Metrics of a state over a whole split.
 
         Args:
@@ -153,7 +207,7 @@ class Measure:
           source: The split.
 
         Returns:
-          Name -> value (or [S]), and name -> accumulator.
+          Name -> accumulator on the host; `metrics.values` turns them into numbers.
         """
         batches = data.eval_batches(source, self._size)
         return evaluate(self._step, state, self._known, data.prefetch(batches, self._place))

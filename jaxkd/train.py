@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -167,7 +168,9 @@ def make_train_step(
         if ema_decay is not None:
             ema = optax.incremental_update(params["student"], ema, 1 - ema_decay)
         measured = {n: _value(m(student_out, teacher_out, ready)) for n, m in (metrics or {}).items()}
-        state = state.replace(step=state.step + 1, params=params, state=new_state, opt_state=opt_state, ema=ema)
+        state = dataclasses.replace(
+            state, step=state.step + 1, params=params, state=new_state, opt_state=opt_state, ema=ema
+        )
         return state, {"loss": loss, **parts, **measured}
 
     return step

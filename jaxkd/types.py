@@ -32,7 +32,7 @@ class Outputs(NamedTuple):
 
 
 class Variables(NamedTuple):
-    """What a model or a term owns: `params` are differentiated, `state` (statistics, banks, temperatures) is carried."""
+    """What a model or term owns: `params` are differentiated, `state` (statistics, banks, temperatures) is carried."""
 
     params: PyTree
     state: PyTree

@@ -4,9 +4,14 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# Tests compile thousands of tiny programs and run each a few times: leave out LLVM's expensive passes.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = " ".join(
+    (
+        os.environ.get("XLA_FLAGS", ""),
+        # Tests compile thousands of tiny programs and run each a few times: leave out LLVM's expensive passes.
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        # Eight devices share few cores: on a busy machine one may wait long for the others before all meet.
+        "--xla_cpu_collective_call_terminate_timeout_seconds=600 --xla_cpu_collective_timeout_seconds=600",
+    )
 )
 
 import jax

@@ -151,6 +151,14 @@ def test_rand_augment_draws_all_of_its_operations():
     assert any(np.array_equal(one["image"].tobytes(), image) for image in distinct)
 
 
+def test_posterize_keeps_the_upper_bits_whatever_the_rounding():
+    levels = np.arange(256)
+    exact = (levels / 255).astype(np.float32)
+    for image in (exact, np.nextafter(exact, np.float32(0)), np.nextafter(exact, np.float32(1))):
+        out = augment._posterize(jnp.asarray(image)[:, None, None], jnp.float32(-1))
+        np.testing.assert_allclose(out[:, 0, 0] * 255, levels // 16 * 16, atol=1e-3)
+
+
 def test_rand_augment_warps_about_the_centre():
     image = jnp.asarray(example()["image"][:10])  # square
     affine = jax.jit(augment._affine)

@@ -133,5 +133,5 @@ def test_batch_that_the_devices_cannot_share_is_refused():
 
 
 def test_text_cannot_go_onto_a_device():
-    with pytest.raises(ValueError, match="'text' holds text.*transform"):
+    with pytest.raises(ValueError, match=r"'text' holds text.*transform"):
         parallel.put_batch({"text": np.array(["a"] * 8)}, parallel.make_mesh())

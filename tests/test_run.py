@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import run
+from jaxkd import cli, run
 from jaxkd.numerics import check_same_shape
 
 
@@ -48,7 +48,7 @@ class Config:
 
 
 def parse(*words: str) -> Config:
-    return run.parse(Config, description="Distils digits.", smoke={"steps": 3, "hidden": (4,)}, args=words)
+    return cli.parse(Config, description="Distils digits.", smoke={"steps": 3, "hidden": (4,)}, args=words)
 
 
 SMALL = """
@@ -78,7 +78,7 @@ def test_smoke_replaces_defaults_and_explicit_flags_win():
     assert parse("--smoke", "--steps", "1000").steps == 1000
     assert parse("--model.width", "2", "--smoke").model == Inner(2)
     with pytest.raises(TypeError, match="stepz"):
-        run.parse(Config, description="", smoke={"stepz": 3}, args=[])
+        cli.parse(Config, description="", smoke={"stepz": 3}, args=[])
 
 
 def test_help_shows_description_fields_defaults_and_smoke(capsys):
@@ -123,7 +123,7 @@ def refusal(code):
 
 def leaves(function) -> int | str | None:
     with pytest.raises(SystemExit) as left:
-        run.main(function)
+        cli.main(function)
     return left.value.code
 
 
@@ -164,13 +164,13 @@ BUGS = {
 @pytest.mark.parametrize("function", BUGS.values(), ids=BUGS)
 def test_a_bug_keeps_its_traceback(function):
     with pytest.raises((ValueError, TypeError, AssertionError)):
-        run.main(function)
+        cli.main(function)
 
 
 def test_traceback_on_request(monkeypatch):
     monkeypatch.setenv("JAXKD_TRACEBACK", "1")
     with pytest.raises(ValueError, match="plain folder name"):
-        run.main(lambda: run.open_run(Config(name="")))
+        cli.main(lambda: run.open_run(Config(name="")))
 
 
 def test_a_full_disk_that_another_package_met_becomes_one_line(capsys):
@@ -243,7 +243,13 @@ def test_a_finished_run_says_so_and_is_left_alone(tmp_path):
     again = run.open_run(Config(), root=tmp_path)
     assert again.finished
     seconds = made.summary["wall_seconds"]
-    assert again.summary == {"accuracy": 0.5, "seeds": [0, 1], "worst": None, "wall_seconds": seconds}
+    assert again.summary == {
+        "accuracy": 0.5,
+        "seeds": [0, 1],
+        "worst": None,
+        "wall_seconds": seconds,
+        "examples_per_second": {},
+    }
     assert str(again.path) in again.notice
     assert {f.name: f.read_bytes() for f in made.path.iterdir()} == before
     with pytest.raises(ValueError, match="steps"):
@@ -267,7 +273,7 @@ def test_wall_seconds_add_up_over_starts(tmp_path, monkeypatch):
     with run.open_run(Config(), root=tmp_path) as last:
         clock[0] += 7
         last.finish({})
-    assert last.summary == {"wall_seconds": 42.0}
+    assert last.summary == {"wall_seconds": 42.0, "examples_per_second": {}}
 
 
 def test_of_two_failures_the_first_is_reported(tmp_path, monkeypatch):
@@ -385,14 +391,14 @@ def test_a_full_disk_leaves_the_old_file_and_one_line(tmp_path):
     process = start(
         """
         import resource
-        from jaxkd import run
+        from jaxkd import cli, run
 
         def main():
             with run.open_run(Small(), root=sys.argv[1]) as made:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
                 made.finish({"much": list(range(1000))})
 
-        run.main(main)
+        cli.main(main)
         """,
         str(tmp_path),
     )
@@ -410,13 +416,13 @@ def test_two_processes_agree_on_what_process_0_finds(tmp_path):
     code = """
         root, rank, port = sys.argv[1:]
         jax.distributed.initialize(f"localhost:{port}", 2, int(rank))
-        from jaxkd import run
+        from jaxkd import cli, run
 
         root += "/" + rank
         with run.open_run(Small(), root=root) as first:
             first.finish({"a": 1})
         print(first.finished, first.resumed, run.open_run(Small(), root=root).finished, flush=True)
-        run.main(lambda: run.open_run(Small(steps=2), root=root))
+        cli.main(lambda: run.open_run(Small(steps=2), root=root))
     """
     with socket.socket() as probe:
         probe.bind(("localhost", 0))

@@ -72,9 +72,7 @@ def test_loss_is_the_weighted_sum_and_each_part_is_reported():
     setup = Setup()
     _, found = jax.jit(setup.step)(setup.state, setup.teacher_variables, make_batch())
     assert set(found) == {"loss", *(n + s for n in ("label", "kd", "hint") for s in ("", "_weighted"))}
-    np.testing.assert_allclose(
-        found["loss"], 0.5 * found["label"] + 1.0 * found["kd"] + 2.0 * found["hint"], rtol=1e-6
-    )
+    np.testing.assert_allclose(found["loss"], 0.5 * found["label"] + 1.0 * found["kd"] + 2.0 * found["hint"], rtol=1e-6)
 
 
 def test_teacher_gets_no_gradient_through_the_step():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, TypeVar
 
 import grain
@@ -129,7 +129,7 @@ def prefetch(
     stop: int | None = None,
     buffer_size: int = 2,
     num_threads: int = 4,
-) -> Iterator[Placed]:
+) -> Generator[Placed, None, None]:
     """Reads batches start..stop-1 in Grain's threads and keeps some on the device ahead of the caller.
 
     Args:
@@ -141,7 +141,7 @@ def prefetch(
       num_threads: Threads that read; 0 reads in the caller's thread.
 
     Returns:
-      Iterator of placed batches in order; closing it, or dropping it, ends the threads. An error that a thread meets
+      Generator of placed batches in order; closing it, or dropping it, ends the threads. An error that a thread meets
       is raised after the batches before it.
 
     Raises:
@@ -156,7 +156,7 @@ def prefetch(
 
 def _prefetched(
     part: grain.MapDataset[HostBatch], place: Callable[[HostBatch], Placed], ahead: int, options: grain.ReadOptions
-) -> Iterator[Placed]:
+) -> Generator[Placed, None, None]:
     """The generator behind `prefetch`; threads start at the first batch and end with it."""
     if not len(part):
         return

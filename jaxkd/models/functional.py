@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,21 +15,27 @@ from jaxkd import numerics
 from jaxkd.types import Batch, Model, Outputs, PyTree, Variables
 
 # How libraries call the flag that separates training from evaluation, and what it is while training.
-_MODE_NAMES = {"train": True, "training": True, "is_training": True, "deterministic": False, "use_running_average": False}
+_MODE_NAMES = {
+    "train": True,
+    "training": True,
+    "is_training": True,
+    "deterministic": False,
+    "use_running_average": False,
+}
 
 
-def _mode(call: Callable[..., Any]) -> Callable[[bool], dict[str, bool]]:
+def _mode(call: Callable[..., Any]) -> Callable[[bool], dict[str, Any]]:
     """Keyword arguments that put a module into training or evaluation mode, found by their names."""
     names = [n for n in inspect.signature(call).parameters if n in _MODE_NAMES]
     return lambda train: {n: _MODE_NAMES[n] == train for n in names}
 
 
-def _inputs(batch: Batch, names: Sequence[str]) -> list[Any]:
+def _inputs(batch: Batch, names: Sequence[str], option: str = "`inputs=`") -> list[Any]:
     for name in names:
         if name not in batch:
             raise ValueError(
                 f"the model reads the batch's field {name!r} but the batch has {', '.join(sorted(batch))}: name the "
-                "fields it should read with `inputs=`."
+                f"fields it should read with {option}."
             )
     return [batch[name] for name in names]
 
@@ -51,15 +57,17 @@ def from_linen(module: nn.Module, *, inputs: Sequence[str] = ("image",), capture
         deterministic or use_running_average is set as it should be; dropout draws from the "dropout" stream.
       inputs: Fields of the batch that are its positional arguments.
       capture: Paths of submodules ("block1/conv") whose outputs are added to the features under these names; for
-        modules that do not return features themselves.
+        modules that do not return features themselves. Of a submodule called several times it is the last output.
 
     Returns:
       A model; its state holds every collection but "params".
 
     Raises:
-      ValueError: If the batch lacks an input, or no submodule has a captured path (the sentence lists those there are).
+      ValueError: If the batch lacks an input, or no submodule has a captured path (the sentence lists those there
+        are), or it does not return one array.
     """
     mode = _mode(type(module).__call__)
+    whose = type(module).__name__
 
     def init(key: jax.Array, batch: Batch) -> Variables:
         streams = {"params": numerics.fold_name(key, "params"), "dropout": numerics.fold_name(key, "dropout")}
@@ -67,38 +75,47 @@ def from_linen(module: nn.Module, *, inputs: Sequence[str] = ("image",), capture
         return Variables(variables.pop("params", {}), variables)
 
     def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
+        called: set[str] = set()
+
+        def wanted(submodule: nn.Module, method: str) -> bool:
+            if method != "__call__":
+                return False
+            path = "/".join(submodule.path)
+            called.add(path)
+            return path in capture
+
         returned, changed = module.apply(
             {"params": variables.params, **variables.state},
             *_inputs(batch, inputs),
             **mode(train),
             rngs=None if key is None else {"dropout": key},
             mutable=[*(variables.state if train else ()), *(("intermediates",) if capture else ())],
-            **({"capture_intermediates": lambda m, _: "/".join(m.path) in capture} if capture else {}),
+            capture_intermediates=wanted if capture else False,
         )
         outputs = _outputs(returned)
         if capture:
             changed = dict(changed)
-            captured = _captured(module, variables, batch, inputs, changed.pop("intermediates", {}), capture)
+            found = changed.pop("intermediates", {})
+            captured = {name: _captured(found, name, called, whose) for name in capture}
             outputs = Outputs(outputs.logits, {**outputs.features, **captured})
         return outputs, ({**variables.state, **changed} if train else variables.state)
 
     return Model(init, apply)
 
 
-def _captured(
-    module: nn.Module, variables: Variables, batch: Batch, inputs: Sequence[str], found: PyTree, capture: Sequence[str]
-) -> dict[str, jax.Array]:
-    flat = {
-        "/".join(p.key for p in path[:-2]): leaf
-        for path, leaf in jax.tree_util.tree_flatten_with_path(found, is_leaf=lambda x: isinstance(x, jax.Array))[0]
-    }
-    missing = [name for name in capture if name not in flat]
-    if missing:
-        known = sorted({"/".join(p.key for p in path[:-1]) for path, _ in jax.tree.leaves_with_path(variables.params)})
+def _captured(found: PyTree, name: str, called: set[str], whose: str) -> jax.Array:
+    """Output of the last call of the submodule at a path."""
+    for part in (*name.split("/"), "__call__"):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    if found is None:
+        known = ", ".join(sorted(called - {""})) or "none"
+        raise ValueError(f"{whose} has no submodule {name!r} to capture: choose among those it calls: {known}.")
+    if not isinstance(found[-1], jax.Array):
         raise ValueError(
-            f"{type(module).__name__} has no submodule {missing[0]!r} to capture: choose among {', '.join(known)}."
+            f"the submodule {name!r} of {whose} returns a {type(found[-1]).__name__} instead of one array: capture a "
+            "submodule inside it."
         )
-    return {name: flat[name] for name in capture}
+    return found[-1]
 
 
 def from_nnx(make: Callable[[nnx.Rngs], nnx.Module], *, inputs: Sequence[str] = ("image",)) -> Model:
@@ -106,23 +123,23 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module], *, inputs: Sequence[str] = 
 
     Args:
       make: Builds the module from its random streams; called under `jax.eval_shape` once, then in `init`. The module
-        returns Outputs, logits [B, ..., K], or (logits, features).
+        returns Outputs, logits [B, ..., K], or (logits, features), and is put into training or evaluation mode by
+        its `train()` and `eval()` and by a flag of its call, if it has one, named as for `from_linen`.
       inputs: Fields of the batch that are its positional arguments.
 
     Returns:
-      A model with plain dicts as variables: `nnx.Param` are the params, everything else but random streams is the
-      state. Streams (dropout) are seeded anew from the step's key in every call, so nothing about them is carried.
+      A model with plain dicts of string keys as variables: `nnx.Param` are the params, everything else but random
+      streams and intermediates is the state. Streams (dropout) are seeded anew from the step's key in every call, so
+      nothing about them is carried.
 
     Raises:
       ValueError: If the batch lacks an input.
     """
-    graph, params_of, streams_of, state_of = nnx.split(
-        nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param, nnx.RngState, ...
-    )
+    graph, params_of, streams_of, state_of = _split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
     def init(key: jax.Array, batch: Batch) -> Variables:
-        _, params, _, state = nnx.split(make(nnx.Rngs(key)), nnx.Param, nnx.RngState, ...)
-        return Variables(nnx.to_pure_dict(params), nnx.to_pure_dict(state))
+        _, params, _, state = _split(make(nnx.Rngs(key)))
+        return Variables(_plain(params), _plain(state))
 
     def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
         module = nnx.merge(
@@ -135,11 +152,27 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module], *, inputs: Sequence[str] = 
             module.train()
         else:
             module.eval()
-        outputs = _outputs(module(*_inputs(batch, inputs)))
-        _, _, _, state = nnx.split(module, nnx.Param, nnx.RngState, ...)
-        return outputs, nnx.to_pure_dict(state) if train else variables.state
+        outputs = _outputs(module(*_inputs(batch, inputs), **_mode(type(module).__call__)(train)))
+        _, _, _, state = _split(module)
+        return outputs, _plain(state) if train else variables.state
 
     return Model(init, apply)
+
+
+def _split(module: nnx.Module) -> tuple[Any, nnx.State, nnx.State, nnx.State]:
+    """Graph, parameters, random streams, everything else but what a call leaves behind."""
+    graph, *states = nnx.split(module, nnx.Param, nnx.RngState, nnx.Intermediate, ...)
+    params, streams, _, state = states
+    return graph, params, streams, state
+
+
+def _plain(state: nnx.State) -> PyTree:
+    """Dicts whose keys are strings (those of lists are numbers), which is how checkpoints give them back."""
+
+    def named(tree: PyTree) -> PyTree:
+        return {str(name): named(x) for name, x in tree.items()} if isinstance(tree, dict) else tree
+
+    return named(nnx.to_pure_dict(state))
 
 
 def _filled(template: nnx.State, values: PyTree) -> nnx.State:
@@ -204,7 +237,9 @@ def ensemble(*members: Model, combine: Callable[[Sequence[jax.Array]], jax.Array
         return Variables({str(i): v.params for i, v in enumerate(made)}, {str(i): v.state for i, v in enumerate(made)})
 
     def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
-        logits, features, state = [], {}, {}
+        logits: list[jax.Array] = []
+        features: dict[str, jax.Array] = {}
+        state: dict[str, PyTree] = {}
         for i, member in enumerate(members):
             own = Variables(variables.params[str(i)], variables.state[str(i)])
             out, state[str(i)] = member.apply(own, batch, None if key is None else jax.random.fold_in(key, i), train)
@@ -212,8 +247,8 @@ def ensemble(*members: Model, combine: Callable[[Sequence[jax.Array]], jax.Array
             features |= {f"{i}/{name}": f for name, f in out.features.items()}
         if len({z.shape for z in logits}) > 1:
             raise ValueError(
-                f"the members of an ensemble have logits of shapes {', '.join(str(z.shape) for z in logits)}: give all "
-                "of them the same classes."
+                f"the members of an ensemble have logits of shapes {', '.join(str(z.shape) for z in logits)}: give "
+                "all of them the same classes."
             )
         return Outputs(combine(logits), features), state
 
@@ -229,7 +264,9 @@ def join(*members: Variables) -> Variables:
     Returns:
       The ensemble's variables.
     """
-    return Variables({str(i): v.params for i, v in enumerate(members)}, {str(i): v.state for i, v in enumerate(members)})
+    return Variables(
+        {str(i): v.params for i, v in enumerate(members)}, {str(i): v.state for i, v in enumerate(members)}
+    )
 
 
 def cached(*, logits: str = "teacher_logits", features: Sequence[str] = ()) -> Model:
@@ -250,7 +287,7 @@ def cached(*, logits: str = "teacher_logits", features: Sequence[str] = ()) -> M
         return Variables({}, {})
 
     def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
-        read = _inputs(batch, (logits, *features))
+        read = _inputs(batch, (logits, *features), "`logits=` and `features=`")
         return Outputs(read[0], dict(zip(features, read[1:], strict=True))), variables.state
 
     return Model(init, apply)

@@ -1,4 +1,4 @@
-"""Multilayer perceptron; features `hidden1..n` (after the activation) and `pooled` (the last of them)."""
+"""Multilayer perceptron; features `hidden1..n` (before dropout) and `pooled` (the last of them)."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> Outputs:
         """Images [B, ...] -> Outputs with logits [B, K]."""
-        x = x.reshape(x.shape[0], -1)
+        x = pooled = x.reshape(x.shape[0], -1)
         features = {}
         for i, width in enumerate(self.hidden, 1):
-            x = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(nn.Dense(width, name=f"dense{i}")(x)))
-            features[f"hidden{i}"] = x
-        features["pooled"] = x
+            features[f"hidden{i}"] = pooled = nn.relu(nn.Dense(width, name=f"dense{i}")(x))
+            x = nn.Dropout(self.dropout, deterministic=not train)(pooled)
+        features["pooled"] = pooled
         return Outputs(nn.Dense(self.num_classes, name="head")(x), features)
 
 

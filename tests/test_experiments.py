@@ -1,0 +1,162 @@
+"""Every experiment and benchmark runs as a user starts it, shrunk by --smoke; the main ones keep their promises."""
+
+import json
+import os
+import pathlib
+import runpy
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+EXPERIMENTS = sorted(p for p in (ROOT / "experiments").rglob("*.py") if not p.name.startswith("_"))
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """Pictures that can be told apart, as `{split}` files."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for split, size in (("train", 160), ("test", 64)):
+        label = rng.integers(0, 4, size)
+        image = (rng.integers(0, 80, (size, 12, 12, 3)) + 40 * label[:, None, None, None]).astype(np.uint8)
+        np.savez(folder / f"{split}.npz", image=image, label=label)
+    return f"npz:{folder}/{{split}}.npz"
+
+
+def arguments(path, folder, images):
+    """What an experiment needs to stay within the test's folder."""
+    if path.stem == "digits":
+        return ["--root", folder, "--data-dir", folder / "data"]
+    if path.stem == "image_kd":
+        return ["--root", folder, "--source", images]
+    return ["--out", folder / "out.json"]
+
+
+def run(path, *more, check=True, **options):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "WANDB_MODE": "offline"}
+    done = subprocess.run(
+        [sys.executable, path, *map(str, more)], capture_output=True, text=True, env=environment, **options
+    )
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """Runs a file as `python file ...` does, but in this process; returns the exit code and what was printed."""
+
+    def start(path, *more):
+        monkeypatch.setattr(sys, "argv", [str(path), *map(str, more)])
+        try:
+            runpy.run_path(str(path), run_name="__main__")
+            code = 0
+        except SystemExit as left:
+            code = left.code or 0
+        return code, capsys.readouterr()
+
+    return start
+
+
+@pytest.mark.parametrize("path", [p for p in EXPERIMENTS if p.stem != "digits"], ids=lambda p: p.stem)
+def test_runs_in_smoke_mode(path, tmp_path, images):
+    run(path, "--smoke", *arguments(path, tmp_path, images), cwd=tmp_path)
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+def test_help_reads_well(path, here):
+    code, shown = here(path, "--help")
+    assert code == 0
+    assert "--smoke" in shown.out
+    assert "python experiments/" in shown.out
+
+
+def test_digits_leaves_a_whole_run_directory_and_does_not_train_twice(tmp_path, here):
+    digits = ROOT / "experiments" / "digits.py"
+    more = ("--smoke", *arguments(digits, tmp_path, None))
+    first = run(digits, *more)
+    folder = tmp_path / "digits-smoke"
+    assert {p.name for p in folder.iterdir()} >= {
+        "config.json",
+        "environment.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "summary.json",
+        "tensorboard",
+        "curves.png",
+        "reliability.png",
+        "soft_labels.npz",
+    }
+    summary = json.loads((folder / "summary.json").read_text())
+    assert [row["network"] for row in summary["table"]] == [
+        "teacher",
+        "student alone",
+        "student alone, all labels",
+        "distilled",
+        "distilled + fine-tuned",
+    ]
+    assert summary["table"][1]["labels"] == "100"
+    assert len(summary["test"]["distilled"]["accuracy"]) == 2
+    assert summary["wall_seconds"] > 0
+    assert "two standard errors" in first.stdout
+    before = (folder / "metrics.jsonl").read_bytes()
+    code, again = here(digits, *more)
+    assert code == 0
+    assert "already finished" in again.out
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_interrupted_run_goes_on_to_the_same_end(tmp_path, images):
+    path = ROOT / "experiments" / "image_kd.py"
+    more = ["--smoke", "--source", images, "--epochs", "40", "--no-wandb", "--flip", "--crop", "1"]
+    run(path, *more, "--root", tmp_path / "whole")
+    started = subprocess.Popen(
+        [sys.executable, str(path), *more, "--root", str(tmp_path / "cut")], stdout=subprocess.PIPE, text=True
+    )
+    log = tmp_path / "cut" / "image-kd-smoke" / "metrics.jsonl"
+    while started.poll() is None and not (log.exists() and '"alone"' in log.read_text()):
+        time.sleep(0.02)
+    started.send_signal(signal.SIGINT)
+    said, _ = started.communicate()
+    assert started.returncode == 130, said
+    assert "run the same command to go on" in said
+    run(path, *more, "--root", tmp_path / "cut")
+    lines = [(tmp_path / side / "image-kd-smoke" / "metrics.jsonl").read_text() for side in ("whole", "cut")]
+    assert lines[0] == lines[1]
+    tables = [
+        json.loads((tmp_path / side / "image-kd-smoke" / "summary.json").read_text()) for side in ("whole", "cut")
+    ]
+    assert tables[0]["table"] == tables[1]["table"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--tempreture", "3"], "--temperature"),
+        (["--teacher", "resnet19"], "there is no network 'resnet19': choose one of mlp, convnet"),
+        (["--source", "npz:nowhere.npz"], "nowhere.npz"),
+        (["--batch-size", "12"], "which 8 devices cannot share evenly"),
+        (["--train-split", "train[:0]"], "empty"),
+        (["--test-split", "tset"], "test"),
+        (["--epochs", "0"], "epochs is 0: give at least 1"),
+    ],
+)
+def test_mistakes_get_a_sentence_and_code_2(more, message, tmp_path, images, here):
+    flags = {"--source": images, "--root": str(tmp_path)} | dict(zip(more[::2], more[1::2], strict=True))
+    code, said = here(ROOT / "experiments" / "image_kd.py", "--smoke", *(w for pair in flags.items() for w in pair))
+    assert code == 2
+    assert message in said.err
+    assert "Traceback" not in said.err
+
+
+def test_run_made_with_another_configuration_is_refused(tmp_path, here):
+    path = ROOT / "experiments" / "image_kd.py"
+    more = ("--smoke", "--source", "npz:nowhere.npz", "--root", tmp_path)
+    assert here(path, *more)[0] == 2
+    code, said = here(path, *more, "--temperature", "2")
+    assert code == 2
+    assert "temperature was 4.0 and is 2.0" in said.err

@@ -1,0 +1,475 @@
+"""Terms own what they should, take the mean once, add up as written, and name what does not fit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import CLASSES, assert_trees_equal
+
+from jaxkd import losses, objectives
+from jaxkd.types import Outputs, Variables
+
+KEY = jax.random.key(0)
+
+
+def outputs(width=4, seed=0, size=6):
+    """Logits, a map and a vector, drawn at random."""
+    rng = np.random.default_rng(seed)
+    features = {"stage1": rng.standard_normal((size, 2, 2, width)), "pooled": rng.standard_normal((size, width))}
+    logits = rng.standard_normal((size, CLASSES)).astype(np.float32)
+    return Outputs(logits, {n: f.astype(np.float32) for n, f in features.items()})
+
+
+STUDENT, TEACHER = outputs(), outputs(seed=1)
+BATCH = {"image": np.zeros((6, 2, 2, 1), np.float32), "label": np.asarray([0, 1, 2, 3, 4, 0], np.int32)}
+HALF = np.asarray([1, 0, 1, 1, 0, 0], bool)
+
+
+def start(term, student=STUDENT, teacher=TEACHER, batch=BATCH, key=KEY):
+    """Variables from shapes alone, as the step makes them."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (student, teacher, batch))
+    return term.init(key, *shapes)
+
+
+def value(term, student=STUDENT, teacher=TEACHER, batch=BATCH, step=0, variables=None):
+    variables = start(term, student, teacher, batch) if variables is None else variables
+    found, state, _ = term.apply(variables, student, teacher, batch, KEY, jnp.asarray(step))
+    assert found.shape == ()
+    assert_trees_equal(state, variables.state)
+    return float(found)
+
+
+def mean(x, weights=None):
+    return float(np.average(np.asarray(x, np.float64), weights=weights))
+
+
+def rows(student, teacher, *, scale=1.0, power=2):
+    """Sum over classes of scale |s - t|^power: [B]."""
+    return scale * jnp.sum(jnp.abs(student - teacher) ** power, axis=-1)
+
+
+def coupled(student, teacher):
+    return jnp.mean(rows(student, teacher))
+
+
+# --- hyper-parameters ---
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (2.5, 2.5),
+        (3, 3.0),  # the loss's own default is a float
+        (np.float32(2.5), 2.5),
+        (np.asarray([1.0, 2.0]), [1.0, 2.0]),
+        (jnp.asarray(2.5), 2.5),
+        (np.float64(0.1), np.float32(0.1)),
+    ],
+    ids=["float", "int", "float32", "array", "jax", "float64"],
+)
+def test_numbers_are_held_as_float32_arrays(given, expected):
+    held = objectives.hold({"scale": given}, rows)
+    assert set(held.arrays) == {"scale"}
+    assert type(held.arrays["scale"]) is np.ndarray
+    assert held.arrays["scale"].dtype == np.float32
+    np.testing.assert_array_equal(held.arrays["scale"], expected)
+    # What the state holds, not what was given, reaches the loss.
+    assert held.resolve({"scale": 9.0}, 0) == {"scale": 9.0}
+
+
+@pytest.mark.parametrize("given", [True, "mean", None, (4, 2, 1), np.asarray([1, 2]), jnp.asarray(3)], ids=str)
+def test_options_stay_static(given):
+    held = objectives.hold({"option": given})
+    assert held.arrays == {}
+    assert held.resolve({}, 0)["option"] is given
+
+
+def test_integers_stay_static_unless_the_default_is_a_float():
+    held = objectives.hold({"scale": 3, "power": 3}, rows)
+    assert set(held.arrays) == {"scale"}
+    assert held.resolve({"scale": 1.0}, 0) == {"scale": 1.0, "power": 3}
+    assert type(held.resolve({"scale": 1.0}, 0)["power"]) is int
+    assert objectives.hold({"scale": 3}).arrays == {}
+    assert objectives.hold({"scale": True}, rows).arrays == {}
+
+
+def test_schedules_are_resolved_at_the_step():
+    held = objectives.hold({"scale": lambda step: 2.0 * step, "power": 3}, rows)
+    assert held.arrays == {}
+    assert [held.resolve({}, step)["scale"] for step in (0, 5)] == [0.0, 10.0]
+
+
+def test_unknown_hyper_parameter_is_refused_with_those_there_are():
+    with pytest.raises(TypeError, match=r"rows has no hyper-parameter 'temperature': it takes scale, power\."):
+        objectives.from_logits(rows, temperature=3.0)
+    with pytest.raises(TypeError, match=r"coupled has no hyper-parameter 'scale': it takes none\."):
+        objectives.from_logits(coupled, scale=3.0)
+    with pytest.raises(TypeError, match=r"hint has no hyper-parameter 'scale'"):
+        objectives.from_features(losses.hint, student="a", teacher="b", scale=1.0)
+
+    def anything(student, teacher, **options):
+        return options["scale"] * rows(student, teacher)
+
+    assert value(objectives.from_logits(anything, scale=2.0)) == pytest.approx(2 * value(objectives.from_logits(rows)))
+
+
+def test_held_numbers_reach_the_loss_through_the_state():
+    term = objectives.from_logits(rows, scale=2.0, power=3)
+    variables = start(term)
+    assert variables.params == {}
+    assert_trees_equal(variables.state, {"scale": jnp.float32(2.0)})
+    expected = mean(np.sum(np.abs(STUDENT.logits - TEACHER.logits) ** 3, axis=-1))
+    assert value(term) == pytest.approx(2 * expected, rel=1e-5)
+    assert value(term, variables=Variables({}, {"scale": jnp.float32(5.0)})) == pytest.approx(5 * expected, rel=1e-5)
+
+
+def test_array_of_temperatures_is_one_an_example():
+    T = np.asarray([1, 2, 3, 4, 5, 6], np.float32)
+    alone = [losses.kd(STUDENT.logits[i], TEACHER.logits[i], temperature=T[i]) for i in range(6)]
+    assert value(objectives.from_logits(losses.kd, temperature=T)) == pytest.approx(mean(alone), rel=1e-5)
+
+
+def test_scheduled_temperature_follows_the_step():
+    term = objectives.from_logits(losses.kd, temperature=optax.linear_schedule(1.0, 5.0, 4))
+    for step, T in [(0, 1.0), (2, 3.0), (4, 5.0), (9, 5.0)]:
+        fixed = mean(losses.kd(STUDENT.logits, TEACHER.logits, temperature=T))
+        assert value(term, step=step) == pytest.approx(fixed, rel=1e-5)
+
+
+# --- the mean and its masks ---
+
+
+def test_labels_are_read_from_their_field():
+    expected = optax.softmax_cross_entropy_with_integer_labels(STUDENT.logits, BATCH["label"])
+    assert value(objectives.from_labels(losses.cross_entropy)) == pytest.approx(mean(expected), rel=1e-6)
+    renamed = {"image": BATCH["image"], "target": BATCH["label"]}
+    found = value(objectives.from_labels(losses.cross_entropy, label="target"), batch=renamed)
+    assert found == pytest.approx(mean(expected), rel=1e-6)
+
+
+def terms(**options):
+    return {
+        "labels": objectives.from_labels(losses.cross_entropy, **options),
+        "logits": objectives.from_logits(losses.kd, **options),
+        "features": objectives.from_features(losses.hint, student="pooled", teacher="pooled", **options),
+    }
+
+
+def kept(tree, mask):
+    return jax.tree.map(lambda x: x[mask], tree)
+
+
+@pytest.mark.parametrize("kind", ["labels", "logits", "features"])
+def test_where_and_mask_leave_examples_out(kind):
+    only = value(terms()[kind], *(kept(x, HALF) for x in (STUDENT, TEACHER, BATCH)))
+    assert abs(only - value(terms()[kind])) > 1e-3
+    assert value(terms()[kind], batch={**BATCH, "mask": HALF}) == pytest.approx(only, rel=1e-5)
+    assert value(terms(where="known")[kind], batch={**BATCH, "known": HALF}) == pytest.approx(only, rel=1e-5)
+    other = np.asarray([1, 1, 0, 1, 1, 0], bool)
+    found = value(terms(where="known")[kind], batch={**BATCH, "mask": other, "known": HALF})
+    both = value(terms()[kind], *(kept(x, HALF & other) for x in (STUDENT, TEACHER, BATCH)))
+    assert found == pytest.approx(both, rel=1e-5)
+
+
+def test_where_may_hold_weights():
+    weight = np.asarray([0.5, 0, 2, 1, 0, 0.25], np.float32)
+    found = value(objectives.from_logits(rows, where="w"), batch={**BATCH, "w": weight})
+    assert found == pytest.approx(mean(rows(STUDENT.logits, TEACHER.logits), weight), rel=1e-5)
+
+
+def test_mask_covers_tokens_too():
+    student, teacher = (Outputs(x.features["stage1"].reshape(6, 4, 4)) for x in (STUDENT, TEACHER))
+    tokens = np.random.default_rng(0).random((6, 4)) < 0.5
+    expected = mean(rows(student.logits, teacher.logits), tokens)
+    assert value(objectives.from_logits(rows), student, teacher, {"mask": tokens}) == pytest.approx(expected, rel=1e-5)
+    both = mean(rows(student.logits, teacher.logits), tokens * HALF[:, None])
+    found = value(objectives.from_logits(rows, where="known"), student, teacher, {"mask": tokens, "known": HALF})
+    assert found == pytest.approx(both, rel=1e-5)
+
+
+def test_what_is_left_out_changes_neither_value_nor_gradient():
+    term, batch = objectives.from_logits(rows), {**BATCH, "mask": HALF}
+
+    def loss(rubbish):
+        logits = jnp.where(HALF[:, None], STUDENT.logits, rubbish)
+        return term.apply(Variables({}, {}), Outputs(logits), TEACHER, batch, KEY, 0)[0]
+
+    expected = loss(0.0)
+    for rubbish in (np.nan, np.inf, 1e30):
+        np.testing.assert_allclose(loss(rubbish), expected, rtol=1e-6)
+    assert jax.grad(loss)(3.0) == 0
+
+
+def test_nothing_left_is_zero():
+    batch = {**BATCH, "mask": HALF, "known": ~HALF}
+    assert value(objectives.from_logits(rows, where="known"), batch=batch) == 0
+
+
+def test_loss_that_couples_the_batch_takes_no_mask():
+    assert value(objectives.from_logits(coupled)) == pytest.approx(value(objectives.from_logits(rows)), rel=1e-6)
+    for term, batch in [
+        (objectives.from_logits(coupled), {**BATCH, "mask": HALF}),
+        (objectives.from_logits(coupled, where="known"), {**BATCH, "known": HALF}),
+    ]:
+        with pytest.raises(ValueError, match=r"couples the batch and returns a scalar.*drop the remainder"):
+            value(term, batch=batch)
+
+
+@pytest.mark.parametrize("kind", ["labels", "logits", "features"])
+def test_field_of_the_batch_that_is_not_there_is_named(kind):
+    with pytest.raises(
+        ValueError, match=r"the batch has no field 'known': it has image, label; add it in the pipeline"
+    ):
+        value(terms(where="known")[kind])
+
+
+def test_missing_labels_are_named():
+    with pytest.raises(ValueError, match=r"the batch has no field 'label': it has image;"):
+        value(objectives.from_labels(losses.cross_entropy), batch={"image": BATCH["image"]})
+
+
+# --- features and projections ---
+
+
+def test_pick_finds_features_and_logits():
+    assert objectives.pick(STUDENT, "pooled", "student") is STUDENT.features["pooled"]
+    assert objectives.pick(STUDENT, "logits", "student") is STUDENT.logits
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "message"),
+    [
+        (STUDENT, "deep", r"the student has no feature 'deep': .*: stage1 \(6, 2, 2, 4\), pooled \(6, 4\)\."),
+        (Outputs(STUDENT.logits, {}), "deep", r"the student has no feature 'deep': .* has: none\."),
+        (Outputs(None, {}), "deep", r"reads 'deep' of the student, but there is no student"),
+        (Outputs(None, {}), "logits", r"reads 'logits' of the student, but there is no student"),
+    ],
+)
+def test_pick_lists_what_there_is(given, name, message):
+    with pytest.raises(ValueError, match=message):
+        objectives.pick(given, name, "student")
+
+
+def test_features_are_compared_after_the_projection():
+    wide = outputs(width=7, seed=2)
+    term = objectives.from_features(losses.hint, student="stage1", teacher="stage1", project=objectives.linear())
+    variables = start(term, teacher=wide)
+    assert jax.tree.map(jnp.shape, variables) == Variables({"kernel": (4, 7), "bias": (7,)}, {})
+    moved = variables._replace(params={**variables.params, "bias": jnp.arange(7.0)})
+    projected = STUDENT.features["stage1"] @ np.asarray(moved.params["kernel"]) + np.arange(7.0)
+    expected = mean((projected - wide.features["stage1"]) ** 2)
+    assert value(term, teacher=wide, variables=moved) == pytest.approx(expected, rel=1e-5)
+    # The teacher's side is not touched: a projection to the same width is there all the same.
+    assert set(start(term).params) == {"kernel", "bias"}
+
+
+def test_without_a_projection_features_are_compared_as_they_are():
+    term = objectives.from_features(losses.hint, student="pooled", teacher="pooled")
+    assert start(term) == Variables({}, {})
+    expected = mean((STUDENT.features["pooled"] - TEACHER.features["pooled"]) ** 2)
+    assert value(term) == pytest.approx(expected, rel=1e-5)
+
+
+def test_feature_terms_hold_numbers_and_projections_apart():
+    def scaled(student, teacher, *, scale=1.0):
+        return scale * losses.hint(student, teacher)
+
+    term = objectives.from_features(
+        scaled, student="pooled", teacher="logits", project=objectives.linear(bias=False), scale=3
+    )
+    variables = start(term)
+    assert jax.tree.map(jnp.shape, variables.params) == {"kernel": (4, CLASSES)}
+    assert_trees_equal(variables.state, {"scale": jnp.float32(3.0)})
+    expected = 3 * mean((STUDENT.features["pooled"] @ np.asarray(variables.params["kernel"]) - TEACHER.logits) ** 2)
+    assert value(term) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_projection_is_a_pointwise_convolution(bias):
+    x = np.random.default_rng(0).standard_normal((2, 3, 5, 4)).astype(np.float32)
+    project = objectives.linear(bias=bias)
+    params = project.init(KEY, x.shape, (2, 3, 5, 7))
+    assert set(params) == ({"kernel", "bias"} if bias else {"kernel"})
+    shift = np.arange(7, dtype=np.float32) if bias else np.zeros(7, np.float32)
+    params = {**params, "bias": jnp.asarray(shift)} if bias else params
+    convolved = jax.lax.conv_general_dilated(
+        x, params["kernel"][None, None], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(project.apply(params, x), convolved + shift.reshape(1, 1, 1, 7), rtol=1e-4, atol=1e-5)
+    # A vector is a map of one position.
+    np.testing.assert_allclose(project.apply(params, x[:, 0, 0]), project.apply(params, x)[:, 0, 0], rtol=1e-5)
+
+
+def test_linear_projection_keeps_the_scale_at_the_start():
+    x = np.random.default_rng(0).standard_normal((512, 100)).astype(np.float32)
+    project = objectives.linear()
+    params = project.init(KEY, x.shape, (512, 50))
+    np.testing.assert_array_equal(params["bias"], np.zeros(50))
+    assert float(project.apply(params, x).std()) == pytest.approx(1, rel=0.1)
+
+
+def test_linear_projection_computes_in_float32():
+    params = objectives.linear().init(KEY, (2, 4), (2, 3))
+    half = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4)), jnp.bfloat16)
+    found = objectives.linear().apply(params, half)
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(found, objectives.linear().apply(params, half.astype(jnp.float32)))
+
+
+def test_linear_projection_changes_the_last_axis_alone():
+    with pytest.raises(ValueError, match=r"last axis only.*\(2, 4, 4, 3\).*\(2, 2, 2, 3\): choose stages of one"):
+        objectives.linear().init(KEY, (2, 4, 4, 3), (2, 2, 2, 3))
+
+
+# --- weighted sums ---
+
+
+def hint(project=True, student="pooled"):
+    return objectives.from_features(
+        losses.hint, student=student, teacher=student, project=objectives.linear() if project else None
+    )
+
+
+def test_weighted_adds_up_and_reports_both_values():
+    label, kd = objectives.from_labels(losses.cross_entropy), objectives.from_logits(losses.kd, temperature=2.0)
+    term = objectives.weighted(label=label, kd=(0.25, kd))
+    total, _, found = term.apply(start(term), STUDENT, TEACHER, BATCH, KEY, 0)
+    assert set(found) == {"label", "label_weighted", "kd", "kd_weighted"}
+    np.testing.assert_allclose(found["label"], value(label), rtol=1e-6)
+    np.testing.assert_allclose(found["kd"], value(kd), rtol=1e-6)
+    np.testing.assert_allclose(found["label_weighted"], value(label), rtol=1e-6)
+    np.testing.assert_allclose(found["kd_weighted"], 0.25 * value(kd), rtol=1e-6)
+    np.testing.assert_allclose(total, value(label) + 0.25 * value(kd), rtol=1e-6)
+
+
+def test_weighted_lays_out_params_and_state_by_name():
+    term = objectives.weighted(
+        label=objectives.from_labels(losses.cross_entropy, label_smoothing=0.1),
+        kd=(optax.constant_schedule(1.0), objectives.from_logits(losses.kd, temperature=4)),
+        hint=(3, hint()),
+    )
+    variables = start(term)
+    assert jax.tree.map(jnp.shape, variables.params) == {
+        "label": {},
+        "kd": {},
+        "hint": {"kernel": (4, 4), "bias": (4,)},
+    }
+    expected = {
+        "weights": {"label": jnp.float32(1), "hint": jnp.float32(3)},
+        "label": {"label_smoothing": jnp.float32(0.1)},
+        "kd": {"temperature": jnp.float32(4)},
+        "hint": {},
+    }
+    assert_trees_equal(variables.state, expected)
+
+
+def test_weight_in_the_state_decides():
+    term = objectives.weighted(a=(2.0, objectives.from_logits(rows)))
+    variables = start(term)
+    heavier = Variables(variables.params, {**variables.state, "weights": {"a": jnp.float32(7.0)}})
+    assert value(term, variables=heavier) == pytest.approx(3.5 * value(term), rel=1e-6)
+
+
+@pytest.mark.parametrize(("step", "weight"), [(0, 1.0), (5, 0.6), (10, 0.2), (15, 0.2)])
+def test_scheduled_weight_follows_the_step(step, weight):
+    plain = objectives.from_logits(rows)
+    term = objectives.weighted(a=(optax.linear_schedule(1.0, 0.2, 10), plain), b=(0.5, plain))
+    compiled = jax.jit(lambda step: term.apply(start(term), STUDENT, TEACHER, BATCH, KEY, step))
+    total, _, found = compiled(step)
+    np.testing.assert_allclose(found["a"], value(plain), rtol=1e-6)
+    np.testing.assert_allclose(found["a_weighted"], weight * value(plain), rtol=1e-5)
+    np.testing.assert_allclose(total, (weight + 0.5) * value(plain), rtol=1e-5)
+
+
+@pytest.mark.parametrize("weight", [2, 2.0, np.float32(2), np.asarray(2.0), jnp.asarray(2.0), np.int64(2)], ids=type)
+def test_weight_may_be_any_single_number(weight):
+    plain = objectives.from_logits(rows)
+    term = objectives.weighted(a=(weight, plain))
+    assert_trees_equal(start(term).state["weights"], {"a": jnp.float32(2)})
+    assert value(term) == pytest.approx(2 * value(plain), rel=1e-6)
+
+
+def test_weight_that_is_no_single_number_is_refused():
+    with pytest.raises(ValueError, match=r"the weight of 'kd' has shape \(2,\): give one number or a schedule"):
+        objectives.weighted(kd=(np.asarray([1.0, 2.0]), objectives.from_logits(losses.kd)))
+
+
+def test_weighted_sums_nest():
+    a, b, c = objectives.from_labels(losses.cross_entropy), objectives.from_logits(losses.kd), hint(project=False)
+    inner = objectives.weighted(b=(2.0, b), c=(3.0, c))
+    term = objectives.weighted(a=a, rest=(0.5, inner))
+    variables = start(term)
+    assert set(variables.state["rest"]) == {"weights", "b", "c"}
+    total, state, found = term.apply(variables, STUDENT, TEACHER, BATCH, KEY, 0)
+    assert_trees_equal(state, variables.state)
+    flat = objectives.weighted(a=a, b=(1.0, b), c=(1.5, c))
+    np.testing.assert_allclose(total, value(flat), rtol=1e-6)
+    names = {"a", "a_weighted", "rest", "rest_weighted"}
+    assert set(found) == names | {f"rest/{n}{s}" for n in "bc" for s in ("", "_weighted")}
+    np.testing.assert_allclose(found["rest/b_weighted"], 2 * value(b), rtol=1e-6)
+    np.testing.assert_allclose(found["rest"], 2 * value(b) + 3 * value(c), rtol=1e-6)
+
+
+def test_terms_of_a_sum_start_apart():
+    term = objectives.weighted(one=hint(), two=hint(), nest=objectives.weighted(one=hint(), two=hint()))
+    params = start(term).params
+    kernels = [params["one"], params["two"], params["nest"]["one"], params["nest"]["two"]]
+    for i, a in enumerate(kernels):
+        for b in kernels[:i]:
+            assert float(jnp.abs(a["kernel"] - b["kernel"]).max()) > 1e-2
+    # A term's start depends on its name and the key, not on its neighbours.
+    alone = start(objectives.weighted(two=hint())).params
+    assert_trees_equal(alone["two"], params["two"])
+    other = start(term, key=jax.random.key(1)).params
+    assert float(jnp.abs(other["one"]["kernel"] - params["one"]["kernel"]).max()) > 1e-2
+
+
+def test_terms_of_a_sum_draw_apart_and_keep_their_own_state():
+    def init(key, student, teacher, batch):
+        return Variables({}, {"seen": jnp.zeros((), jnp.int32)})
+
+    def apply(variables, student, teacher, batch, key, step):
+        drawn = jax.random.uniform(key)
+        return drawn, {"seen": variables.state["seen"] + 1}, {"drawn": drawn}
+
+    noisy = objectives.Term(init, apply)
+    term = objectives.weighted(one=noisy, two=(2.0, noisy))
+    variables = start(term)
+    _, state, found = term.apply(variables, STUDENT, TEACHER, BATCH, KEY, 0)
+    assert found["one"] != found["two"]
+    assert found["one/drawn"] == found["one"]
+    assert found["two/drawn"] == found["two"]
+    assert_trees_equal({n: state[n]["seen"] for n in ("one", "two")}, {"one": jnp.int32(1), "two": jnp.int32(1)})
+    _, again, repeated = term.apply(Variables(variables.params, state), STUDENT, TEACHER, BATCH, KEY, 1)
+    assert repeated["one"] == found["one"]  # the key alone decides
+    assert again["one"]["seen"] == 2
+
+
+def test_gradients_reach_student_and_projections_by_their_weights():
+    term = objectives.weighted(one=(1.0, hint()), two=(0.0, hint()))
+    variables = start(term)
+
+    def loss(params, pooled):
+        student = Outputs(STUDENT.logits, {"pooled": pooled})
+        return term.apply(Variables(params, variables.state), student, TEACHER, BATCH, KEY, 0)[0]
+
+    params, pooled = jax.grad(loss, argnums=(0, 1))(variables.params, jnp.asarray(STUDENT.features["pooled"]))
+    assert all(jnp.abs(g).max() > 1e-3 for g in jax.tree.leaves(params["one"]))
+    assert_trees_equal(params["two"], jax.tree.map(jnp.zeros_like, variables.params["two"]))
+    assert float(jnp.abs(pooled).max()) > 1e-3
+
+
+def test_sum_of_nothing_and_a_term_called_weights_are_refused():
+    for given in ({}, {"weights": objectives.from_logits(losses.kd)}):
+        with pytest.raises(ValueError, match='at least one term, none of them called "weights"'):
+            objectives.weighted(**given)
+
+
+@pytest.mark.parametrize("name", ["student", "teacher"])
+def test_features_that_are_not_there_fail_on_shapes_alone(name):
+    term = objectives.from_features(losses.hint, **{"student": "pooled", "teacher": "pooled", name: "deep"})
+    with pytest.raises(
+        ValueError, match=rf"the {name} has no feature 'deep': choose one of those it has: pooled \(6, 4\), stage1"
+    ):
+        start(term)
