@@ -320,3 +320,15 @@ def match_resolution(
         )
     size = (min(x.shape[1], y.shape[1]), min(x.shape[2], y.shape[2]))
     return pool(x, size), pool(y, size)
+
+
+def safe_abs(x: jax.Array) -> jax.Array:
+    """Absolute value whose gradient at 0 is 0, where jnp.abs has 1.
+
+    Args:
+      x: Array.
+
+    Returns:
+      |x|, same shape and dtype.
+    """
+    return x * jnp.sign(x)

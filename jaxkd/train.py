@@ -179,7 +179,7 @@ def make_train_step(
 def _value(accumulated: Any) -> jax.Array:
     """Value of one batch's (total, count)."""
     total, count = accumulated
-    return total / jnp.maximum(count, 1)
+    return total / jnp.where(count > 0, count, 1)
 
 
 def make_eval_step(

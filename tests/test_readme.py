@@ -30,7 +30,7 @@ def test_code_blocks_run_in_order(tmp_path):
 
 
 def test_there_are_two_commands_and_ci_runs_the_second():
-    assert 'pip install -e . && python experiments/digits.py' in README
+    assert "pip install -e . && python experiments/digits.py" in README
     assert 'pip install -e ".[test]" && pytest' in README
     assert 'pip install -e ".[test]" && pytest' in (ROOT / ".ci" / "run").read_text()
 

@@ -68,8 +68,8 @@ def kd(student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperature: Arr
     """
     s, t = numerics.promote(student_logits, teacher_logits)
     numerics.check_same_shape(s, t, "logits")
-    T = jnp.asarray(temperature, s.dtype)
-    return T**2 * numerics.kl_divergence(numerics.log_softmax(t, T), numerics.log_softmax(s, T))
+    divergence = numerics.kl_divergence(numerics.log_softmax(t, temperature), numerics.log_softmax(s, temperature))
+    return numerics.per_example(temperature, divergence) ** 2 * divergence
 
 
 def logits_mse(student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperature: ArrayLike = 1.0) -> jax.Array:
@@ -97,3 +97,183 @@ def logits_mse(student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperat
     T = numerics.per_example(temperature, s)
     difference = (jnp.where(kept, s, 0) - jnp.where(kept, t, 0)) / T
     return jnp.mean(jnp.square(difference), axis=-1)
+
+
+def standardize_logits(logits: ArrayLike, *, epsilon: float = 1e-7) -> jax.Array:
+    """Logit standardisation, which goes before any logits loss: zero mean and unit deviation over the classes.
+
+    Z(z) = (z - mean(z)) / (std(z) + epsilon), std with the divisor K - 1
+
+    `kd(standardize_logits(s), standardize_logits(t), temperature=2.0)` is the paper's loss, with the base temperature.
+
+    Args:
+      logits: [..., K] floating; classes masked with -inf stay so and do not count.
+      epsilon: Added to the standard deviation.
+
+    Returns:
+      [..., K], 0 for a row of equal logits.
+
+    Reference:
+      Sun, Ren, Li, Wang, Cao, "Logit Standardization in Knowledge Distillation", CVPR 2024,
+      https://arxiv.org/abs/2403.01427
+    """
+    (z,) = numerics.promote(logits)
+    centred, count = _centred(z)
+    deviation = numerics.safe_norm(centred, axis=-1, keepdims=True) / jnp.sqrt(jnp.maximum(count - 1, 1))
+    return jnp.where(jnp.isneginf(z), -jnp.inf, centred / (deviation + epsilon))
+
+
+def spherical_kd(
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    *,
+    alpha: ArrayLike = 0.9,
+    temperature: ArrayLike = 4.0,
+    norm: ArrayLike | None = None,
+) -> jax.Array:
+    """Spherical KD: KD after both sides' centred logits are scaled to the same norm.
+
+    alpha * T^2 * KL(softmax(r u_t / T) || softmax(r u_s / T)),  u = (z - mean(z)) / ||z - mean(z)||
+
+    r is the teacher's own norm in each row, as in the released code. The paper has its average over the training set,
+    which can be given.
+
+    Args:
+      student_logits: [..., K] floating.
+      teacher_logits: [..., K] floating.
+      alpha: Weight beside the label's 1 - alpha, a scalar or an array over leading axes.
+      temperature: T > 0, likewise.
+      norm: r > 0, likewise, or None for the teacher's own.
+
+    Returns:
+      [...] in nats, times T^2.
+
+    Raises:
+      ValueError: If the shapes differ.
+
+    Reference:
+      Guo, Chen, Hu, Zhu, He, Cai, "Reducing the Teacher-Student Gap via Spherical Knowledge Distillation", 2020,
+      https://arxiv.org/abs/2010.07485
+    """
+    s, t = numerics.promote(student_logits, teacher_logits)
+    numerics.check_same_shape(s, t, "logits")
+    r = numerics.safe_norm(_centred(t)[0], axis=-1, keepdims=True) if norm is None else numerics.per_example(norm, t)
+    divergence = kd(_on_sphere(s, r), _on_sphere(t, r), temperature=temperature)
+    return numerics.per_example(alpha, divergence) * divergence
+
+
+def tfkd_reg(
+    student_logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    alpha: ArrayLike = 0.1,
+    temperature: ArrayLike = 20.0,
+    multiplier: ArrayLike = 1.0,
+    correct_probability: float = 0.99,
+    released: bool = False,
+) -> jax.Array:
+    """Teacher-free KD: the label's cross-entropy, regularised towards a virtual teacher that is made of the label.
+
+    (1 - alpha) CE(y, softmax(z)) + alpha * multiplier * KL(softmax(u / T) || softmax(z / T))
+    u = correct_probability at the label and (1 - correct_probability) / (K - 1) elsewhere
+
+    The published numbers come from released code in which the student is not tempered and the KL is divided by K,
+    which a multiplier of 1, 50 or 100 makes up for: `released` reproduces that.
+
+    Args:
+      student_logits: [..., K] floating, K >= 2.
+      labels: [...] integers in 0..K-1.
+      alpha: Weight of the regulariser, a scalar or an array over leading axes.
+      temperature: T > 0 of the virtual teacher, likewise.
+      multiplier: Factor on the KL, likewise.
+      correct_probability: What the virtual teacher gives to the label, before it is tempered.
+      released: Whether to compute what the released code does.
+
+    Returns:
+      [...] in nats: the whole objective, which needs no other term.
+
+    Raises:
+      ValueError: If the shapes do not fit.
+
+    Reference:
+      Yuan, Tay, Li, Wang, Feng, "Revisiting Knowledge Distillation via Label Smoothing Regularization", CVPR 2020,
+      https://arxiv.org/abs/1909.11723
+    """
+    (s,) = numerics.promote(student_logits)
+    y, K = numerics.check_labels(s, labels), s.shape[-1]
+    virtual = jnp.where(jax.nn.one_hot(y, K, dtype=bool), correct_probability, (1 - correct_probability) / (K - 1))
+    virtual = jnp.where(jnp.isneginf(s), -jnp.inf, virtual.astype(s.dtype))
+    log_q = numerics.log_softmax(s, 1.0 if released else temperature)
+    divergence = numerics.kl_divergence(numerics.log_softmax(virtual, temperature), log_q) / (K if released else 1)
+    alpha, multiplier = (numerics.per_example(h, divergence) for h in (alpha, multiplier))
+    return (1 - alpha) * cross_entropy(s, y) + alpha * multiplier * divergence
+
+
+def mft(
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    temperature: ArrayLike = 1.0,
+    threshold: ArrayLike = 0.2,
+) -> jax.Array:
+    """Minifinetuning: KL from a teacher that is corrected towards the label by no more than it needs.
+
+    T^2 * KL(p' || softmax(z_s / T)),  p' = (1 - f) p + f [k = y],  p = softmax(z_t / T),  a = argmax p
+    f = (p_a - p_y + th) / (1 + p_a - p_y + 1e-7)        where the teacher is wrong, a != y
+    f = (min(1, p_y + th) - p_y) / (1 - p_y + 1e-7)      where it is right
+
+    so that p'_y ends th above the likeliest wrong class, or th above where it was.
+
+    Args:
+      student_logits: [..., K] floating.
+      teacher_logits: [..., K] floating.
+      labels: [...] integers in 0..K-1.
+      temperature: T > 0, a scalar or an array over leading axes.
+      threshold: th in 0..1, likewise.
+
+    Returns:
+      [...] in nats, times T^2.
+
+    Raises:
+      ValueError: If the shapes do not fit.
+
+    Reference:
+      Belcak et al., "Minifinetuning: Low-Data Generation Domain Adaptation through Corrective Self-Distillation", 2025,
+      https://arxiv.org/abs/2506.15702
+    """
+    s, t = numerics.promote(student_logits, teacher_logits)
+    numerics.check_same_shape(s, t, "logits")
+    y = numerics.check_labels(s, labels)
+    p = _corrected(jnp.exp(numerics.log_softmax(t, temperature)), y, threshold)
+    log_p = jnp.where(p > 0, jnp.log(jnp.where(p > 0, p, 1)), -jnp.inf)
+    divergence = numerics.kl_divergence(log_p, numerics.log_softmax(s, temperature))
+    return numerics.per_example(temperature, divergence) ** 2 * divergence
+
+
+def _centred(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """z less its mean, 0 at masked classes, and the number of classes [..., 1] that are not masked."""
+    kept = ~jnp.isneginf(z)
+    count = jnp.sum(kept, axis=-1, keepdims=True, dtype=z.dtype)
+    mean = jnp.sum(jnp.where(kept, z, 0), axis=-1, keepdims=True) / jnp.maximum(count, 1)
+    return jnp.where(kept, jnp.where(kept, z, 0) - mean, 0), count
+
+
+def _on_sphere(z: jax.Array, radius: jax.Array) -> jax.Array:
+    """Centred logits scaled to the norm `radius`; a row of equal logits stays at 0, masked classes at -inf."""
+    centred, _ = _centred(z)
+    norm = numerics.safe_norm(centred, axis=-1, keepdims=True)
+    return jnp.where(jnp.isneginf(z), -jnp.inf, centred * (radius / jnp.where(norm > 0, norm, 1)))
+
+
+def _corrected(p: jax.Array, labels: jax.Array, threshold: ArrayLike) -> jax.Array:
+    """Probabilities mixed with the label's one-hot ones by MFT's rule."""
+    p_y, p_a = numerics.pick(p, labels)[..., None], jnp.max(p, axis=-1, keepdims=True)
+    th = numerics.per_example(threshold, p)
+    wrong = (jnp.argmax(p, axis=-1) != labels)[..., None]
+    f = jnp.where(
+        wrong,
+        (p_a - p_y + th) / (1 + p_a - p_y + 1e-7),
+        (jnp.minimum(1, p_y + th) - p_y) / (1 - p_y + 1e-7),
+    )
+    return (1 - f) * p + f * jax.nn.one_hot(labels, p.shape[-1], dtype=p.dtype)

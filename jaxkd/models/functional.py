@@ -67,7 +67,6 @@ def from_linen(module: nn.Module, *, inputs: Sequence[str] = ("image",), capture
         are), or it does not return one array.
     """
     mode = _mode(type(module).__call__)
-    whose = type(module).__name__
 
     def init(key: jax.Array, batch: Batch) -> Variables:
         streams = {"params": numerics.fold_name(key, "params"), "dropout": numerics.fold_name(key, "dropout")}
@@ -78,9 +77,7 @@ def from_linen(module: nn.Module, *, inputs: Sequence[str] = ("image",), capture
         called: set[str] = set()
 
         def wanted(submodule: nn.Module, method: str) -> bool:
-            if method != "__call__":
-                return False
-            path = "/".join(submodule.path)
+            path = "/".join(submodule.path) if method == "__call__" else ""
             called.add(path)
             return path in capture
 
@@ -96,9 +93,9 @@ def from_linen(module: nn.Module, *, inputs: Sequence[str] = ("image",), capture
         if capture:
             changed = dict(changed)
             found = changed.pop("intermediates", {})
-            captured = {name: _captured(found, name, called, whose) for name in capture}
+            captured = {name: _captured(found, name, called, type(module).__name__) for name in capture}
             outputs = Outputs(outputs.logits, {**outputs.features, **captured})
-        return outputs, ({**variables.state, **changed} if train else variables.state)
+        return outputs, {**variables.state, **changed}
 
     return Model(init, apply)
 

@@ -1,5 +1,6 @@
 """Logits losses against their authors' numbers, a float64 numpy twin, and the relations they must obey."""
 
+import functools
 import pathlib
 
 import jax
@@ -7,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy.special import log_softmax, rel_entr, softmax
 
 from jaxkd import losses
+from jaxkd.losses.logits import mft, spherical_kd, standardize_logits, tfkd_reg
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 # Golden hyper-parameters per case, from the reference's manifest.
@@ -21,6 +24,11 @@ HALF_MASKED = np.array([[1.0, -np.inf, 2.0, -np.inf], [0.5, -np.inf, -1.0, -np.i
 def _strict():
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+def run(loss, *arrays, **options):
+    """The loss as one program: op by op, dispatch would take most of a test's time."""
+    return jax.jit(functools.partial(loss, **options))(*arrays)
 
 
 def draw(shape, seed=0, scale=2.0):
@@ -148,3 +156,119 @@ def test_shapes_that_do_not_fit_are_named(loss):
         loss(draw((3, 10)), draw((4, 10)))
     with pytest.raises(ValueError, match=r"labels have shape \(3,\).*integers of shape \(4,\)"):
         losses.cross_entropy(draw((4, 10)), np.zeros(3, np.int32))
+
+
+def test_kd_takes_one_temperature_per_example_of_many_tokens():
+    s, t = draw((2, 3, 5), 15), draw((2, 3, 5), 16)
+    T = np.array([1.0, 8.0], np.float32)
+    each = [losses.kd(s[i], t[i], temperature=float(T[i])) for i in range(2)]
+    np.testing.assert_allclose(losses.kd(s, t, temperature=T), np.stack(each), rtol=1e-5)
+
+
+def test_standardized_logits_have_zero_mean_and_unit_sample_deviation():
+    z = np.asarray(run(standardize_logits, draw((5, 8), 17, 30.0)), np.float64)
+    np.testing.assert_allclose(z.mean(-1), np.zeros(5), atol=1e-6)
+    np.testing.assert_allclose(z.std(-1, ddof=1), np.ones(5), rtol=1e-6)
+    np.testing.assert_array_equal(run(standardize_logits, np.full((2, 3), 7.0)), np.zeros((2, 3)))
+    np.testing.assert_allclose(
+        run(standardize_logits, HALF_MASKED)[:, [0, 2]], run(standardize_logits, HALF_MASKED[:, [0, 2]])
+    )
+    assert np.all(np.isneginf(run(standardize_logits, HALF_MASKED)[:, [1, 3]]))
+
+
+def test_standardized_kd_ignores_shift_and_scale_of_either_side():
+    s, t = draw((5, 8), 18), draw((5, 8), 19)
+
+    @jax.jit
+    def loss(s, t):
+        return losses.kd(standardize_logits(s), standardize_logits(t), temperature=2.0)
+
+    np.testing.assert_allclose(loss(3 * s + 1, 0.5 * t - 2), loss(s, t), rtol=1e-4)
+    assert np.abs(loss(s, t) - losses.kd(s, t, temperature=2.0)).max() > 1e-2
+
+
+def test_spherical_kd_ignores_the_students_scale_and_is_kd_where_norms_agree():
+    s, t = draw((5, 8), 20), draw((5, 8), 21)
+    with jax.enable_x64(True):
+        value = run(spherical_kd, s, t, alpha=0.7, temperature=2.0)
+        np.testing.assert_allclose(run(spherical_kd, 100 * s + 3, t, alpha=0.7, temperature=2.0), value, rtol=1e-5)
+        deviation = [z.astype(np.float64).std(-1, ddof=1, keepdims=True) for z in (s, t)]
+        expected = 0.7 * numpy_kd(s.astype(np.float64) * deviation[1] / deviation[0], t, 2.0)
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+def test_spherical_kd_with_a_given_norm_ignores_both_scales():
+    s, t = draw((5, 8), 22), draw((5, 8), 23)
+    value = run(spherical_kd, s, t, norm=6.0)
+    np.testing.assert_allclose(run(spherical_kd, 3 * s, 0.1 * t, norm=6.0), value, rtol=1e-4)
+    norm = np.linalg.norm(t - t.mean(-1, keepdims=True), axis=-1)
+    np.testing.assert_allclose(run(spherical_kd, s, t, norm=norm), run(spherical_kd, s, t), rtol=1e-5)
+
+
+def test_spherical_kd_of_a_student_without_direction_is_kd_of_a_uniform_one():
+    t = draw((3, 5), 24)
+    value, grad = jax.value_and_grad(lambda s: run(spherical_kd, s, t, alpha=1.0).sum())(np.zeros((3, 5), np.float32))
+    np.testing.assert_allclose(value, losses.kd(np.zeros((3, 5)), t).sum(), rtol=1e-5)
+    assert np.all(np.isfinite(grad))
+
+
+@pytest.mark.parametrize("released", [False, True])
+@pytest.mark.parametrize("classes", [2, 7])
+def test_tfkd_reg_equals_its_numpy_twin(released, classes):
+    z, y = draw((6, classes), 25).astype(np.float64), np.array([0, 1, 1, 0, 1, 0])
+    u = np.where(np.eye(classes)[y] == 1, 0.9, 0.1 / (classes - 1))
+    p, q = softmax(u / 5, -1), softmax(z / (1 if released else 5), -1)
+    divergence = rel_entr(p, q).sum(-1) / (classes if released else 1)
+    expected = -0.7 * log_softmax(z, -1)[np.arange(6), y] + 0.3 * 2.0 * divergence
+    with jax.enable_x64(True):
+        value = run(
+            tfkd_reg, z, y, alpha=0.3, temperature=5.0, multiplier=2.0, correct_probability=0.9, released=released
+        )
+        np.testing.assert_allclose(value, expected, rtol=1e-10)
+
+
+def test_tfkd_reg_between_label_and_virtual_teacher():
+    z, y = draw((6, 5), 26), np.array([0, 1, 2, 3, 4, 0])
+    np.testing.assert_allclose(run(tfkd_reg, z, y, alpha=0.0), losses.cross_entropy(z, y), rtol=1e-6)
+    u = np.where(np.eye(5)[y] == 1, 0.99, 0.01 / 4).astype(np.float32)
+    np.testing.assert_allclose(run(tfkd_reg, u, y, alpha=1.0), np.zeros(6), atol=1e-9)
+
+
+def numpy_mft_teacher(p, y, threshold):
+    """MFT's corrected teacher of one row, by its cases."""
+    a = p.argmax()
+    if a != y:
+        f = (p[a] - p[y] + threshold) / (1 + p[a] - p[y] + 1e-7)
+    else:
+        f = ((1 if p[y] > 1 - threshold else p[y] + threshold) - p[y]) / (1 - p[y] + 1e-7)
+    return (1 - f) * p + f * np.eye(len(p))[y]
+
+
+@pytest.mark.parametrize(("threshold", "temperature"), [(0.2, 1.0), (0.6, 3.0)])
+def test_mft_equals_its_numpy_twin(threshold, temperature):
+    s, t, y = draw((8, 5), 27).astype(np.float64), draw((8, 5), 28).astype(np.float64), np.arange(8) % 5
+    corrected = [numpy_mft_teacher(p, k, threshold) for p, k in zip(softmax(t / temperature, -1), y, strict=True)]
+    expected = temperature**2 * rel_entr(np.stack(corrected), softmax(s / temperature, -1)).sum(-1)
+    with jax.enable_x64(True):
+        value = run(mft, s, t, y, temperature=temperature, threshold=threshold)
+        np.testing.assert_allclose(value, expected, rtol=1e-10)
+        each = run(mft, s, t, y, temperature=np.full(8, temperature), threshold=np.full(8, threshold))
+        np.testing.assert_allclose(each, expected, rtol=1e-10)
+
+
+def test_mft_puts_the_label_above_a_wrong_teachers_choice_by_the_threshold():
+    """At its minimum, which is the corrected teacher, the label leads the teacher's choice by the threshold."""
+    t = np.log(np.array([[0.6, 0.3, 0.1]]))
+    corrected = np.log(numpy_mft_teacher(np.exp(t[0]), 1, 0.25))[None]
+    np.testing.assert_allclose(np.exp(corrected[0, 1]) - np.exp(corrected[0, 0]), 0.25, rtol=1e-6)
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(run(mft, corrected, t, np.array([1]), threshold=0.25), 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", [spherical_kd, mft])
+def test_new_losses_name_shapes_that_do_not_fit(loss):
+    labels = () if loss is spherical_kd else (np.zeros(4, np.int32),)
+    with pytest.raises(ValueError, match=r"different numbers of classes \(10 and 7"):
+        loss(draw((4, 10)), draw((4, 7)), *labels)
+    with pytest.raises(ValueError, match=r"labels have shape \(3,\).*integers of shape \(4,\)"):
+        run(tfkd_reg, draw((4, 10)), np.zeros(3, np.int32))
