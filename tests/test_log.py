@@ -191,7 +191,7 @@ def test_a_full_disk_stops_with_one_line_and_whole_lines(tmp_path, tensorboard, 
     """RLIMIT_FSIZE stands for the full disk; with TensorBoard, whose files are longer, that one fills first."""
     code = f"""
         import resource, sys
-        from jaxkd import run
+        from jaxkd import cli
         from jaxkd.log import Logger
 
         def main():
@@ -200,7 +200,7 @@ def test_a_full_disk_stops_with_one_line_and_whole_lines(tmp_path, tensorboard, 
                 for step in range(1000):
                     logger.write(step, "train", {{"loss": 0.5}})
 
-        run.main(main)
+        cli.main(main)
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

@@ -332,8 +332,8 @@ _FEATURES = {
 # --- relations ---
 
 
-def _embeddings(loss):
-    return lambda h, x: loss(x["student_embedding"], x["teacher_embedding"])
+def _embeddings(x):
+    return x["student_embedding"], x["teacher_embedding"]
 
 
 def _linear(x, kernel, bias):
@@ -396,13 +396,13 @@ def _fgd(h, x):
 
 _RELATIONS = {
     "sp": lambda h, x: relations.sp(x["student_feature"], x["teacher_feature"]),
-    "cc": _embeddings(relations.cc_neighbours),
+    "cc": lambda h, x: relations.cc_neighbours(*_embeddings(x)),
     "cc_kernel": _cc_kernel,
-    "rkd_distance": _embeddings(relations.rkd_distance),
-    "rkd_angle": _embeddings(relations.rkd_angle),
+    "rkd_distance": lambda h, x: relations.rkd_distance(*_embeddings(x)),
+    "rkd_angle": lambda h, x: relations.rkd_angle(*_embeddings(x)),
     "rkd": _rkd,
     "dark_rank_hard": _dark_rank_hard,
-    "pkt": _embeddings(functools.partial(relations.pkt, keep_diagonal=True)),
+    "pkt": lambda h, x: relations.pkt(*_embeddings(x), keep_diagonal=True),
     "crd": _crd,
     "cwd": lambda h, x: jnp.mean(dense.cwd(x["student_feature"], x["teacher_feature"], temperature=h["T"])),
     "ifvd": _ifvd,

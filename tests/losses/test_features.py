@@ -2,7 +2,6 @@
 
 import functools
 import math
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -13,26 +12,11 @@ from jaxkd import losses
 from jaxkd.losses import features
 from jaxkd.testing import FINITE, SCALE_INVARIANT, ZERO_ROWS, check_loss
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
-
 
 @pytest.fixture(autouse=True)
 def _strict():
     with jax.numpy_dtype_promotion("strict"):
         yield
-
-
-@pytest.mark.parametrize("case", ["case0", "case1"])
-def test_hint_equals_the_authors(case):
-    with np.load(GOLDEN / "fitnet_hint.npz") as file:
-        stored = {k.split("/")[1]: file[k] for k in file.files if k.startswith(case)}
-    with jax.enable_x64(True):
-        value, grad = jax.value_and_grad(lambda s: jnp.mean(losses.hint(s, jnp.asarray(stored["teacher_feature"]))))(
-            jnp.asarray(stored["student_feature"])
-        )
-        np.testing.assert_allclose(value, stored["value"], rtol=1e-9)
-        scale = np.abs(stored["grad_student_feature"]).max()
-        np.testing.assert_allclose(grad, stored["grad_student_feature"], rtol=0, atol=1e-8 * scale)
 
 
 def test_hint_is_per_example_and_averages_over_the_rest():

@@ -1,7 +1,6 @@
 """Logits losses against their authors' numbers, a float64 numpy twin, and the relations they must obey."""
 
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +12,6 @@ from scipy.special import log_softmax, rel_entr, softmax
 from jaxkd import losses
 from jaxkd.losses.logits import mft, spherical_kd, standardize_logits, tfkd_reg
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
-# Golden hyper-parameters per case, from the reference's manifest.
-KD_TEMPERATURES = {"case0": 4.0, "case1": 1.0}
-MSE_TEMPERATURES = {"case0": 1.0, "case1": 4.0}
 HALF_MASKED = np.array([[1.0, -np.inf, 2.0, -np.inf], [0.5, -np.inf, -1.0, -np.inf]], np.float32)
 
 
@@ -35,11 +30,6 @@ def draw(shape, seed=0, scale=2.0):
     return scale * np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def golden(name, case):
-    with np.load(GOLDEN / f"{name}.npz") as file:
-        return {k.split("/")[1]: file[k] for k in file.files if k.startswith(case)}
-
-
 def numpy_kd(student, teacher, temperature):
     def log_softmax(z):
         z = z / temperature
@@ -48,22 +38,6 @@ def numpy_kd(student, teacher, temperature):
 
     log_p, log_q = log_softmax(teacher.astype(np.float64)), log_softmax(student.astype(np.float64))
     return temperature**2 * (np.exp(log_p) * (log_p - log_q)).sum(-1)
-
-
-@pytest.mark.parametrize("case", ["case0", "case1"])
-@pytest.mark.parametrize(
-    ("name", "loss", "temperatures"),
-    [("kd", losses.kd, KD_TEMPERATURES), ("logits_mse", losses.logits_mse, MSE_TEMPERATURES)],
-)
-def test_value_and_gradient_equal_the_authors(name, loss, temperatures, case):
-    stored = golden(name, case)
-    with jax.enable_x64(True):
-        value, grad = jax.value_and_grad(
-            lambda s: jnp.mean(loss(s, jnp.asarray(stored["teacher_logits"]), temperature=temperatures[case]))
-        )(jnp.asarray(stored["student_logits"]))
-        np.testing.assert_allclose(value, stored["value"], rtol=1e-9)
-        scale = np.abs(stored["grad_student_logits"]).max()
-        np.testing.assert_allclose(grad, stored["grad_student_logits"], rtol=0, atol=1e-8 * scale)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 20.0])
