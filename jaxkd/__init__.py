@@ -5,7 +5,7 @@ What touches disks and data sets (`jaxkd.data`, `jaxkd.checkpoint`, `jaxkd.loop`
 """
 
 from jaxkd import augment, losses, metrics, models, numerics, objectives, parallel, testing, train
-from jaxkd.objectives import from_features, from_labels, from_logits, weighted
+from jaxkd.objectives import from_features, from_labels, from_logits, from_outputs, weighted
 from jaxkd.train import init_state, make_eval_step, make_train_step
 from jaxkd.types import Batch, EvalFn, Metrics, Model, Outputs, PyTree, Schedule, StepFn, Term, TrainState, Variables
 
@@ -25,6 +25,7 @@ __all__ = [
     "from_features",
     "from_labels",
     "from_logits",
+    "from_outputs",
     "init_state",
     "losses",
     "make_eval_step",

@@ -97,16 +97,17 @@ class Checkpoints:
             except (ValueError, KeyError, OSError) as error:
                 failure = error
                 unreadable.append(step)
-                _LOG.warning("checkpoint %s/%d cannot be read, trying the one before: %s", self.path, step, error)
+                _LOG.warning(
+                    "checkpoint %s/%d cannot be read, trying the one before: %s", self.path, step, _reason(error)
+                )
                 continue
             for bad in unreadable:
                 self._manager.delete(bad)
             return state
         if failure is not None:
-            reason = str(failure).splitlines()[0]
             raise ValueError(
-                f"none of the checkpoints in {self.path} (steps {steps}) can be read into this state ({reason}): use "
-                "the code and config that wrote them, or start under another name."
+                f"none of the checkpoints in {self.path} (steps {steps}) can be read into this state "
+                f"({_reason(failure)}): use the code and config that wrote them, or start under another name."
             ) from failure
         return None
 
@@ -141,7 +142,7 @@ def _reason(error: Exception) -> str:
     code = re.search(r"os_error_code='(\d+)'", str(error))
     if code:
         return os.strerror(int(code[1]))
-    return getattr(error, "strerror", None) or str(error).splitlines()[0]
+    return getattr(error, "strerror", None) or str(error).splitlines()[0].partition(" [tensorstore_spec")[0]
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:

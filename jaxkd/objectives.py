@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -126,6 +126,49 @@ def _mean(values: jax.Array, batch: Batch, where: str | None) -> jax.Array:
     return numerics.masked_mean(values, weight)
 
 
+def from_outputs(loss: Loss, *paths: str | Sequence[str], where: str | None = None, **hyper: Any) -> Term:
+    """Term of any loss without parameters of its own; a path says where each of its arguments comes from.
+
+    `from_outputs(losses.dkd, "student.logits", "teacher.logits", "batch.label", beta=8.0)`
+
+    Args:
+      loss: (*arguments, **hyper) -> [B, ...], or a scalar if it couples the batch.
+      *paths: "student.<feature>", "teacher.<feature>" (`logits` is one of them) or "batch.<field>", in the order of
+        the loss's arguments; a sequence of paths gives a list of arrays.
+      where: Field of the batch [B] with the examples' weights (boolean or not); all of them count alike if None.
+      **hyper: Hyper-parameters of the loss: numbers, arrays or schedules of the step.
+
+    Returns:
+      A term without parameters; its state holds the numbers.
+
+    Raises:
+      ValueError: If a path has another form.
+    """
+    for path in (p for given in paths for p in ([given] if isinstance(given, str) else given)):
+        if path.split(".", 1)[0] not in ("student", "teacher", "batch") or "." not in path:
+            raise ValueError(f"{path!r} is no path: write student.<feature>, teacher.<feature> or batch.<field>.")
+    held = hold(hyper, loss)
+
+    def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> Variables:
+        return Variables({}, {name: jnp.asarray(v) for name, v in held.arrays.items()})
+
+    def apply(
+        variables: Variables, student: Outputs, teacher: Outputs, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, PyTree, dict[str, jax.Array]]:
+        def read(path: str | Sequence[str]) -> Any:
+            if not isinstance(path, str):
+                return [read(p) for p in path]
+            whose, name = path.split(".", 1)
+            if whose == "batch":
+                return _field(batch, name)
+            return pick(student if whose == "student" else teacher, name, whose)
+
+        values = loss(*map(read, paths), **held.resolve(variables.state, step))
+        return _mean(values, batch, where), variables.state, {}
+
+    return Term(init, apply)
+
+
 def from_labels(loss: Loss, *, label: str = "label", where: str | None = None, **hyper: Any) -> Term:
     """Term of a loss between the student's logits and the batch's labels.
 
@@ -138,11 +181,7 @@ def from_labels(loss: Loss, *, label: str = "label", where: str | None = None, *
     Returns:
       A term without parameters; its state holds the numbers.
     """
-
-    def value(student: Outputs, teacher: Outputs, batch: Batch, arguments: Mapping[str, Any]) -> jax.Array:
-        return loss(student.logits, _field(batch, label), **arguments)
-
-    return _stateless(value, hold(hyper, loss), where)
+    return from_outputs(loss, "student.logits", f"batch.{label}", where=where, **hyper)
 
 
 def from_logits(loss: Loss, *, where: str | None = None, **hyper: Any) -> Term:
@@ -156,26 +195,7 @@ def from_logits(loss: Loss, *, where: str | None = None, **hyper: Any) -> Term:
     Returns:
       A term without parameters; its state holds the numbers.
     """
-
-    def value(student: Outputs, teacher: Outputs, batch: Batch, arguments: Mapping[str, Any]) -> jax.Array:
-        return loss(student.logits, pick(teacher, "logits", "teacher"), **arguments)
-
-    return _stateless(value, hold(hyper, loss), where)
-
-
-def _stateless(
-    value: Callable[[Outputs, Outputs, Batch, Mapping[str, Any]], jax.Array], held: Held, where: str | None
-) -> Term:
-    def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> Variables:
-        return Variables({}, {name: jnp.asarray(v) for name, v in held.arrays.items()})
-
-    def apply(
-        variables: Variables, student: Outputs, teacher: Outputs, batch: Batch, key: jax.Array, step: jax.Array
-    ) -> tuple[jax.Array, PyTree, dict[str, jax.Array]]:
-        values = value(student, teacher, batch, held.resolve(variables.state, step))
-        return _mean(values, batch, where), variables.state, {}
-
-    return Term(init, apply)
+    return from_outputs(loss, "student.logits", "teacher.logits", where=where, **hyper)
 
 
 class Projection(NamedTuple):

@@ -112,7 +112,7 @@ def test_digits_leaves_a_whole_run_directory_and_does_not_train_twice(tmp_path, 
 
 def test_interrupted_run_goes_on_to_the_same_end(tmp_path, images):
     path = ROOT / "experiments" / "image_kd.py"
-    more = ["--smoke", "--source", images, "--epochs", "8", "--no-wandb", "--flip", "--crop", "1"]
+    more = ["--smoke", "--source", images, "--epochs", "8", "--teacher", "mlp", "--no-wandb", "--flip", "--crop", "1"]
     run(path, *more, "--root", tmp_path / "whole")
     started = subprocess.Popen(
         [sys.executable, str(path), *more, "--root", str(tmp_path / "cut")], stdout=subprocess.PIPE, text=True
