@@ -9,6 +9,7 @@ os.environ["XLA_FLAGS"] = " ".join(
         os.environ.get("XLA_FLAGS", ""),
         # Tests compile thousands of tiny programs and run each a few times: leave out LLVM's expensive passes.
         "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_parallel_codegen_split_count=1",  # programs too small to be worth compiling in parts
         # Eight devices share few cores: on a busy machine one may wait long for the others before all meet.
         "--xla_cpu_collective_call_terminate_timeout_seconds=600 --xla_cpu_collective_timeout_seconds=600",
     )
