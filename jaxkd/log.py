@@ -290,12 +290,9 @@ class Progress:
 
     def _pace(self, step: int) -> str:
         """Examples per second and the time left, from the last updates."""
-        # The first step compiles: once two others are known, it says nothing about those to come.
-        points = list(self._times)[1:] if len(self._times) > 2 else list(self._times)
-        seconds, steps = points[-1][0] - points[0][0], points[-1][1] - points[0][1]
-        if steps <= 0 or seconds <= 0:
+        rate = self._steps_per_second()
+        if rate is None:
             return ""
-        rate = steps / seconds
         minutes, seconds_left = divmod(round(max(self._total - step, 0) / rate), 60)
         clock = (
             f"{minutes}:{seconds_left:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{seconds_left:02}"
@@ -306,9 +303,15 @@ class Progress:
     @property
     def examples_per_second(self) -> float | None:
         """Mean rate over the last updates shown, without the compilation; None if nothing was trained."""
+        rate = self._steps_per_second()
+        return rate * self._batch_size if rate is not None and self._batch_size else None
+
+    def _steps_per_second(self) -> float | None:
+        """Rate over the last updates, None before there is one."""
+        # The first step compiles: once two others are known, it says nothing about those to come.
         points = list(self._times)[1:] if len(self._times) > 2 else list(self._times)
         seconds, steps = points[-1][0] - points[0][0], points[-1][1] - points[0][1]
-        return steps * self._batch_size / seconds if steps > 0 and seconds > 0 and self._batch_size else None
+        return steps / seconds if steps > 0 and seconds > 0 else None
 
     def __enter__(self) -> Progress:
         if self._bar is not None:
