@@ -9,6 +9,7 @@ import inspect
 import re
 import textwrap
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -32,11 +33,12 @@ MASKS = ("mask", "lengths", "valid", "student_len")
 
 
 def evaluate(method, case, change=None):
-    """The adapter's value in float32 for (changed) inputs."""
+    """The adapter's value in float32 for (changed) inputs, a scalar."""
     description, arrays = stored(method, case)
     inputs = {k: arrays[k] for k in description["inputs"]}
     inputs = {k: jnp.asarray(v, jnp.float32 if v.dtype.kind == "f" else None) for k, v in inputs.items()}
-    return float(adapter.value(method, description["hyperparameters"], change(inputs) if change else inputs))
+    inputs = change(inputs) if change else inputs
+    return jax.jit(lambda given: adapter.value(method, description["hyperparameters"], given))(inputs)
 
 
 def killed(method, change=None):
@@ -84,7 +86,7 @@ def functions_of(method):
             for name, function in inspect.getmembers(module, inspect.isfunction):
                 if name in losses.__all__ and original(function).__module__.startswith("jaxkd.losses."):
                     patch.setattr(module, name, watch(function))
-        evaluate(method, "case0")
+        jax.eval_shape(lambda: evaluate(method, "case0"))
     return list(dict.fromkeys(called))
 
 
