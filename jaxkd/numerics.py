@@ -332,3 +332,17 @@ def safe_abs(x: jax.Array) -> jax.Array:
       |x|, same shape and dtype.
     """
     return x * jnp.sign(x)
+
+
+def reverse_gradient(x: jax.Array, strength: ArrayLike = 1.0) -> jax.Array:
+    """The identity, whose derivative is -strength: what minimises a loss of it maximises the loss.
+
+    Args:
+      x: Array, floating.
+      strength: lambda, a scalar or of the shape of x.
+
+    Returns:
+      x.
+    """
+    still = jax.lax.stop_gradient(x)
+    return still - jnp.asarray(strength, x.dtype) * (x - still)

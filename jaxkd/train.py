@@ -16,6 +16,9 @@ from jaxkd.types import Batch, EvalFn, Metrics, Model, Outputs, PyTree, StepFn, 
 Prepare: TypeAlias = Callable[[Batch], Batch]
 """Pure function of a batch, on the device: augmentation and normalisation."""
 
+Objective: TypeAlias = Callable[[PyTree], tuple[jax.Array, Any]]
+"""{"student", "term"} params -> (value, (new state, metrics, student's outputs))."""
+
 Metric: TypeAlias = Callable[[Outputs, Outputs, Batch], Any]
 
 
@@ -117,6 +120,43 @@ def init_state(
     return jax.jit(init)(key, start, batch, teacher_variables)
 
 
+def make_objective(
+    student: Model, teacher: Model, term: Term, *, prepare: Prepare = _same
+) -> Callable[[TrainState, Variables, Batch], tuple[Objective, Outputs, Batch]]:
+    """What a step minimises, as a function of the params alone.
+
+    Args:
+      student: The model that learns, applied in training mode.
+      teacher: The model that it learns from, applied in evaluation mode.
+      term: The objective.
+      prepare: What is done to a batch on the device.
+
+    Returns:
+      (state, teacher_variables, batch) -> (objective, teacher's outputs, prepared batch), where the objective is
+      params -> (value, (new state of student and term, the term's metrics, student's outputs)).
+    """
+
+    def begin(state: TrainState, teacher_variables: Variables, batch: Batch) -> tuple[Objective, Outputs, Batch]:
+        key = jax.random.fold_in(state.key, state.step)
+        ready = prepare(batch)
+        teacher_out, _ = teacher.apply(teacher_variables, ready, None, False)
+        teacher_out = jax.lax.stop_gradient(teacher_out)
+
+        def objective(params: PyTree) -> tuple[jax.Array, Any]:
+            student_out, student_state = student.apply(
+                Variables(params["student"], state.state["student"]), ready, numerics.fold_name(key, "student"), True
+            )
+            owned = Variables(params["term"], state.state["term"])
+            value, term_state, parts = term.apply(
+                owned, student_out, teacher_out, ready, numerics.fold_name(key, "term"), state.step
+            )
+            return value, ({"student": student_state, "term": term_state}, parts, student_out)
+
+        return objective, teacher_out, ready
+
+    return begin
+
+
 def make_train_step(
     student: Model,
     teacher: Model,
@@ -145,22 +185,10 @@ def make_train_step(
       compile it with `jaxkd.parallel`.
     """
 
+    begin = make_objective(student, teacher, term, prepare=prepare)
+
     def step(state: TrainState, teacher_variables: Variables, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(state.key, state.step)
-        ready = prepare(batch)
-        teacher_out, _ = teacher.apply(teacher_variables, ready, None, False)
-        teacher_out = jax.lax.stop_gradient(teacher_out)
-
-        def objective(params: PyTree) -> tuple[jax.Array, Any]:
-            student_out, student_state = student.apply(
-                Variables(params["student"], state.state["student"]), ready, numerics.fold_name(key, "student"), True
-            )
-            owned = Variables(params["term"], state.state["term"])
-            value, term_state, parts = term.apply(
-                owned, student_out, teacher_out, ready, numerics.fold_name(key, "term"), state.step
-            )
-            return value, ({"student": student_state, "term": term_state}, parts, student_out)
-
+        objective, teacher_out, ready = begin(state, teacher_variables, batch)
         (loss, (new_state, parts, student_out)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -8,7 +8,7 @@ import pytest
 from helpers import CLASSES, assert_trees_equal
 
 from jaxkd import losses, objectives
-from jaxkd.types import Outputs, Variables
+from jaxkd.types import Outputs, Term, Variables
 
 KEY = jax.random.key(0)
 
@@ -246,13 +246,13 @@ def test_features_are_compared_after_the_projection():
     wide = outputs(width=7, seed=2)
     term = objectives.from_features(losses.hint, student="stage1", teacher="stage1", project=objectives.linear())
     variables = start(term, teacher=wide)
-    assert jax.tree.map(jnp.shape, variables) == Variables({"kernel": (4, 7), "bias": (7,)}, {})
-    moved = variables._replace(params={**variables.params, "bias": jnp.arange(7.0)})
-    projected = STUDENT.features["stage1"] @ np.asarray(moved.params["kernel"]) + np.arange(7.0)
+    assert jax.tree.map(jnp.shape, variables) == Variables({"student": {"kernel": (4, 7), "bias": (7,)}}, {})
+    moved = variables._replace(params={"student": {**variables.params["student"], "bias": jnp.arange(7.0)}})
+    projected = STUDENT.features["stage1"] @ np.asarray(moved.params["student"]["kernel"]) + np.arange(7.0)
     expected = mean((projected - wide.features["stage1"]) ** 2)
     assert value(term, teacher=wide, variables=moved) == pytest.approx(expected, rel=1e-5)
     # The teacher's side is not touched: a projection to the same width is there all the same.
-    assert set(start(term).params) == {"kernel", "bias"}
+    assert set(start(term).params["student"]) == {"kernel", "bias"}
 
 
 def test_without_a_projection_features_are_compared_as_they_are():
@@ -270,9 +270,11 @@ def test_feature_terms_hold_numbers_and_projections_apart():
         scaled, student="pooled", teacher="logits", project=objectives.linear(bias=False), scale=3
     )
     variables = start(term)
-    assert jax.tree.map(jnp.shape, variables.params) == {"kernel": (4, CLASSES)}
+    assert jax.tree.map(jnp.shape, variables.params) == {"student": {"kernel": (4, CLASSES)}}
     assert_trees_equal(variables.state, {"scale": jnp.float32(3.0)})
-    expected = 3 * mean((STUDENT.features["pooled"] @ np.asarray(variables.params["kernel"]) - TEACHER.logits) ** 2)
+    expected = 3 * mean(
+        (STUDENT.features["pooled"] @ np.asarray(variables.params["student"]["kernel"]) - TEACHER.logits) ** 2
+    )
     assert value(term) == pytest.approx(expected, rel=1e-5)
 
 
@@ -344,7 +346,7 @@ def test_weighted_lays_out_params_and_state_by_name():
     assert jax.tree.map(jnp.shape, variables.params) == {
         "label": {},
         "kd": {},
-        "hint": {"kernel": (4, 4), "bias": (4,)},
+        "hint": {"student": {"kernel": (4, 4), "bias": (4,)}},
     }
     expected = {
         "weights": {"label": jnp.float32(1), "hint": jnp.float32(3)},
@@ -401,12 +403,12 @@ def test_terms_of_a_sum_start_apart():
     kernels = [params["one"], params["two"], params["nest"]["one"], params["nest"]["two"]]
     for i, a in enumerate(kernels):
         for b in kernels[:i]:
-            assert float(jnp.abs(a["kernel"] - b["kernel"]).max()) > 1e-2
+            assert float(jnp.abs(a["student"]["kernel"] - b["student"]["kernel"]).max()) > 1e-2
     # A term's start depends on its name and the key, not on its neighbours.
     alone = start(objectives.weighted(two=hint())).params
     assert_trees_equal(alone["two"], params["two"])
     other = start(term, key=jax.random.key(1)).params
-    assert float(jnp.abs(other["one"]["kernel"] - params["one"]["kernel"]).max()) > 1e-2
+    assert float(jnp.abs(other["one"]["student"]["kernel"] - params["one"]["student"]["kernel"]).max()) > 1e-2
 
 
 def test_terms_of_a_sum_draw_apart_and_keep_their_own_state():
@@ -417,7 +419,7 @@ def test_terms_of_a_sum_draw_apart_and_keep_their_own_state():
         drawn = jax.random.uniform(key)
         return drawn, {"seen": variables.state["seen"] + 1}, {"drawn": drawn}
 
-    noisy = objectives.Term(init, apply)
+    noisy = Term(init, apply)
     term = objectives.weighted(one=noisy, two=(2.0, noisy))
     variables = start(term)
     _, state, found = term.apply(variables, STUDENT, TEACHER, BATCH, KEY, 0)

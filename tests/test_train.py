@@ -50,7 +50,7 @@ def test_fifty_steps_equal_a_handwritten_step():
 
     setup = Setup()
     state, step = setup.state, jax.jit(setup.step)
-    params, projection = state.params["student"], state.params["term"]["hint"]
+    params, projection = state.params["student"], state.params["term"]["hint"]["student"]
     statistics = state.state["student"]["batch_stats"]
     opt_state = setup.optimizer.init((params, projection))
     by_hand = handwritten_step(setup, fold_name)
@@ -62,7 +62,7 @@ def test_fifty_steps_equal_a_handwritten_step():
         )
         np.testing.assert_allclose(found["loss"], loss, rtol=1e-5)
     assert_trees_close(state.params["student"], params, rtol=0, atol=2e-5)
-    assert_trees_close(state.params["term"]["hint"], projection, rtol=0, atol=2e-5)
+    assert_trees_close(state.params["term"]["hint"]["student"], projection, rtol=0, atol=2e-5)
     assert_trees_close(state.state["student"]["batch_stats"], statistics, rtol=1e-4, atol=1e-5)
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), params, setup.state.params["student"])
     assert min(jax.tree.leaves(moved)) > 0.01

@@ -255,3 +255,53 @@ def simkd_projector(
     x = semckd_regressor(feature, kernel1, scale1, bias1, kernel2, scale2, bias2, kernel3)
     x, g3, b3 = numerics.promote(x, scale3, bias3)
     return jax.nn.relu(numerics.batch_norm(x, g3, b3))
+
+
+def review_fusion(
+    feature: ArrayLike,
+    deeper: ArrayLike | None,
+    kernel1: ArrayLike,
+    scale1: ArrayLike,
+    bias1: ArrayLike,
+    kernel2: ArrayLike,
+    scale2: ArrayLike,
+    bias2: ArrayLike,
+    attention_kernel: ArrayLike | None = None,
+    attention_bias: ArrayLike | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """ReviewKD's attention-based fusion of one student stage with what the deeper stages left; couples the batch.
+
+    x = BN(conv1x1(f));  x <- a_1 x + a_2 y with (a_1, a_2) = sigmoid(conv1x1([x, y])), y = deeper at x's resolution;
+    output = BN(conv3x3(x))
+
+    Args:
+      feature: [B, H, W, Cs] floating.
+      deeper: [B, h, w, M], the residual of the next deeper stage, or None at the deepest.
+      kernel1: [1, 1, Cs, M].
+      scale1: [M].
+      bias1: [M].
+      kernel2: [3, 3, M, Ct].
+      scale2: [Ct].
+      bias2: [Ct].
+      attention_kernel: [1, 1, 2 M, 2]; needed with `deeper`.
+      attention_bias: [2]; needed with `deeper`.
+
+    Returns:
+      The output [B, H, W, Ct], for `review_hcl`, and the residual x [B, H, W, M] for the next shallower stage.
+
+    Raises:
+      ValueError: If there is a deeper stage but no attention.
+
+    Reference:
+      Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, https://arxiv.org/abs/2104.09044
+    """
+    f, k1, g1, b1, k2, g2, b2 = numerics.promote(feature, kernel1, scale1, bias1, kernel2, scale2, bias2)
+    x = numerics.batch_norm(numerics.conv2d(f, k1), g1, b1)
+    if deeper is not None:
+        if attention_kernel is None or attention_bias is None:
+            raise ValueError("fusion with a deeper stage needs attention_kernel and attention_bias: give both.")
+        y, k, b = numerics.promote(deeper, attention_kernel, attention_bias)
+        y = jax.image.resize(y, x.shape, "nearest")
+        a = jax.nn.sigmoid(numerics.conv2d(jnp.concatenate([x, y], axis=-1), k, b))
+        x = a[..., :1] * x + a[..., 1:] * y
+    return numerics.batch_norm(numerics.conv2d(x, k2), g2, b2), x

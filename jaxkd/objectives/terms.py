@@ -13,9 +13,13 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxkd import numerics
+from jaxkd.objectives.projections import Projection
 from jaxkd.types import Batch, Outputs, PyTree, Schedule, Term, Variables
 
 Loss: TypeAlias = Callable[..., jax.Array]
+Weigh: TypeAlias = Callable[[Outputs, Outputs, Batch], jax.Array]
+"""(student, teacher, batch) -> [B], the factor of each example's value; no gradient passes through it."""
+
 Number: TypeAlias = ArrayLike | Schedule
 """A float or array (held in the term's state, so changing it never recompiles) or a schedule of the step."""
 
@@ -27,7 +31,7 @@ class Held(NamedTuple):
     resolve: Callable[[Mapping[str, jax.Array], jax.Array], dict[str, Any]]
 
 
-def hold(values: Mapping[str, Any], loss: Loss | None = None) -> Held:
+def hold(values: Mapping[str, Any], loss: Callable[..., Any] | None = None) -> Held:
     """Separates numbers, which become traced state, from schedules of the step and from static options.
 
     A float or an array of floats is a number; so is an integer where the loss's own default is a float. Callables are
@@ -69,7 +73,7 @@ def _is_number(value: Any, wants_float: bool) -> bool:
     )
 
 
-def _check_keywords(values: Mapping[str, Any], loss: Loss | None, parameters: Mapping[str, Any]) -> None:
+def _check_keywords(values: Mapping[str, Any], loss: Callable[..., Any] | None, parameters: Mapping[str, Any]) -> None:
     if loss is None or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
     keywords = [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
@@ -126,7 +130,99 @@ def _mean(values: jax.Array, batch: Batch, where: str | None) -> jax.Array:
     return numerics.masked_mean(values, weight)
 
 
-def from_outputs(loss: Loss, *paths: str | Sequence[str], where: str | None = None, **hyper: Any) -> Term:
+def stateful(
+    loss: Callable[..., tuple[jax.Array, Mapping[str, Any], Mapping[str, jax.Array]]],
+    *paths: str | Sequence[str],
+    init: Callable[..., Variables],
+    hyper_of: Callable[..., Any] | None = None,
+    where: str | None = None,
+    weigh: Weigh | None = None,
+    **hyper: Any,
+) -> Term:
+    """Term of a loss that owns parameters, a state that it changes itself (banks, queues), or randomness.
+
+    Args:
+      loss: (variables, key, *arguments, **hyper) -> (values [B, ...] or a scalar, changed entries of the state,
+        metrics); the variables are those that `init` made.
+      *paths: Where each argument comes from, as in `from_outputs`.
+      init: (key, *arguments) -> Variables(params, state) with a dict as state; sees shapes only.
+      hyper_of: The function whose signature tells the hyper-parameters' names, if it is not `loss`.
+      where: Field of the batch [B] with the examples' weights; all of them count alike if None.
+      weigh: Factor of each example's value (see `jaxkd.objectives.adaptive`); 1 if None.
+      **hyper: Hyper-parameters of the loss: numbers, arrays or schedules of the step.
+
+    Returns:
+      A term; its state holds the numbers beside what `init` put there.
+
+    Raises:
+      ValueError: If a path has another form.
+    """
+    _check_paths(paths)
+    held = hold(hyper, hyper_of or loss)
+
+    def begin(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> Variables:
+        params, state = init(key, *_read(paths, student, teacher, batch))
+        return Variables(params, {**{name: jnp.asarray(v) for name, v in held.arrays.items()}, **state})
+
+    def apply(
+        variables: Variables, student: Outputs, teacher: Outputs, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, PyTree, dict[str, jax.Array]]:
+        params, state = variables
+        numbers = held.resolve({name: state[name] for name in held.arrays}, step)
+        arguments = _read(paths, student, teacher, batch)
+        values, changed, metrics = loss(Variables(params, state), key, *arguments, **numbers)
+        if weigh is not None:
+            factor = jax.lax.stop_gradient(weigh(student, teacher, batch))
+            values = _weigh(values, factor)
+        return _mean(values, batch, where), {**state, **changed}, dict(metrics)
+
+    return Term(begin, apply)
+
+
+def trained(
+    loss: Loss,
+    *paths: str | Sequence[str],
+    init: Callable[..., PyTree],
+    hyper_of: Callable[..., Any] | None = None,
+    where: str | None = None,
+    weigh: Weigh | None = None,
+    **hyper: Any,
+) -> Term:
+    """Term of a loss with parameters of its own, which the optimizer updates with the student's.
+
+    Args:
+      loss: (params, *arguments, **hyper) -> [B, ...], or a scalar if it couples the batch.
+      *paths: Where each argument comes from, as in `from_outputs`.
+      init: (key, *arguments) -> params; sees shapes only.
+      hyper_of: The function whose signature tells the hyper-parameters' names, if it is not `loss`.
+      where: Field of the batch [B] with the examples' weights; all of them count alike if None.
+      weigh: Factor of each example's value (see `jaxkd.objectives.adaptive`); 1 if None.
+      **hyper: Hyper-parameters of the loss: numbers, arrays or schedules of the step.
+
+    Returns:
+      A term; its state holds the numbers.
+
+    Raises:
+      ValueError: If a path has another form.
+    """
+
+    def call(variables: Variables, key: jax.Array, *arguments: Any, **hyper: Any) -> tuple[jax.Array, dict, dict]:
+        return loss(variables.params, *arguments, **hyper), {}, {}
+
+    return stateful(
+        call,
+        *paths,
+        init=lambda key, *arguments: Variables(init(key, *arguments), {}),
+        hyper_of=hyper_of or loss,
+        where=where,
+        weigh=weigh,
+        **hyper,
+    )
+
+
+def from_outputs(
+    loss: Loss, *paths: str | Sequence[str], where: str | None = None, weigh: Weigh | None = None, **hyper: Any
+) -> Term:
     """Term of any loss without parameters of its own; a path says where each of its arguments comes from.
 
     `from_outputs(losses.dkd, "student.logits", "teacher.logits", "batch.label", beta=8.0)`
@@ -136,6 +232,7 @@ def from_outputs(loss: Loss, *paths: str | Sequence[str], where: str | None = No
       *paths: "student.<feature>", "teacher.<feature>" (`logits` is one of them) or "batch.<field>", in the order of
         the loss's arguments; a sequence of paths gives a list of arrays.
       where: Field of the batch [B] with the examples' weights (boolean or not); all of them count alike if None.
+      weigh: Factor of each example's value (see `jaxkd.objectives.adaptive`); 1 if None.
       **hyper: Hyper-parameters of the loss: numbers, arrays or schedules of the step.
 
     Returns:
@@ -144,99 +241,81 @@ def from_outputs(loss: Loss, *paths: str | Sequence[str], where: str | None = No
     Raises:
       ValueError: If a path has another form.
     """
+    return trained(
+        lambda params, *arguments, **hyper: loss(*arguments, **hyper),
+        *paths,
+        init=lambda key, *arguments: {},
+        hyper_of=loss,
+        where=where,
+        weigh=weigh,
+        **hyper,
+    )
+
+
+def features_of(whose: str, names: Sequence[str]) -> list[str]:
+    """Paths of several features of one side, "student" or "teacher": together one argument of a loss, a list."""
+    return [f"{whose}.{name}" for name in names]
+
+
+def _check_paths(paths: Sequence[str | Sequence[str]]) -> None:
     for path in (p for given in paths for p in ([given] if isinstance(given, str) else given)):
         if path.split(".", 1)[0] not in ("student", "teacher", "batch") or "." not in path:
             raise ValueError(f"{path!r} is no path: write student.<feature>, teacher.<feature> or batch.<field>.")
-    held = hold(hyper, loss)
-
-    def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> Variables:
-        return Variables({}, {name: jnp.asarray(v) for name, v in held.arrays.items()})
-
-    def apply(
-        variables: Variables, student: Outputs, teacher: Outputs, batch: Batch, key: jax.Array, step: jax.Array
-    ) -> tuple[jax.Array, PyTree, dict[str, jax.Array]]:
-        def read(path: str | Sequence[str]) -> Any:
-            if not isinstance(path, str):
-                return [read(p) for p in path]
-            whose, name = path.split(".", 1)
-            if whose == "batch":
-                return _field(batch, name)
-            return pick(student if whose == "student" else teacher, name, whose)
-
-        values = loss(*map(read, paths), **held.resolve(variables.state, step))
-        return _mean(values, batch, where), variables.state, {}
-
-    return Term(init, apply)
 
 
-def from_labels(loss: Loss, *, label: str = "label", where: str | None = None, **hyper: Any) -> Term:
+def _read(paths: Sequence[str | Sequence[str]], student: Outputs, teacher: Outputs, batch: Batch) -> list[Any]:
+    """What stands at the paths, a list where there is a sequence of them."""
+
+    def read(path: str | Sequence[str]) -> Any:
+        if not isinstance(path, str):
+            return [read(p) for p in path]
+        whose, name = path.split(".", 1)
+        if whose == "batch":
+            return _field(batch, name)
+        return pick(student if whose == "student" else teacher, name, whose)
+
+    return [read(path) for path in paths]
+
+
+def _weigh(values: jax.Array, factor: jax.Array) -> jax.Array:
+    if values.ndim == 0:
+        raise ValueError(
+            "this loss couples the batch and returns a scalar, so its examples cannot be weighed: leave `weigh` out."
+        )
+    return values * numerics.per_example(factor.astype(values.dtype), values)
+
+
+def from_labels(
+    loss: Loss, *, label: str = "label", where: str | None = None, weigh: Weigh | None = None, **hyper: Any
+) -> Term:
     """Term of a loss between the student's logits and the batch's labels.
 
     Args:
       loss: (logits [B, ..., K], labels, **hyper) -> [B, ...].
       label: Field of the batch that holds the labels, integers [B, ...] or probabilities [B, ..., K].
       where: Field of the batch [B] that says which examples have a label (boolean, or a weight); all of them if None.
+      weigh: Factor of each example's value (see `jaxkd.objectives.adaptive`); 1 if None.
       **hyper: Hyper-parameters of the loss: numbers, arrays or schedules of the step.
 
     Returns:
       A term without parameters; its state holds the numbers.
     """
-    return from_outputs(loss, "student.logits", f"batch.{label}", where=where, **hyper)
+    return from_outputs(loss, "student.logits", f"batch.{label}", where=where, weigh=weigh, **hyper)
 
 
-def from_logits(loss: Loss, *, where: str | None = None, **hyper: Any) -> Term:
+def from_logits(loss: Loss, *, where: str | None = None, weigh: Weigh | None = None, **hyper: Any) -> Term:
     """Term of a loss between the student's and the teacher's logits.
 
     Args:
       loss: (student_logits [B, ..., K], teacher_logits [B, ..., K], **hyper) -> [B, ...] or a scalar.
       where: Field of the batch [B] with the examples' weights; all of them if None.
+      weigh: Factor of each example's value (see `jaxkd.objectives.adaptive`); 1 if None.
       **hyper: Hyper-parameters of the loss: numbers, arrays or schedules of the step.
 
     Returns:
       A term without parameters; its state holds the numbers.
     """
-    return from_outputs(loss, "student.logits", "teacher.logits", where=where, **hyper)
-
-
-class Projection(NamedTuple):
-    """A small map from the student's feature to the teacher's shape, with parameters of its own.
-
-    init:  (key, student_shape, teacher_shape) -> params
-    apply: (params, x) -> projected x
-    """
-
-    init: Callable[[jax.Array, tuple[int, ...], tuple[int, ...]], PyTree]
-    apply: Callable[[PyTree, jax.Array], jax.Array]
-
-
-def linear(*, bias: bool = True) -> Projection:
-    """Linear projection of the last axis; on feature maps [B, H, W, C] that is a 1x1 convolution.
-
-    x W + b, W drawn with variance 1 / C_student
-
-    Args:
-      bias: Whether there is a b.
-
-    Returns:
-      A projection with parameters `kernel` [C_student, C_teacher] and `bias` [C_teacher].
-    """
-
-    def init(key: jax.Array, student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]) -> PyTree:
-        if student_shape[:-1] != teacher_shape[:-1]:
-            raise ValueError(
-                f"a linear projection changes the last axis only, but the student's feature has shape {student_shape} "
-                f"and the teacher's {teacher_shape}: choose stages of one resolution, or pool one of them first."
-            )
-        size = (student_shape[-1], teacher_shape[-1])
-        kernel = jax.nn.initializers.lecun_normal()(key, size, jnp.float32)
-        return {"kernel": kernel, "bias": jnp.zeros(size[1])} if bias else {"kernel": kernel}
-
-    def apply(params: PyTree, x: jax.Array) -> jax.Array:
-        (x,) = numerics.promote(x)
-        y = x @ params["kernel"].astype(x.dtype)
-        return y + params["bias"].astype(x.dtype).reshape((1,) * (y.ndim - 1) + (-1,)) if bias else y
-
-    return Projection(init, apply)
+    return from_outputs(loss, "student.logits", "teacher.logits", where=where, weigh=weigh, **hyper)
 
 
 def from_features(
@@ -245,7 +324,9 @@ def from_features(
     student: str,
     teacher: str,
     project: Projection | None = None,
+    project_teacher: Projection | None = None,
     where: str | None = None,
+    weigh: Weigh | None = None,
     **hyper: Any,
 ) -> Term:
     """Term of a loss between one feature of the student and one of the teacher.
@@ -255,28 +336,26 @@ def from_features(
       student: Name of the student's feature.
       teacher: Name of the teacher's feature.
       project: Map from the student's feature to the teacher's shape, trained with the student; none if None.
+      project_teacher: Map of the teacher's feature, trained too where a method does that; none if None.
       where: Field of the batch [B] with the examples' weights; all of them if None.
+      weigh: Factor of each example's value (see `jaxkd.objectives.adaptive`); 1 if None.
       **hyper: Hyper-parameters of the loss: numbers, arrays or schedules of the step.
 
     Returns:
-      A term whose parameters are the projection's and whose state holds the numbers.
+      A term whose parameters are the projections', {"student": ..., "teacher": ...}, and whose state holds the numbers.
     """
-    held = hold(hyper, loss)
+    sides = {side: p for side, p in (("student", project), ("teacher", project_teacher)) if p is not None}
 
-    def init(key: jax.Array, student_out: Outputs, teacher_out: Outputs, batch: Batch) -> Variables:
-        s, t = pick(student_out, student, "student"), pick(teacher_out, teacher, "teacher")
-        params = project.init(key, tuple(s.shape), tuple(t.shape)) if project else {}
-        return Variables(params, {name: jnp.asarray(v) for name, v in held.arrays.items()})
+    def init(key: jax.Array, s: Any, t: Any) -> PyTree:
+        shapes = {"student": (tuple(s.shape), tuple(t.shape)), "teacher": (tuple(t.shape), tuple(s.shape))}
+        return {side: p.init(numerics.fold_name(key, side), *shapes[side]) for side, p in sides.items()}
 
-    def apply(
-        variables: Variables, student_out: Outputs, teacher_out: Outputs, batch: Batch, key: jax.Array, step: jax.Array
-    ) -> tuple[jax.Array, PyTree, dict[str, jax.Array]]:
-        s, t = pick(student_out, student, "student"), pick(teacher_out, teacher, "teacher")
-        s = project.apply(variables.params, s) if project else s
-        values = loss(s, t, **held.resolve(variables.state, step))
-        return _mean(values, batch, where), variables.state, {}
+    def call(params: PyTree, s: jax.Array, t: jax.Array, **hyper: Any) -> jax.Array:
+        moved = {side: p.apply(params[side], {"student": s, "teacher": t}[side]) for side, p in sides.items()}
+        return loss(moved.get("student", s), moved.get("teacher", t), **hyper)
 
-    return Term(init, apply)
+    paths = (f"student.{student}", f"teacher.{teacher}")
+    return trained(call, *paths, init=init, hyper_of=loss, where=where, weigh=weigh, **hyper)
 
 
 def weighted(**terms: Term | tuple[Number, Term]) -> Term:

@@ -1,0 +1,70 @@
+"""Terms: losses with what they own (projections, banks, traced temperatures and weights), and their weighted sums."""
+
+from jaxkd.objectives.adaptive import (
+    cosine_ramp,
+    curriculum_temperature,
+    teacher_certainty,
+    teacher_confidence,
+    uncertainty_weighted,
+    wsld_weight,
+)
+from jaxkd.objectives.banks import crd, info_nce_queue
+from jaxkd.objectives.layers import review, semckd
+from jaxkd.objectives.methods import ab, fgd, ft, mgd, ofd, paraphrase, simkd, srrl, vid, vitkd
+from jaxkd.objectives.projections import Projection, connector, linear, mlp, regressor
+from jaxkd.objectives.terms import (
+    Held,
+    Number,
+    Weigh,
+    features_of,
+    from_features,
+    from_labels,
+    from_logits,
+    from_outputs,
+    hold,
+    pick,
+    stateful,
+    trained,
+    weighted,
+)
+
+__all__ = [
+    "Held",
+    "Number",
+    "Projection",
+    "Weigh",
+    "ab",
+    "connector",
+    "cosine_ramp",
+    "crd",
+    "curriculum_temperature",
+    "features_of",
+    "fgd",
+    "from_features",
+    "from_labels",
+    "from_logits",
+    "from_outputs",
+    "ft",
+    "hold",
+    "info_nce_queue",
+    "linear",
+    "mgd",
+    "mlp",
+    "ofd",
+    "paraphrase",
+    "pick",
+    "regressor",
+    "review",
+    "semckd",
+    "simkd",
+    "srrl",
+    "stateful",
+    "teacher_certainty",
+    "teacher_confidence",
+    "trained",
+    "uncertainty_weighted",
+    "vid",
+    "vitkd",
+    "weighted",
+    "wsld_weight",
+]

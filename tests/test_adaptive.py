@@ -1,0 +1,176 @@
+"""Weights and temperatures that adapt: what each maximises, balances or ignores, against closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxkd import losses, numerics, objectives
+from jaxkd.types import Outputs, Variables
+
+B, K = 6, 5
+RNG = np.random.default_rng(0)
+STUDENT, TEACHER = (Outputs(jnp.asarray(2 * RNG.standard_normal((B, K)), jnp.float32)) for _ in range(2))
+BATCH = {"label": jnp.arange(B) % K}
+KEY = jax.random.key(0)
+
+
+def start(term):
+    return term.init(KEY, *jax.eval_shape(lambda: (STUDENT, TEACHER, BATCH)))
+
+
+def evaluate(term, owned, step=0, student=STUDENT):
+    return term.apply(owned, student, TEACHER, BATCH, KEY, jnp.int32(step))
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 2.0])
+def test_reversed_gradients_keep_the_value(strength):
+    x = jnp.asarray([1.0, -3.0, 1e30])
+    np.testing.assert_array_equal(numerics.reverse_gradient(x, strength), x)
+    gradient = jax.grad(lambda x: jnp.sum(3 * numerics.reverse_gradient(x, strength)))(x)
+    np.testing.assert_allclose(gradient, -3 * strength * np.ones(3))
+
+
+def test_the_temperature_climbs_while_the_student_descends():
+    term = objectives.curriculum_temperature(strength=0.5)
+    owned = start(term)
+    value, _, metrics = evaluate(term, owned)
+    T = 1 + 20 / (1 + np.exp(-1))
+    assert float(metrics["temperature"]) == pytest.approx(T, rel=1e-5)
+    assert float(value) == pytest.approx(
+        float(jnp.mean(losses.kd(STUDENT.logits, TEACHER.logits, temperature=T))), rel=1e-5
+    )
+
+    def of_theta(theta):
+        T = 1 + 20 * jax.nn.sigmoid(theta)
+        return jnp.mean(losses.kd(STUDENT.logits, TEACHER.logits, temperature=T))
+
+    (gradient,) = jax.tree.leaves(jax.grad(lambda p: evaluate(term, owned._replace(params=p))[0])(owned.params))
+    assert float(gradient) == pytest.approx(-0.5 * float(jax.grad(of_theta)(1.0)), rel=1e-4)
+    of_student = jax.grad(lambda s: evaluate(term, owned, student=Outputs(s))[0])(STUDENT.logits)
+    expected = jax.grad(lambda s: jnp.mean(losses.kd(s, TEACHER.logits, temperature=T)))(STUDENT.logits)
+    np.testing.assert_allclose(of_student, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_strength_is_a_schedule_and_other_numbers_are_checked():
+    term = objectives.curriculum_temperature(strength=objectives.cosine_ramp(10))
+    owned = start(term)
+    gradients = [
+        float(jax.grad(lambda p, step=step: evaluate(term, owned._replace(params=p), step)[0])(owned.params)["theta"])
+        for step in (0, 5, 10, 20)
+    ]
+    assert gradients[0] == 0
+    np.testing.assert_allclose(np.array(gradients) / gradients[2], [0, 0.5, 1, 1], atol=1e-5)
+    with pytest.raises(TypeError, match="kd has no hyper-parameter 'beta'"):
+        objectives.curriculum_temperature(strength=1.0, beta=2.0)
+
+
+def test_each_instance_has_its_temperature():
+    seen = []
+
+    def spy(s, t, *, temperature=1.0):
+        seen.append(temperature)
+        return losses.kd(s, t, temperature=temperature)
+
+    term = objectives.curriculum_temperature(spy, strength=1.0, instance=True, hidden=8)
+    owned = start(term)
+    evaluate(term, owned)
+    assert seen[-1].shape == (B,)
+    assert len(np.unique(seen[-1])) == B
+    assert np.all((np.asarray(seen[-1]) > 1) & (np.asarray(seen[-1]) < 21))
+
+
+def two():
+    return {"label": objectives.from_labels(losses.cross_entropy), "kd": objectives.from_logits(losses.kd)}
+
+
+def test_uncertainties_start_as_a_plain_sum_and_settle_at_the_terms():
+    term = objectives.uncertainty_weighted(**two())
+    owned = start(term)
+    total, _, metrics = evaluate(term, owned)
+    assert float(total) == pytest.approx(float(metrics["label"] + metrics["kd"]), rel=1e-6)
+    assert set(metrics) == {f"{n}{s}" for n in two() for s in ("", "_weighted", "_weight")}
+    # d/ds (exp(-s) L + s / 2) = 0 at s = log 2 L, where each share is a half.
+    params = {**owned.params, "log_variance": {n: jnp.log(2 * metrics[n]) for n in two()}}
+    grads = jax.grad(lambda p: evaluate(term, Variables(p, owned.state))[0])(params)
+    np.testing.assert_allclose(jax.tree.leaves(grads["log_variance"]), 0, atol=1e-6)
+    settled = evaluate(term, Variables(params, owned.state))[2]
+    np.testing.assert_allclose([settled["label_weighted"], settled["kd_weighted"]], 0.5, rtol=1e-5)
+
+
+def test_uncertainties_are_trained():
+    term = objectives.uncertainty_weighted(**two())
+    owned = start(term)
+    optimizer = optax.sgd(0.5)
+    params, opt_state = owned.params, optimizer.init(owned.params)
+    for _ in range(60):
+        grads = jax.grad(lambda p: evaluate(term, Variables(p, owned.state))[0])(params)
+        updates, opt_state = optimizer.update(grads, opt_state)
+        params = optax.apply_updates(params, updates)
+    metrics = evaluate(term, Variables(params, owned.state))[2]
+    np.testing.assert_allclose([metrics["label_weighted"], metrics["kd_weighted"]], 0.5, rtol=1e-2)
+
+
+@pytest.mark.parametrize("terms", [{}, {"log_variance": two()["kd"]}])
+def test_uncertainties_need_named_terms(terms):
+    with pytest.raises(ValueError, match="needs at least one term"):
+        objectives.uncertainty_weighted(**terms)
+
+
+P = np.exp(np.asarray(TEACHER.logits, np.float64))
+P /= P.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("weigh", "expected"),
+    [
+        (objectives.teacher_confidence(), P[np.arange(B), np.arange(B) % K]),
+        (objectives.teacher_certainty(), 1 + (P * np.log(P)).sum(1) / np.log(K)),
+        (
+            objectives.wsld_weight(),
+            1
+            - np.exp(
+                -np.asarray(losses.cross_entropy(STUDENT.logits, BATCH["label"]))
+                / -np.log(P[np.arange(B), np.arange(B) % K])
+            ),
+        ),
+    ],
+    ids=["confidence", "certainty", "wsld"],
+)
+def test_factors_multiply_each_example_and_pass_no_gradient(weigh, expected):
+    np.testing.assert_allclose(weigh(STUDENT, TEACHER, BATCH), expected, rtol=1e-4, atol=1e-6)
+    term = objectives.from_logits(losses.kd, weigh=weigh)
+    value, gradient = jax.value_and_grad(lambda s: evaluate(term, start(term), student=Outputs(s))[0])(STUDENT.logits)
+    each = losses.kd(STUDENT.logits, TEACHER.logits)
+    assert float(value) == pytest.approx(float(np.mean(expected * np.asarray(each))), rel=1e-4)
+    fixed = jax.grad(lambda s: jnp.mean(jnp.asarray(expected, jnp.float32) * losses.kd(s, TEACHER.logits)))(
+        STUDENT.logits
+    )
+    np.testing.assert_allclose(gradient, fixed, rtol=1e-3, atol=1e-6)
+
+
+def test_wslds_weight_makes_kd_its_soft_part():
+    """The two differ by the teacher's entropy, which has no gradient in the student."""
+    term = objectives.from_logits(losses.kd, weigh=objectives.wsld_weight(), temperature=4.0)
+    paths = ("student.logits", "teacher.logits", "batch.label")
+    whole = objectives.from_outputs(losses.wsld, *paths, alpha=1.0, temperature=4.0)
+    one, two = (
+        jax.grad(lambda s, t=t: evaluate(t, start(t), student=Outputs(s))[0])(STUDENT.logits) for t in (term, whole)
+    )
+    np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
+
+
+def test_factors_at_the_ends_are_finite_and_right():
+    sure = Outputs(1e4 * jax.nn.one_hot(BATCH["label"], K))
+    flat = Outputs(jnp.zeros((B, K)))
+    np.testing.assert_allclose(objectives.teacher_certainty()(flat, sure, BATCH), 1)
+    np.testing.assert_allclose(objectives.teacher_certainty()(sure, flat, BATCH), 0, atol=1e-6)
+    np.testing.assert_allclose(objectives.teacher_confidence()(flat, sure, BATCH), 1)
+    np.testing.assert_allclose(objectives.wsld_weight()(flat, sure, BATCH), 1)
+
+
+def test_a_loss_that_couples_the_batch_cannot_be_weighed():
+    term = objectives.from_logits(losses.dist, weigh=objectives.teacher_certainty())
+    with pytest.raises(ValueError, match=r"couples the batch.*cannot be weighed"):
+        evaluate(term, start(term))

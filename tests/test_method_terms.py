@@ -1,0 +1,378 @@
+"""Terms with parameters or banks of their own: they give the authors' numbers, train what they own, and learn."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from losses.test_golden import stored
+
+from jaxkd import losses, objectives
+from jaxkd.losses import connectors, contrastive, dense, transfer
+from jaxkd.objectives import banks
+from jaxkd.types import Outputs, Variables
+
+B, K, N = 8, 5, 32
+RNG = np.random.default_rng(0)
+BOTTLENECK = ("k1", "bn1_scale", "bn1_bias", "k2", "bn2_scale", "bn2_bias", "k3")
+NAMES = ("kernel1", "scale1", "bias1", "kernel2", "scale2", "bias2", "kernel3")
+
+
+def draw(*shape):
+    return jnp.asarray(RNG.standard_normal(shape), jnp.float32)
+
+
+def side(width):
+    """Two maps, an embedding, tokens and logits, all functions of a few numbers that can be trained."""
+    features = {
+        "stage1": draw(B, 8, 8, width),
+        "stage2": draw(B, 4, 4, 2 * width),
+        "pooled": draw(B, 2 * width),
+        **{f"block{i}": draw(B, 9, width) for i in range(3)},
+    }
+    return Outputs(draw(B, K), features)
+
+
+STUDENT, TEACHER = side(4), side(6)
+BATCH = {
+    "label": jnp.arange(B) % K,
+    "id": jnp.arange(B) * 4,
+    "boxes": jnp.asarray([[[2.0, 2.0, 20.0, 20.0], [8.0, 0.0, 30.0, 9.0]]] * B),
+}
+CLASSIFIER = (draw(12, K), draw(K))
+NORMS = [(draw(6), draw(6)), (draw(12), draw(12))]
+LAYERS = {"students": ["stage1", "stage2"], "teachers": ["stage1", "stage2"]}
+MAP = {"student": "stage1", "teacher": "stage1"}
+PARAPHRASER = {
+    "kernels": [0.2 * draw(3, 3, 6, 6), 0.2 * draw(3, 3, 6, 3), 0.2 * draw(3, 3, 3, 3)],
+    "biases": [jnp.zeros(6), jnp.zeros(3), jnp.zeros(3)],
+}
+TERMS = {
+    "vid": objectives.vid(**MAP),
+    "ab": objectives.ab(**LAYERS),
+    "ofd": objectives.ofd(**LAYERS, norms=NORMS),
+    "paraphrase": objectives.paraphrase(teacher="stage1"),
+    "ft": objectives.ft(**MAP, paraphraser=PARAPHRASER),
+    "mgd channels": objectives.mgd(**MAP, alpha=1e-3),
+    "mgd positions": objectives.mgd(**MAP, hidden=0.5, over="positions", alpha=1e-3),
+    "vitkd": objectives.vitkd(
+        student_low=["block0", "block1"], teacher_low=["block0", "block1"], student_high="block2", teacher_high="block2"
+    ),
+    "srrl": objectives.srrl(student="stage2", teacher="stage2", classifier=CLASSIFIER),
+    "simkd": objectives.simkd(student="stage2", teacher="stage2", classifier=CLASSIFIER),
+    "fgd": objectives.fgd(**MAP, image_shape=(32, 32)),
+    "semckd": objectives.semckd(**LAYERS),
+    "review": objectives.review(**LAYERS),
+    "crd": objectives.crd(student="pooled", teacher="pooled", examples=N, width=5, negatives=16),
+    "info_nce_queue": objectives.info_nce_queue(student="pooled", teacher="pooled", size=16, width=5),
+    "info_nce": objectives.from_features(
+        losses.info_nce,
+        student="pooled",
+        teacher="pooled",
+        project=objectives.linear(width=5),
+        project_teacher=objectives.mlp(hidden=(7,), width=5),
+    ),
+    "hint with a perceptron": objectives.from_features(losses.hint, **MAP, project=objectives.mlp(hidden=(7,))),
+    "ickd": objectives.from_features(losses.ickd, **MAP, project=objectives.connector()),
+    "fitnet": objectives.from_features(losses.hint, **MAP, project=objectives.regressor()),
+    "fitnet, halved": objectives.from_features(
+        losses.hint, student="stage1", teacher="stage2", project=objectives.regressor(halve=True, norm=True)
+    ),
+    "ctkd": objectives.curriculum_temperature(strength=1.0),
+    "ctkd of instances": objectives.curriculum_temperature(strength=1.0, instance=True, hidden=8),
+}
+# What a gradient does not reach in the first step, and why.
+UNREACHED = {
+    "fgd": ("fc1", "ln", "mask"),  # the block starts as the identity: its last layer is zero
+}
+
+
+def start(term, student=STUDENT, teacher=TEACHER, batch=BATCH):
+    shapes = jax.eval_shape(lambda: (student, teacher, batch))
+    return term.init(jax.random.key(0), *shapes)
+
+
+def evaluate(term, owned, student=STUDENT, teacher=TEACHER, batch=BATCH, step=0):
+    return term.apply(owned, student, teacher, batch, jax.random.key(1), jnp.int32(step))
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_a_term_trains_what_it_owns_and_learns(name):
+    term = TERMS[name]
+    owned = start(term)
+    moving = {"term": owned.params, "features": STUDENT.features, "logits": STUDENT.logits}
+    optimizer = optax.adam(3e-2)
+
+    def loss(moving, state, step):
+        student = Outputs(moving["logits"], moving["features"])
+        value, state, metrics = evaluate(term, Variables(moving["term"], state), student, step=step)
+        return value, (state, metrics)
+
+    @jax.jit
+    def update(moving, state, opt_state, step):
+        (value, (state, _)), grads = jax.value_and_grad(loss, has_aux=True)(moving, state, step)
+        updates, opt_state = optimizer.update(grads, opt_state, moving)
+        return optax.apply_updates(moving, updates), state, opt_state, value, grads
+
+    state, opt_state, values = owned.state, optimizer.init(moving), []
+    for step in range(12):
+        moving, state, opt_state, value, grads = update(moving, state, opt_state, step)
+        values.append(float(value))
+        if step == 0:
+            still = [
+                jax.tree_util.keystr(path)
+                for path, g in jax.tree.leaves_with_path(grads["term"])
+                if not np.any(np.asarray(g)) and not any(u in str(path) for u in UNREACHED.get(name, ()))
+            ]
+            assert not still, f"no gradient reaches {still}"
+    assert jax.tree.structure(state) == jax.tree.structure(owned.state)
+    assert np.all(np.isfinite(values))
+    assert np.mean(values[-3:]) < np.mean(values[:3])
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_the_student_gets_a_gradient(name):
+    if name == "paraphrase":
+        return  # it is trained before there is a student
+    owned = start(TERMS[name])
+    grads = jax.jit(jax.grad(lambda s: evaluate(TERMS[name], owned, s)[0]))(STUDENT)
+    assert any(np.any(np.asarray(g)) for g in jax.tree.leaves(grads))
+
+
+# --- the authors' numbers, through the terms ---
+
+
+def golden(method, case="case0"):
+    description, arrays = stored(method, case)
+    arrays = {k: jnp.asarray(v, jnp.float32 if v.dtype.kind == "f" else None) for k, v in arrays.items()}
+    return description["hyperparameters"], arrays
+
+
+def outputs(logits=None, **features):
+    return Outputs(jnp.zeros((1, K)) if logits is None else logits, features)
+
+
+def given(term, params, student, teacher, batch=None):
+    """The term's value with the authors' parameters in the places of its own."""
+    owned = start(term, student, teacher, batch or {})
+    assert jax.tree.map(jnp.shape, owned.params) == jax.tree.map(jnp.shape, params)
+    return float(evaluate(term, owned._replace(params=params), student, teacher, batch or {})[0])
+
+
+def test_vid_is_the_authors():
+    h, x = golden("vid")
+    params = {"kernels": [x[f"kernel{i}"] for i in (1, 2, 3)], "log_scale": x["log_scale"]}
+    term = objectives.vid(student="f", teacher="f", hidden=x["kernel1"].shape[-1], eps=h["eps"])
+    found = given(term, params, outputs(f=x["student_feature"]), outputs(f=x["teacher_feature"]))
+    assert found == pytest.approx(float(x["value"]), rel=1e-5)
+
+
+def test_ofd_is_the_authors():
+    _, x = golden("ofd")
+    params = [{"kernel": x["conn_kernel"], "scale": x["conn_bn_scale"], "bias": x["conn_bn_bias"]}]
+    norms = [(x["teacher_bn_scale"], x["teacher_bn_bias"])]
+    term = objectives.ofd(students=["f"], teachers=["f"], norms=norms, scale=1.0)
+    found = given(term, params, outputs(f=x["student_feature"]), outputs(f=x["teacher_feature"]))
+    assert found * len(x["student_feature"]) == pytest.approx(float(x["value"]), rel=1e-5)
+
+
+def test_srrl_is_the_authors():
+    h, x = golden("srrl")
+    params = {"kernel": x["conn_kernel"], "scale": x["bn_scale"], "bias": x["bn_bias"]}
+    classifier = (x["teacher_fc_kernel"], x["teacher_fc_bias"])
+    term = objectives.srrl(student="f", teacher="f", classifier=classifier, beta=float(h["weight"]))
+    teacher = outputs(x["teacher_logits"], f=x["teacher_feature"])
+    assert given(term, params, outputs(f=x["student_feature"]), teacher) == pytest.approx(float(x["value"]), rel=1e-5)
+
+
+def test_simkd_is_the_authors():
+    _, x = golden("simkd")
+    params = {n: x[k] for n, k in zip(NAMES, BOTTLENECK, strict=True)}
+    params |= {"scale3": x["bn3_scale"], "bias3": x["bn3_bias"]}
+    channels = x["teacher_feature"].shape[-1]
+    classifier = (jnp.zeros((channels, K)), jnp.zeros(K))
+    term = objectives.simkd(student="f", teacher="f", classifier=classifier, factor=channels // x["k1"].shape[-1])
+    teacher = outputs(jnp.zeros((len(x["teacher_feature"]), K)), f=x["teacher_feature"])
+    assert given(term, params, outputs(f=x["student_feature"]), teacher) == pytest.approx(float(x["value"]), rel=1e-5)
+
+
+def test_semckd_is_the_authors():
+    h, x = golden("semckd")
+    S, T = h["layers_s"], h["layers_t"]
+    each = ("kernel1", "bias1", "kernel2", "bias2")
+    params = {
+        "queries": [{n: x[f"query_{i}_{n}"] for n in each} for i in range(S)],
+        "keys": [{n: x[f"key_{j}_{n}"] for n in each} for j in range(T)],
+        "projections": [
+            [{n: x[f"reg_{i}{j}_{k}"] for n, k in zip(NAMES, BOTTLENECK, strict=True)} for j in range(T)]
+            for i in range(S)
+        ],
+    }
+    names = {"students": [f"f{i}" for i in range(S)], "teachers": [f"f{j}" for j in range(T)]}
+    term = objectives.semckd(**names, soft=float(h["soft"]))
+    student = outputs(**{f"f{i}": x[f"student_feature_{i}"] for i in range(S)})
+    teacher = outputs(**{f"f{j}": x[f"teacher_feature_{j}"] for j in range(T)})
+    owned = start(term, student, teacher, {})._replace(params=params)
+    found = float(evaluate(term, owned, student, teacher, {})[0])
+    assert found == pytest.approx(float(x["value"]), rel=1e-4)
+
+
+def test_fgd_is_the_authors():
+    h, x = golden("fgd", next(c for c in ("case0", "case1") if "align_kernel" in stored("fgd", c)[1]))
+    blocks = {
+        name: dense.Context(*(x[f"{prefix}_{field}"] for field in dense.Context._fields))
+        for name, prefix in (("student", "s"), ("teacher", "t"))
+    }
+    params = {"align": {"kernel": x["align_kernel"][0, 0], "bias": x["align_bias"]}, **blocks}
+    options = {
+        "alpha": h["alpha"],
+        "beta": h["beta"],
+        "gamma": h["gamma"],
+        "lambda_": h["lam"],
+        "temperature": h["temp"],
+    }
+    term = objectives.fgd(student="f", teacher="f", image_shape=tuple(h["img_shape"]), **options)
+    sides = outputs(f=x["student_feature"]), outputs(f=x["teacher_feature"])
+    assert given(term, params, *sides, {"boxes": x["boxes"]}) == pytest.approx(float(x["value"]), rel=1e-5)
+
+
+def test_ft_meets_the_paraphrasers_factor():
+    term, owned = TERMS["ft"], start(TERMS["ft"])
+    s = transfer.ft_factor(STUDENT.features["stage1"], **owned.params)
+    t = transfer.ft_factor(TEACHER.features["stage1"], **PARAPHRASER)
+    assert float(evaluate(term, owned)[0]) == pytest.approx(float(jnp.mean(losses.ft(s, t))), rel=1e-5)
+
+
+def test_mgd_hides_the_share_that_it_says():
+    term = objectives.mgd(**MAP, hidden=0.25, over="positions")
+    assert float(evaluate(term, start(term))[0]) != float(
+        term.apply(start(term), STUDENT, TEACHER, BATCH, jax.random.key(2), jnp.int32(0))[0]
+    )
+    nothing = objectives.mgd(**MAP, hidden=0.0)
+    owned = start(nothing)
+    p = owned.params
+    aligned = objectives.linear().apply(p["align"], STUDENT.features["stage1"])
+    made = connectors.mgd_generator(
+        aligned, jnp.ones((B, 1, 1, 6)), *(p[n] for n in ("kernel1", "bias1", "kernel2", "bias2"))
+    )
+    expected = jnp.mean(losses.mgd(made, TEACHER.features["stage1"]))
+    assert float(evaluate(nothing, owned)[0]) == pytest.approx(float(expected), rel=1e-5)
+    with pytest.raises(ValueError, match="over='pixels' is not known"):
+        objectives.mgd(**MAP, over="pixels")
+
+
+def test_review_without_deeper_stages_is_the_hierarchical_loss_of_a_connector():
+    term = objectives.review(students=["stage2"], teachers=["stage2"])
+    owned = start(term)
+    (fusion,) = owned.params
+    made, residual = connectors.review_fusion(STUDENT.features["stage2"], None, **fusion)
+    assert residual.shape == (B, 4, 4, 8)
+    expected = jnp.mean(losses.review_hcl(made, TEACHER.features["stage2"]))
+    assert float(evaluate(term, owned)[0]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_fusion_mixes_by_its_attention():
+    fusion = start(TERMS["review"]).params[0]
+    deeper = draw(B, 4, 4, 8)
+    only = {**fusion, "attention_kernel": jnp.zeros((1, 1, 16, 2)), "attention_bias": jnp.asarray([50.0, -50.0])}
+    alone = {k: v for k, v in fusion.items() if not k.startswith("attention")}
+    feature = STUDENT.features["stage1"]
+    one = connectors.review_fusion(feature, deeper, **only)
+    two = connectors.review_fusion(feature, None, **alone)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, two)
+    swapped = {**only, "attention_bias": jnp.asarray([-50.0, 50.0])}
+    _, residual = connectors.review_fusion(feature, deeper, **swapped)
+    np.testing.assert_allclose(residual, np.repeat(np.repeat(deeper, 2, 1), 2, 2), atol=1e-5)
+    with pytest.raises(ValueError, match="needs attention_kernel and attention_bias"):
+        connectors.review_fusion(feature, deeper, **alone)
+
+
+# --- memories ---
+
+
+def test_crd_moves_the_rows_of_the_batch_and_no_others():
+    term = TERMS["crd"]
+    owned = start(term)
+    _, state, _ = evaluate(term, owned)
+    before, after = owned.state["bank"], state["bank"]
+    rows = np.asarray(BATCH["id"])
+    others = np.setdiff1d(np.arange(N), rows)
+    for name in ("student", "teacher"):
+        old, new = np.asarray(getattr(before, name)), np.asarray(getattr(after, name))
+        np.testing.assert_array_equal(old[others], new[others])
+        assert np.all(np.abs(old[rows] - new[rows]).max(axis=1) > 1e-3)
+        np.testing.assert_allclose(np.linalg.norm(new[rows], axis=1), 1, rtol=1e-5)
+    assert float(before.student_z) < 0 < float(after.student_z)
+
+
+def test_crd_draws_negatives_from_other_classes_only():
+    labels = np.arange(N) % 4
+    term = objectives.crd(student="pooled", teacher="pooled", examples=N, labels=labels, width=5, negatives=500)
+    owned = start(term)
+    rows = np.asarray(banks.negatives_of_other_classes(jax.random.key(0), BATCH["id"], owned.state["classes"], N, 500))
+    np.testing.assert_array_equal(rows[:, 0], BATCH["id"])
+    for own, negatives in zip(rows[:, 0], rows[:, 1:], strict=True):
+        assert set(negatives) == set(np.flatnonzero(labels != labels[own]))
+    assert np.isfinite(float(evaluate(term, owned)[0]))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.zeros(N, int), "all examples are of one class"),
+        (np.zeros(3, int), r"shape \(3,\) but there are 32 examples"),
+    ],
+)
+def test_crd_says_what_is_wrong_with_labels(labels, message):
+    with pytest.raises(ValueError, match=message):
+        objectives.crd(student="pooled", teacher="pooled", examples=N, labels=labels)
+
+
+def test_the_queue_holds_the_teachers_latest_embeddings():
+    term = TERMS["info_nce_queue"]
+    owned = start(term)
+    _, state, _ = evaluate(term, owned)
+    embedded = objectives.linear(width=5).apply(owned.params["teacher"], TEACHER.features["pooled"])
+    np.testing.assert_allclose(
+        state["queue"][-B:], embedded / np.linalg.norm(embedded, axis=1, keepdims=True), rtol=1e-4
+    )
+    np.testing.assert_array_equal(state["queue"][:-B], owned.state["queue"][B:])
+    pushed = contrastive.queue_push(owned.state["queue"], embedded)
+    np.testing.assert_allclose(state["queue"], pushed, rtol=1e-5)
+
+
+# --- what does not fit ---
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        (
+            objectives.ab(students=["stage1"], teachers=["stage1", "stage2"]),
+            "compares layers in pairs.* 1 of the student",
+        ),
+        (
+            objectives.srrl(student="stage2", teacher="stage2", classifier=(draw(7, K), draw(K))),
+            r"\(7, 5\).*12 channels",
+        ),
+        (objectives.review(students=["stage1", "stage2"], teachers=["stage1"]), "review compares stages in pairs"),
+        (objectives.info_nce_queue(student="pooled", teacher="pooled", size=4), "the queue holds 4 embeddings"),
+        (
+            objectives.from_features(losses.hint, student="stage2", teacher="stage1", project=objectives.regressor()),
+            "a convolution with stride 1 does not lead",
+        ),
+        (
+            objectives.from_features(losses.hint, student="pooled", teacher="stage1", project=objectives.connector()),
+            "made for feature maps",
+        ),
+        (
+            objectives.from_features(
+                losses.hint, student="stage1", teacher="stage2", project=objectives.mlp(hidden=(3,))
+            ),
+            "a perceptron changes the last axis only",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_said_on_shapes_alone(term, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda: start(term))
