@@ -29,6 +29,7 @@ def side(width):
         "stage2": draw(B, 4, 4, 2 * width),
         "pooled": draw(B, 2 * width),
         **{f"block{i}": draw(B, 9, width) for i in range(3)},
+        **{f"attention{i}": draw(B, 2, 9, 9) for i in range(2)},
     }
     return Outputs(draw(B, K), features)
 
@@ -57,6 +58,14 @@ TERMS = {
     "mgd positions": objectives.mgd(**MAP, hidden=0.5, over="positions", alpha=1e-3),
     "vitkd": objectives.vitkd(
         student_low=["block0", "block1"], teacher_low=["block0", "block1"], student_high="block2", teacher_high="block2"
+    ),
+    "uskd": objectives.uskd(feature="stage1"),
+    "srd": objectives.srd(student="pooled", teacher="pooled"),
+    "tinybert": objectives.tinybert(
+        student_attention=["attention0"],
+        teacher_attention=["attention0", "attention1"],
+        student_hidden=["block0", "block1"],
+        teacher_hidden=["block0", "block1", "block2"],
     ),
     "srrl": objectives.srrl(student="stage2", teacher="stage2", classifier=CLASSIFIER),
     "simkd": objectives.simkd(student="stage2", teacher="stage2", classifier=CLASSIFIER),
@@ -236,6 +245,39 @@ def test_fgd_is_the_authors():
     assert given(term, params, *sides, {"boxes": x["boxes"]}) == pytest.approx(float(x["value"]), rel=1e-5)
 
 
+def test_tinybert_is_the_authors():
+    h, x = golden("tinybert", next(c for c in ("case0", "case1") if "proj_kernel" in stored("tinybert", c)[1]))
+    S, N = h["layers_s"], h["layers_t"]
+    sides = []
+    for name, layers in (("student", S), ("teacher", N)):
+        attention = {f"a{i}": x[f"{name}_att_{i}"] for i in range(layers)}
+        sides.append(outputs(**attention, **{f"h{i}": x[f"{name}_hidden_{i}"] for i in range(layers + 1)}))
+    term = objectives.tinybert(
+        student_attention=[f"a{i}" for i in range(S)],
+        teacher_attention=[f"a{i}" for i in range(N)],
+        student_hidden=[f"h{i}" for i in range(S + 1)],
+        teacher_hidden=[f"h{i}" for i in range(N + 1)],
+    )
+    params = {"kernel": x["proj_kernel"], "bias": x["proj_bias"]}
+    assert given(term, params, *sides) == pytest.approx(float(x["value"]), rel=1e-5)
+
+
+def test_srd_projects_and_normalises_both_sides():
+    owned = start(TERMS["srd"])
+    s = np.asarray(STUDENT.features["pooled"], np.float64) @ np.asarray(owned.params["kernel"], np.float64)
+    t = np.asarray(TEACHER.features["pooled"], np.float64)
+    s, t = ((x - x.mean(0)) / np.sqrt(x.var(0) + 1e-4) for x in (s, t))
+    expected = losses.srd(jnp.asarray(s), jnp.asarray(t), STUDENT.logits, TEACHER.logits)
+    assert float(evaluate(TERMS["srd"], owned)[0]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_uskd_reads_its_weak_logits_from_the_pooled_map():
+    owned = start(TERMS["uskd"])
+    weak = jnp.mean(STUDENT.features["stage1"], axis=(1, 2)) @ owned.params["kernel"]
+    expected = losses.uskd(STUDENT.logits, weak, BATCH["label"])
+    assert float(evaluate(TERMS["uskd"], owned)[0]) == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_ft_meets_the_paraphrasers_factor():
     term, owned = TERMS["ft"], start(TERMS["ft"])
     s = transfer.ft_factor(STUDENT.features["stage1"], **owned.params)
@@ -259,6 +301,46 @@ def test_mgd_hides_the_share_that_it_says():
     assert float(evaluate(nothing, owned)[0]) == pytest.approx(float(expected), rel=1e-5)
     with pytest.raises(ValueError, match="over='pixels' is not known"):
         objectives.mgd(**MAP, over="pixels")
+
+
+def test_deeper_layers_count_twice_in_ofd():
+    term = objectives.ofd(**LAYERS, norms=NORMS, scale=0.5)
+    owned = start(term)
+    each = [
+        jnp.mean(
+            losses.ofd(
+                transfer.ofd_connector(STUDENT.features[name], *(p[k] for k in ("kernel", "scale", "bias"))),
+                TEACHER.features[name],
+                transfer.ofd_margin(*norm),
+            )
+        )
+        for name, p, norm in zip(LAYERS["students"], owned.params, NORMS, strict=True)
+    ]
+    assert float(evaluate(term, owned)[0]) == pytest.approx(0.5 * float(0.5 * each[0] + each[1]), rel=1e-5)
+
+
+def test_vitkd_mimics_two_blocks_and_generates_the_last():
+    names = {"student_low": ["block0", "block1"], "teacher_low": ["block0", "block1"]}
+    last = {"student_high": "block2", "teacher_high": "block2"}
+    align = objectives.linear().apply
+    mimic = objectives.vitkd(**names, **last, beta=0.0, alpha=0.5)
+    owned = start(mimic)
+    errors = [
+        jnp.sum(jnp.square(align(a, STUDENT.features[n]) - TEACHER.features[n])) / B
+        for a, n in zip(owned.params["align_low"], names["student_low"], strict=True)
+    ]
+    assert float(evaluate(mimic, owned)[0]) == pytest.approx(0.5 * float(sum(errors)), rel=1e-5)
+    # Hiding every token leaves nothing of the student, so that one generated map stands for all of its examples.
+    generate = objectives.vitkd(**names, **last, alpha=0.0, beta=1.0, lam=1.0)
+    p = owned.params
+    made = connectors.vitkd_generator(
+        jnp.zeros((B, 9, 6)),
+        jnp.ones((B, 9)),
+        p["mask_token"],
+        *(p[n] for n in ("kernel1", "bias1", "kernel2", "bias2")),
+    )
+    expected = jnp.sum(jnp.square(made - TEACHER.features["block2"])) / B
+    assert float(evaluate(generate, start(generate)._replace(params=p))[0]) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_review_without_deeper_stages_is_the_hierarchical_loss_of_a_connector():

@@ -24,9 +24,10 @@ def test_code_blocks_run_in_order(tmp_path):
     assert "extreme logits" in done.stdout
     assert "masked classes" in done.stdout
     accuracies = [float(a) for a in re.findall(r"'accuracy': ([\d.]+)", done.stdout)]
-    assert len(accuracies) == 2
+    assert len(accuracies) == 3
     assert accuracies[0] > 0.95, "the teacher of the example learns"
-    assert accuracies[1] > 0.6, "the student of the example learns"
+    assert min(accuracies[1:]) > 0.6, "the students of the examples learn"
+    assert "gradient_cosine/kd" in done.stdout
 
 
 def test_there_are_two_commands_and_ci_runs_the_second():

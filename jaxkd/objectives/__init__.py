@@ -9,6 +9,7 @@ from jaxkd.objectives.adaptive import (
     wsld_weight,
 )
 from jaxkd.objectives.banks import crd, info_nce_queue
+from jaxkd.objectives.heads import srd, tinybert, uskd
 from jaxkd.objectives.layers import review, semckd
 from jaxkd.objectives.methods import ab, fgd, ft, mgd, ofd, paraphrase, simkd, srrl, vid, vitkd
 from jaxkd.objectives.projections import Projection, connector, linear, mlp, regressor
@@ -57,12 +58,15 @@ __all__ = [
     "review",
     "semckd",
     "simkd",
+    "srd",
     "srrl",
     "stateful",
     "teacher_certainty",
     "teacher_confidence",
+    "tinybert",
     "trained",
     "uncertainty_weighted",
+    "uskd",
     "vid",
     "vitkd",
     "weighted",
