@@ -136,8 +136,11 @@ def agreement(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
 
     Returns:
       Mean in 0..1.
+
+    Raises:
+      ValueError: If there is no teacher.
     """
-    same = jnp.argmax(student.logits, axis=-1) == jnp.argmax(teacher.logits, axis=-1)
+    same = jnp.argmax(student.logits, axis=-1) == jnp.argmax(_logits_of(teacher), axis=-1)
     return _mean(same.astype(jnp.float32), batch)
 
 
@@ -151,8 +154,11 @@ def kl_to_teacher(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
 
     Returns:
       Mean.
+
+    Raises:
+      ValueError: If there is no teacher.
     """
-    s, t = numerics.promote(student.logits, teacher.logits)
+    s, t = numerics.promote(student.logits, _logits_of(teacher))
     return _mean(numerics.kl_divergence(numerics.log_softmax(t), numerics.log_softmax(s)), batch)
 
 
@@ -181,6 +187,15 @@ def calibration(bins: int = 15) -> Metric:
         return Calibration(total, hits, member.sum(axis=0))
 
     return measure
+
+
+def _logits_of(teacher: Outputs) -> Any:
+    if teacher.logits is None:
+        raise ValueError(
+            "this metric compares the student with a teacher, but there is none: measure CLASSIFICATION alone, or give "
+            "the step a teacher."
+        )
+    return teacher.logits
 
 
 def values(accumulated: Mapping[str, Mean | Calibration]) -> dict[str, Any]:

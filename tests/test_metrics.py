@@ -299,3 +299,9 @@ def test_predictions_drawn_from_the_model_are_calibrated():
     )
     assert honest < 0.02
     assert boastful > 0.1
+
+
+@pytest.mark.parametrize("metric", [metrics.agreement, metrics.kl_to_teacher])
+def test_a_comparison_without_a_teacher_is_refused_in_a_sentence(metric):
+    with pytest.raises(ValueError, match="compares the student with a teacher, but there is none"):
+        metric(Outputs(jnp.zeros((2, 3))), Outputs(None), {})
