@@ -52,7 +52,7 @@ def procedure(config, run, logger) -> None:
     full, few, validation, test = (data.in_memory(data.open_source(folder, split)) for split in splits)
     normalize = augment.compose(augment.to_float(), augment.normalize(*data.statistics(full)))
     prepare = augment.augment_batch(normalize, seed=config.seed)
-    setting = Setting(run, logger, parallel.make_mesh(), config.seed, config.batch_size, prepare, prepare)
+    setting = Setting(run, logger, parallel.with_jit(), config.seed, config.batch_size, prepare, prepare)
     big, small = models.convnet(10), models.mlp(10, hidden=(config.hidden,))
     on_labels, keys = objectives.from_labels(losses.cross_entropy), jax.random.key(config.seed + 1)
 

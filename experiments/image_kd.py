@@ -8,6 +8,8 @@ split; the test split is read once, at the end.
 """
 
 import dataclasses
+import functools
+from typing import Literal
 
 import jax
 import optax
@@ -19,9 +21,13 @@ from jaxkd.stage import Measure, Setting, launch, train_stage, variables_of
 
 NETWORKS = {
     "mlp": lambda classes: models.mlp(classes, hidden=(128,)),
-    "convnet": models.convnet,
-    **{f"resnet{d}": lambda classes, d=d: models.resnet(classes, depth=d) for d in (8, 14, 20, 32, 44, 56, 110)},
+    "convnet": functools.partial(models.convnet, axis_name=parallel.DATA),
+    **{
+        f"resnet{d}": functools.partial(models.resnet, depth=d, axis_name=parallel.DATA)
+        for d in (8, 14, 20, 32, 44, 56, 110)
+    },
 }
+PLANS = {"jit": parallel.with_jit, "pmap": parallel.with_pmap}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +50,7 @@ class Config:
     alpha: float = 0.1  # weight of the labels; the soft labels have the rest
     crop: int = 0  # padding of the random crop, in pixels
     flip: bool = False  # flip images left to right at random
+    parallel: Literal["jit", "pmap"] = "jit"  # how a step is spread over the devices
     seed: int = 0  # of everything
     wandb: bool = False  # log to Weights & Biases as well
 
@@ -65,7 +72,7 @@ def procedure(config, run, logger) -> None:
     moves = [augment.random_crop(config.crop)] * bool(config.crop) + [augment.flip()] * config.flip
     noisy = augment.augment_batch(augment.compose(*moves, clean), seed=config.seed)
     clean = augment.augment_batch(clean, seed=config.seed)
-    setting = Setting(run, logger, parallel.make_mesh(), config.seed, config.batch_size, noisy, clean)
+    setting = Setting(run, logger, PLANS[config.parallel](), config.seed, config.batch_size, noisy, clean)
     big, small = NETWORKS[config.teacher](full.num_classes), NETWORKS[config.student](full.num_classes)
     epoch = data.steps_per_epoch(full, min(config.batch_size, len(full)))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -81,19 +82,8 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     local = max(1, mesh.size // jax.process_count())
     ready = {}
     for name, value in batch.items():
-        array = np.asarray(value)
-        if array.dtype.kind in "OSU":
-            raise ValueError(
-                f"the batch's field {name!r} holds text ({array.dtype}), which cannot go onto a device: turn it into "
-                "tokens with the pipeline's `transform`."
-            )
-        if array.ndim == 0 or array.shape[0] % local:
-            rows = array.shape[0] if array.ndim else "no"
-            raise ValueError(
-                f"the batch's field {name!r} has {rows} rows, which {local} devices cannot share evenly: choose a "
-                f"batch size that is a multiple of {mesh.size}."
-            )
-        array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+        array = _on_host(name, value)
+        _check_rows(name, array, local, mesh.size)
         ready[name] = jax.make_array_from_process_local_data(sharded(mesh), array)
     return ready
 
@@ -115,6 +105,130 @@ def compile_jit(step: Callable[..., Any], mesh: Mesh, *, donate_state: bool = Tr
         in_shardings=(whole, whole, split),
         out_shardings=whole,
         donate_argnums=(0,) if donate_state else (),
+    )
+
+
+def compile_pmap(
+    step: Callable[..., Any], devices: Sequence[jax.Device] | None = None, *, donate_state: bool = True
+) -> Callable[..., Any]:
+    """Compiles a step made with `axis_name=DATA` for `pmap`: one share of the batch a device, results from the first.
+
+    Equals `compile_jit` up to rounding, but for two things: dropout draws other units, and batch norm in the student
+    sees one device's share, unless the model was made with `axis_name=DATA`; running statistics are averaged anyway.
+
+    Args:
+      step: (state, teacher, batch) -> pytrees, of `make_train_step(..., axis_name=DATA)` or `make_eval_step`.
+      devices: Devices of this process; all of them if None.
+      donate_state: Whether the state's buffers are reused for the new state; False for evaluation steps.
+
+    Returns:
+      The compiled step; it takes batches as `put_shares` puts them, and states that `put_replicated` put.
+    """
+    return jax.pmap(
+        step,
+        axis_name=DATA,
+        in_axes=(None, None, 0),
+        out_axes=None,
+        devices=jax.local_devices() if devices is None else list(devices),
+        donate_argnums=(0,) if donate_state else (),
+    )
+
+
+def put_shares(batch: Batch, mesh: Mesh) -> Batch:
+    """Puts a batch onto the devices of one process as `compile_pmap` wants it; returns before the copy is done.
+
+    Args:
+      batch: Host arrays [B, ...].
+      mesh: The devices.
+
+    Returns:
+      Arrays [devices, B / devices, ...], one share on each device.
+
+    Raises:
+      ValueError: If the rows cannot be split evenly over the devices, or a field is text.
+    """
+    ready = {}
+    for name, value in batch.items():
+        array = _on_host(name, value)
+        _check_rows(name, array, mesh.size, mesh.size)
+        shares = array.reshape(mesh.size, array.shape[0] // mesh.size, *array.shape[1:])
+        ready[name] = jax.device_put(shares, sharded(mesh))
+    return ready
+
+
+def _on_host(name: str, value: Any) -> np.ndarray:
+    """A field in the dtype that it will have on a device."""
+    array = np.asarray(value)
+    if array.dtype.kind in "OSU":
+        raise ValueError(
+            f"the batch's field {name!r} holds text ({array.dtype}), which cannot go onto a device: turn it into "
+            "tokens with the pipeline's `transform`."
+        )
+    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+
+
+def _check_rows(name: str, value: Any, devices: int, multiple: int) -> None:
+    if value.ndim == 0 or value.shape[0] % devices:
+        rows = value.shape[0] if value.ndim else "no"
+        raise ValueError(
+            f"the batch's field {name!r} has {rows} rows, which {devices} devices cannot share evenly: choose a "
+            f"batch size that is a multiple of {multiple}."
+        )
+
+
+class Plan(NamedTuple):
+    """How an experiment's steps are spread over devices: `with_jit` or `with_pmap`.
+
+    Attributes:
+      mesh: The devices.
+      axis_name: What steps are made with: an axis's name under `pmap`, None under `jit`.
+      compile: (step, donate_state=True) -> compiled step.
+      put: Tree of arrays -> the same tree where the compiled step wants states and teachers.
+      place: Host batch -> the batch as the compiled step wants it.
+    """
+
+    mesh: Mesh
+    axis_name: str | None
+    compile: Callable[..., Callable[..., Any]]
+    put: Callable[[PyTree], PyTree]
+    place: Callable[[Batch], Batch]
+
+
+def with_jit(mesh: Mesh | None = None) -> Plan:
+    """`compile_jit` on a mesh: the usual way.
+
+    Args:
+      mesh: The mesh; all devices if None.
+
+    Returns:
+      The plan.
+    """
+    mesh = make_mesh() if mesh is None else mesh
+    return Plan(
+        mesh,
+        None,
+        functools.partial(compile_jit, mesh=mesh),
+        functools.partial(put_replicated, mesh=mesh),
+        functools.partial(put_batch, mesh=mesh),
+    )
+
+
+def with_pmap(devices: Sequence[jax.Device] | None = None) -> Plan:
+    """`compile_pmap` on the devices of one process.
+
+    Args:
+      devices: The devices; all of this process if None.
+
+    Returns:
+      The plan.
+    """
+    mesh = make_mesh(jax.local_devices() if devices is None else list(devices))
+    return Plan(
+        mesh,
+        DATA,
+        functools.partial(compile_pmap, devices=list(mesh.devices.flat)),
+        functools.partial(put_replicated, mesh=mesh),
+        functools.partial(put_shares, mesh=mesh),
     )
 
 

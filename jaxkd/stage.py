@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh
 
 from jaxkd import data, metrics, models, parallel, train
 from jaxkd.checkpoint import Checkpoints
@@ -75,7 +74,7 @@ class Setting(NamedTuple):
     Attributes:
       run: Where checkpoints go.
       logger: Where metrics go.
-      mesh: The devices.
+      plan: How steps are spread over devices.
       seed: Seed of the order of the examples.
       batch_size: Examples a step, over all devices and processes.
       train_prepare: Augmentation and normalisation of training batches, on the device.
@@ -84,7 +83,7 @@ class Setting(NamedTuple):
 
     run: Run
     logger: Logger
-    mesh: Mesh
+    plan: parallel.Plan
     seed: int
     batch_size: int
     train_prepare: train.Prepare
@@ -131,9 +130,9 @@ def train_stage(
     """
     parts = (student, models.no_teacher() if teacher is None else teacher, term, optimizer)
     batches = data.train_batches(source, min(setting.batch_size, source.size), seed=setting.seed)
-    place = functools.partial(parallel.put_batch, mesh=setting.mesh)
-    example = place(batches[0])
-    known = parallel.put_replicated(teacher_variables, setting.mesh)
+    plan = setting.plan
+    example = parallel.put_batch(batches[0], plan.mesh)
+    known = plan.put(teacher_variables)
     state = train.init_state(
         *parts,
         key=key,
@@ -142,8 +141,9 @@ def train_stage(
         prepare=setting.train_prepare,
         student_variables=start,
     )
-    step = train.make_train_step(*parts, prepare=setting.train_prepare, metrics={"accuracy": metrics.accuracy})
-    step = parallel.compile_jit(parallel.vmap_students(step) if key.ndim else step, setting.mesh)
+    chosen = {"accuracy": metrics.accuracy}
+    step = train.make_train_step(*parts, prepare=setting.train_prepare, metrics=chosen, axis_name=plan.axis_name)
+    step = plan.compile(parallel.vmap_students(step) if key.ndim else step)
     checkpoints = Checkpoints(setting.run.stage(name).checkpoints)
 
     def hook(state: TrainState) -> dict[str, Any]:
@@ -154,9 +154,9 @@ def train_stage(
         with Progress(name, steps, batch_size=setting.batch_size) as progress:
             state = fit(
                 step,
-                parallel.put_replicated(state, setting.mesh),
+                plan.put(state),
                 known,
-                lambda first, last: data.prefetch(batches, place, start=first, stop=last),
+                lambda first, last: data.prefetch(batches, plan.place, start=first, stop=last),
                 steps=steps,
                 log=setting.logger.stage(name, progress),
                 log_every=log_every,
@@ -192,12 +192,12 @@ class Measure:
         teacher: Model | None = None,
         teacher_variables: Variables = NOTHING,
     ) -> None:
-        step = train.make_eval_step(student, teacher or models.no_teacher(), chosen, prepare=setting.eval_prepare)
+        plan, pair = setting.plan, (student, teacher or models.no_teacher())
+        step = train.make_eval_step(*pair, chosen, prepare=setting.eval_prepare, axis_name=plan.axis_name)
         step = parallel.vmap_students(step) if stacked else step
-        self._step = parallel.compile_jit(step, setting.mesh, donate_state=False)
-        self._known = parallel.put_replicated(teacher_variables, setting.mesh)
-        self._place = functools.partial(parallel.put_batch, mesh=setting.mesh)
-        self._size = 256 * setting.mesh.size
+        self._step = plan.compile(step, donate_state=False)
+        self._known, self._place = plan.put(teacher_variables), plan.place
+        self._size = 256 * plan.mesh.size
 
     def __call__(self, state: TrainState, source: data.Source) -> dict[str, Any]:
         """Metrics of a state over a whole split.
@@ -229,12 +229,11 @@ def predict(setting: Setting, model: Model, variables: Variables, source: data.S
     def logits(state: Any, variables: Variables, batch: Batch) -> jax.Array:
         return model.apply(variables, setting.eval_prepare(batch), None, False)[0].logits
 
-    step = parallel.compile_jit(logits, setting.mesh, donate_state=False)
-    known = parallel.put_replicated(variables, setting.mesh)
-    place = functools.partial(parallel.put_batch, mesh=setting.mesh)
+    plan = parallel.with_jit(setting.plan.mesh)
+    step, known = plan.compile(logits, donate_state=False), plan.put(variables)
     rows = [
         jax.device_get((step(None, known, batch), batch["id"], batch["mask"]))
-        for batch in data.prefetch(data.eval_batches(source, 256 * setting.mesh.size), place)
+        for batch in data.prefetch(data.eval_batches(source, 256 * plan.mesh.size), plan.place)
     ]
     return (
         np.concatenate([ids[mask] for _, ids, mask in rows]),

@@ -121,7 +121,7 @@ def init_state(
 
 
 def make_objective(
-    student: Model, teacher: Model, term: Term, *, prepare: Prepare = _same
+    student: Model, teacher: Model, term: Term, *, prepare: Prepare = _same, axis_name: str | None = None
 ) -> Callable[[TrainState, Variables, Batch], tuple[Objective, Outputs, Batch]]:
     """What a step minimises, as a function of the params alone.
 
@@ -130,6 +130,8 @@ def make_objective(
       teacher: The model that it learns from, applied in evaluation mode.
       term: The objective.
       prepare: What is done to a batch on the device.
+      axis_name: Axis of `parallel.compile_pmap`: the models see one device's share of the batch each, the term sees
+        all of it, gathered, so that losses that couple the batch stay right. None under `jit`, which needs none.
 
     Returns:
       (state, teacher_variables, batch) -> (objective, teacher's outputs, prepared batch), where the objective is
@@ -140,21 +142,38 @@ def make_objective(
         key = jax.random.fold_in(state.key, state.step)
         ready = prepare(batch)
         teacher_out, _ = teacher.apply(teacher_variables, ready, None, False)
-        teacher_out = jax.lax.stop_gradient(teacher_out)
+        teacher_out, whole = _gathered(jax.lax.stop_gradient((teacher_out, ready)), axis_name)
+        student_key = numerics.fold_name(key, "student")
+        if axis_name is not None:  # so that no two devices drop out the same units
+            student_key = jax.random.fold_in(student_key, jax.lax.axis_index(axis_name))
 
         def objective(params: PyTree) -> tuple[jax.Array, Any]:
-            student_out, student_state = student.apply(
-                Variables(params["student"], state.state["student"]), ready, numerics.fold_name(key, "student"), True
-            )
+            variables = Variables(params["student"], state.state["student"])
+            student_out, student_state = student.apply(variables, ready, student_key, True)
+            student_out = _gathered(student_out, axis_name)
             owned = Variables(params["term"], state.state["term"])
             value, term_state, parts = term.apply(
-                owned, student_out, teacher_out, ready, numerics.fold_name(key, "term"), state.step
+                owned, student_out, teacher_out, whole, numerics.fold_name(key, "term"), state.step
             )
             return value, ({"student": student_state, "term": term_state}, parts, student_out)
 
-        return objective, teacher_out, ready
+        return objective, teacher_out, whole
 
     return begin
+
+
+def _gathered(tree: PyTree, axis_name: str | None) -> PyTree:
+    """The whole batch on every device, in the devices' order; XLA drops what nobody reads."""
+    if axis_name is None:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), tree)
+
+
+def _averaged(tree: PyTree, axis_name: str | None) -> PyTree:
+    """The mean over the devices of what is floating; the rest is the same on all of them."""
+    if axis_name is None:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.pmean(x, axis_name) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
 def make_train_step(
@@ -166,6 +185,7 @@ def make_train_step(
     prepare: Prepare = _same,
     metrics: Mapping[str, Metric] | None = None,
     ema_decay: float | None = None,
+    axis_name: str | None = None,
 ) -> StepFn:
     """One update of the student (and of what the term trains), as a pure function.
 
@@ -179,17 +199,20 @@ def make_train_step(
       prepare: What is done to a batch on the device: augmentation, normalisation.
       metrics: Name -> metric of the training batch, reported beside the loss.
       ema_decay: Decay of the moving average of the student's params; None if the state has none.
+      axis_name: `parallel.DATA` for a step that `parallel.compile_pmap` compiles; None for `parallel.compile_jit`.
 
     Returns:
       (state, teacher_variables, batch) -> (state, metrics); `loss` is the term's value. It knows nothing of devices:
       compile it with `jaxkd.parallel`.
     """
 
-    begin = make_objective(student, teacher, term, prepare=prepare)
+    begin = make_objective(student, teacher, term, prepare=prepare, axis_name=axis_name)
 
     def step(state: TrainState, teacher_variables: Variables, batch: Batch) -> tuple[TrainState, Metrics]:
         objective, teacher_out, ready = begin(state, teacher_variables, batch)
         (loss, (new_state, parts, student_out)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        # Each device has the derivative of all devices' (equal) losses in its own copy: their mean is the gradient.
+        grads, new_state["student"] = _averaged((grads, new_state["student"]), axis_name)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
@@ -217,6 +240,7 @@ def make_eval_step(
     *,
     prepare: Prepare = _same,
     ema: bool = False,
+    axis_name: str | None = None,
 ) -> EvalFn:
     """Metrics of one evaluation batch as accumulators, which are added over batches and divided once.
 
@@ -226,6 +250,7 @@ def make_eval_step(
       metrics: Name -> metric.
       prepare: What is done to a batch on the device; no augmentation here.
       ema: Whether the moving average of the params is measured instead of the params.
+      axis_name: `parallel.DATA` for `parallel.compile_pmap`; None for `parallel.compile_jit`.
 
     Returns:
       (state, teacher_variables, batch) -> name -> accumulator.
@@ -236,6 +261,7 @@ def make_eval_step(
         params = state.ema if ema else state.params["student"]
         student_out, _ = student.apply(Variables(params, state.state["student"]), ready, None, False)
         teacher_out, _ = teacher.apply(teacher_variables, ready, None, False)
-        return {name: metric(student_out, teacher_out, ready) for name, metric in metrics.items()}
+        whole = _gathered((student_out, teacher_out, ready), axis_name)
+        return {name: metric(*whole) for name, metric in metrics.items()}
 
     return step

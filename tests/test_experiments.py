@@ -133,6 +133,20 @@ def test_interrupted_run_goes_on_to_the_same_end(tmp_path, images):
     assert tables[0]["table"] == tables[1]["table"]
 
 
+def test_pmap_and_jit_print_the_same_table(tmp_path, images, here):
+    """On eight devices, with a batch norm that takes its statistics over all of them."""
+    path, tables = ROOT / "experiments" / "image_kd.py", {}
+    for way in ("jit", "pmap"):
+        more = ("--smoke", "--source", images, "--parallel", way, "--epochs", "2", "--root", tmp_path / way)
+        code, said = here(path, *more)
+        assert code == 0, said.err
+        tables[way] = json.loads((tmp_path / way / "image-kd-smoke" / "summary.json").read_text())["table"]
+    for one, other in zip(tables["jit"], tables["pmap"], strict=True):
+        assert one.keys() == other.keys()
+        for name, figure in one.items():
+            assert figure == (pytest.approx(other[name], rel=1e-3) if isinstance(figure, float) else other[name])
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -49,6 +49,24 @@ def _outputs(returned: Any) -> Outputs:
     return Outputs(returned, {})
 
 
+def bound(axis_name: str | None) -> str | None:
+    """The axis if a `pmap` binds it here, else None: outside, where a model is initialised or checked, there is none.
+
+    Args:
+      axis_name: Name of the axis, or None.
+
+    Returns:
+      The name or None.
+    """
+    if axis_name is None:
+        return None
+    try:
+        jax.lax.axis_index(axis_name)
+    except NameError:
+        return None
+    return axis_name
+
+
 def from_linen(module: nn.Module, *, inputs: Sequence[str] = ("image",), capture: Sequence[str] = ()) -> Model:
     """Model from a Linen module.
 

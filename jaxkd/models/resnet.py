@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxkd.models.functional import from_linen
+from jaxkd.models.functional import bound, from_linen
 from jaxkd.types import Model, Outputs
 
 
@@ -16,21 +16,23 @@ class Block(nn.Module):
     Attributes:
       width: Output channels.
       stride: Stride of the first convolution.
+      axis_name: Axis over which batch norm takes its statistics together.
     """
 
     width: int
     stride: int
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, H, W, C] -> [B, H / stride, W / stride, width]."""
         y = nn.Conv(self.width, (3, 3), self.stride, padding=1, use_bias=False, name="conv1")(x)
-        y = nn.relu(nn.BatchNorm(not train, momentum=0.9, name="norm1")(y))
+        y = nn.relu(nn.BatchNorm(not train, momentum=0.9, axis_name=bound(self.axis_name), name="norm1")(y))
         y = nn.Conv(self.width, (3, 3), padding=1, use_bias=False, name="conv2")(y)
-        y = nn.BatchNorm(not train, momentum=0.9, name="norm2")(y)
+        y = nn.BatchNorm(not train, momentum=0.9, axis_name=bound(self.axis_name), name="norm2")(y)
         if x.shape != y.shape:
             x = nn.Conv(self.width, (1, 1), self.stride, use_bias=False, name="shortcut_conv")(x)
-            x = nn.BatchNorm(not train, momentum=0.9, name="shortcut_norm")(x)
+            x = nn.BatchNorm(not train, momentum=0.9, axis_name=bound(self.axis_name), name="shortcut_norm")(x)
         return nn.relu(x + y)
 
 
@@ -41,34 +43,38 @@ class ResNet(nn.Module):
       num_classes: K.
       blocks: n of depth 6n + 2.
       widen: Factor on the channels of the stages.
+      axis_name: Axis over which batch norm takes its statistics together.
     """
 
     num_classes: int
     blocks: int
     widen: int = 1
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> Outputs:
         """Images [B, H, W, C] -> Outputs with logits [B, K]."""
         x = nn.Conv(16, (3, 3), padding=1, use_bias=False, name="stem_conv")(x)
-        x = nn.relu(nn.BatchNorm(not train, momentum=0.9, name="stem_norm")(x))
+        x = nn.relu(nn.BatchNorm(not train, momentum=0.9, axis_name=bound(self.axis_name), name="stem_norm")(x))
         features = {"stem": x}
         for stage in (1, 2, 3):
             for i in range(self.blocks):
                 stride = 2 if stage > 1 and i == 0 else 1
-                x = Block(16 * self.widen * 2 ** (stage - 1), stride, name=f"stage{stage}_block{i + 1}")(x, train)
+                width, name = 16 * self.widen * 2 ** (stage - 1), f"stage{stage}_block{i + 1}"
+                x = Block(width, stride, self.axis_name, name=name)(x, train)
             features[f"stage{stage}"] = x
         features["pooled"] = x = jnp.mean(x, axis=(1, 2))
         return Outputs(nn.Dense(self.num_classes, name="head")(x), features)
 
 
-def resnet(num_classes: int, *, depth: int, widen: int = 1) -> Model:
+def resnet(num_classes: int, *, depth: int, widen: int = 1, axis_name: str | None = None) -> Model:
     """A CIFAR residual network as a model.
 
     Args:
       num_classes: K.
       depth: 6n + 2: 8, 14, 20, 32, 44, 56 or 110.
       widen: Factor on the channels of the stages.
+      axis_name: `parallel.DATA` for batch norm over all devices under `pmap`; under `jit` it is so anyway.
 
     Returns:
       A model that reads `image` [B, H, W, C] and returns logits [B, K].
@@ -81,4 +87,4 @@ def resnet(num_classes: int, *, depth: int, widen: int = 1) -> Model:
     """
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"a CIFAR ResNet has depth 6n + 2 but depth is {depth}: choose 8, 14, 20, 32, 44, 56 or 110.")
-    return from_linen(ResNet(num_classes, (depth - 2) // 6, widen))
+    return from_linen(ResNet(num_classes, (depth - 2) // 6, widen, axis_name))
