@@ -4,7 +4,19 @@ Losses are pure functions of arrays, terms and models are pairs of pure function
 What touches disks and data sets (`jaxkd.data`, `jaxkd.checkpoint`, `jaxkd.loop`, `jaxkd.stage`) is imported by name.
 """
 
-from jaxkd import augment, gradients, losses, metrics, models, numerics, objectives, parallel, testing, train
+from jaxkd import (
+    augment,
+    gradients,
+    losses,
+    metrics,
+    models,
+    numerics,
+    objectives,
+    optimizers,
+    parallel,
+    testing,
+    train,
+)
 from jaxkd.objectives import from_features, from_labels, from_logits, from_outputs, weighted
 from jaxkd.train import init_state, make_eval_step, make_train_step
 from jaxkd.types import Batch, EvalFn, Metrics, Model, Outputs, PyTree, Schedule, StepFn, Term, TrainState, Variables
@@ -35,6 +47,7 @@ __all__ = [
     "models",
     "numerics",
     "objectives",
+    "optimizers",
     "parallel",
     "testing",
     "train",

@@ -45,6 +45,10 @@ class Log(Protocol):
         """Forgets what was recorded after this step."""
 
 
+PATIENCE = 100
+"""Updates skipped in a row (see `train.make_train_step`) after which a run is given up."""
+
+
 class NonFiniteError(ValueError):
     """The loss or the parameters stopped being finite."""
 
@@ -107,7 +111,8 @@ def fit(
       The state after the last step.
 
     Raises:
-      NonFiniteError: If the loss or the parameters stop being finite; names the step and the term.
+      NonFiniteError: If the loss or the parameters stop being finite; names the step and the term. A step that skips
+        such updates is given up after 100 of them in a row.
       SystemExit: With code 130 (Ctrl-C) or 143 (SIGTERM), after a checkpoint was saved.
     """
     restored = checkpoints.restore(state) if checkpoints else None
@@ -165,6 +170,8 @@ class _Watch:
         self._checkpoints = checkpoints
         self._number = start
         self._metrics: Metrics | None = None
+        self._skipped: np.ndarray | None = None
+        self._in_a_row = np.zeros((), int)
 
     def check_previous(self, number: int, metrics: Metrics) -> None:
         """Checks the step before this one."""
@@ -185,6 +192,8 @@ class _Watch:
 
     def _check(self, number: int, metrics: Metrics) -> None:
         loss = np.asarray(jax.device_get(metrics["loss"]))
+        if "skipped" in metrics:
+            loss = self._forgiven(loss, np.asarray(jax.device_get(metrics["skipped"])))
         if np.all(np.isfinite(loss)):
             return
         values = {k: np.asarray(v) for k, v in jax.device_get(dict(metrics)).items() if not k.endswith("_weighted")}
@@ -193,6 +202,12 @@ class _Watch:
         worst = loss.ravel()[np.argmin(np.isfinite(loss.ravel()))]
         named = f" (term {', '.join(terms)})" if terms else ""
         raise NonFiniteError(f"the loss{who} became {worst} at step {number}{named}: {self._advice()}")
+
+    def _forgiven(self, loss: np.ndarray, skipped: np.ndarray) -> np.ndarray:
+        """The loss, with 0 where the update was skipped, unless too many were in a row."""
+        before = skipped if self._skipped is None else self._skipped
+        self._skipped, self._in_a_row = skipped, np.where(skipped > before, self._in_a_row + 1, 0)
+        return np.where(self._in_a_row < PATIENCE, 0.0, np.nan)
 
     def _advice(self) -> str:
         kept = ""

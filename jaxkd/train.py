@@ -113,6 +113,7 @@ def init_state(
             key=key,
             # A copy: the state is donated, and one buffer cannot be given away twice.
             ema=jax.tree.map(jnp.copy, variables.params) if ema else None,
+            skipped=jnp.zeros((), jnp.int32),
         )
 
     if key.ndim:
@@ -186,6 +187,7 @@ def make_train_step(
     metrics: Mapping[str, Metric] | None = None,
     ema_decay: float | None = None,
     axis_name: str | None = None,
+    skip_nonfinite: bool = False,
 ) -> StepFn:
     """One update of the student (and of what the term trains), as a pure function.
 
@@ -200,6 +202,8 @@ def make_train_step(
       metrics: Name -> metric of the training batch, reported beside the loss.
       ema_decay: Decay of the moving average of the student's params; None if the state has none.
       axis_name: `parallel.DATA` for a step that `parallel.compile_pmap` compiles; None for `parallel.compile_jit`.
+      skip_nonfinite: Whether an update with a loss or a gradient that is not finite is left out and counted, in
+        `state.skipped` and the metric `skipped`; else it is made, and `loop.fit` stops at it.
 
     Returns:
       (state, teacher_variables, batch) -> (state, metrics); `loss` is the term's value. It knows nothing of devices:
@@ -219,12 +223,20 @@ def make_train_step(
         if ema_decay is not None:
             ema = optax.incremental_update(params["student"], ema, 1 - ema_decay)
         measured = {n: _value(m(student_out, teacher_out, ready)) for n, m in (metrics or {}).items()}
-        state = dataclasses.replace(
-            state, step=state.step + 1, params=params, state=new_state, opt_state=opt_state, ema=ema
-        )
-        return state, {"loss": loss, **parts, **measured}
+        new = dataclasses.replace(state, params=params, state=new_state, opt_state=opt_state, ema=ema)
+        if skip_nonfinite:
+            new = _unless_broken(state, new, (loss, grads))
+            measured["skipped"] = new.skipped
+        return dataclasses.replace(new, step=state.step + 1), {"loss": loss, **parts, **measured}
 
     return step
+
+
+def _unless_broken(old: TrainState, new: TrainState, watched: PyTree) -> TrainState:
+    """The new state if all that is watched is finite, else the old one with one more skipped update."""
+    fine = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(watched)]))
+    kept = jax.tree.map(lambda a, b: b if a is b else jnp.where(fine, b, a), old, new)
+    return dataclasses.replace(kept, skipped=old.skipped + jnp.where(fine, 0, 1))
 
 
 def _value(accumulated: Any) -> jax.Array:

@@ -71,6 +71,7 @@ class TrainState:
       opt_state: the optax state.
       key: one typed PRNG key, never split: randomness of step k is `fold_in(key, k)`.
       ema: moving average of `params["student"]`, or None.
+      skipped: int32 scalar, the number of updates that were left out because something was not finite, or None.
     """
 
     step: jax.Array
@@ -79,6 +80,7 @@ class TrainState:
     opt_state: PyTree
     key: jax.Array
     ema: PyTree = None
+    skipped: PyTree = None
 
 
 StepFn: TypeAlias = Callable[[TrainState, Variables, Batch], tuple[TrainState, Metrics]]

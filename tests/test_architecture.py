@@ -25,7 +25,7 @@ LAYERS = (
     {"types"},
     {"numerics"},
     {"losses"},
-    {"objectives", "models", "parallel", "metrics", "augment", "testing"},
+    {"objectives", "models", "parallel", "metrics", "augment", "optimizers", "testing"},
     {"train"},
     {"gradients"},
     {"checkpoint", "data"},

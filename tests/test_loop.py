@@ -118,6 +118,39 @@ def test_last_step_is_checked_too(tmp_path):
     assert Checkpoints(tmp_path).latest() is None
 
 
+def skipping(tmp_path, bad):
+    """A run of six steps, of which those named break, with a step that leaves such updates out."""
+    setup = Setup(skip_nonfinite=True)
+    mesh = parallel.make_mesh(jax.devices()[:1])
+
+    def batches(start, stop):
+        for k in range(start, stop):
+            batch = make_batch(seed=k)
+            batch["image"][3] = np.nan if k in bad else batch["image"][3]
+            yield parallel.put_batch(batch, mesh)
+
+    log = Record()
+    state, teacher = parallel.put_replicated(jax.tree.map(jnp.copy, (setup.state, setup.teacher_variables)), mesh)
+    step = parallel.compile_jit(setup.step, mesh)
+    return loop.fit(
+        step, state, teacher, batches, steps=6, log=log, log_every=1, checkpoints=Checkpoints(tmp_path)
+    ), log
+
+
+def test_a_run_that_skips_goes_on_counts_and_keeps_the_count(tmp_path):
+    state, log = skipping(tmp_path, {2, 4})
+    assert int(state.skipped) == 2
+    assert [int(found["skipped"]) for _, _, found in log.lines] == [0, 0, 1, 1, 2, 2]
+    restored = Checkpoints(tmp_path).restore(state)
+    assert int(restored.skipped) == 2
+
+
+def test_a_run_that_only_skips_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "PATIENCE", 3)
+    with pytest.raises(loop.NonFiniteError, match="became nan at step 4"):
+        skipping(tmp_path, {1, 2, 3, 4, 5})
+
+
 def test_finite_loss_with_exploded_parameters_is_not_kept(tmp_path):
     setup, mesh, _ = parts()
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import CLASSES, Setup, Small, assert_trees_close, make_batch, make_term
+from helpers import CLASSES, Setup, Small, assert_trees_close, assert_trees_equal, make_batch, make_term
 
 from jaxkd import losses, metrics, models, objectives, train
 from jaxkd.types import Model, Outputs, Variables
@@ -222,3 +222,42 @@ def test_term_that_forgets_the_mean_is_refused():
     )
     with pytest.raises(ValueError, match=r"must return a scalar but this one returned shape \(16,\)"):
         Setup(term=broken)
+
+
+def poisoned(seed):
+    batch = make_batch(seed=seed)
+    return {**batch, "image": np.where(np.arange(16).reshape(-1, 1, 1, 1) == 3, np.nan, batch["image"])}
+
+
+def test_a_step_that_is_not_finite_is_left_out_and_counted():
+    setup = Setup(skip_nonfinite=True, ema_decay=0.9)
+    step = jax.jit(setup.step)
+    known = setup.teacher_variables
+    good, metrics = step(setup.state, known, make_batch(seed=0))
+    assert int(metrics["skipped"]) == 0
+    kept, metrics = step(good, known, poisoned(1))
+    assert not np.isfinite(float(metrics["loss"]))
+    assert int(metrics["skipped"]) == int(kept.skipped) == 1
+    assert int(kept.step) == 2
+    assert_trees_equal(kept.replace(step=good.step, skipped=good.skipped), good)
+    # Where nothing is wrong, the step is what it is without the guard.
+    plain = Setup(ema_decay=0.9)
+    assert_trees_equal(jax.jit(plain.step)(plain.state, known, make_batch(seed=0))[0], good)
+    after, metrics = step(kept, known, make_batch(seed=2))
+    assert int(metrics["skipped"]) == 1
+    assert np.isfinite(float(metrics["loss"]))
+    assert (
+        float(jnp.abs(after.params["student"]["head"]["kernel"] - kept.params["student"]["head"]["kernel"]).max()) > 0
+    )
+
+
+def test_of_stacked_students_only_the_broken_one_skips():
+    setup = Setup(keys=jax.random.split(jax.random.key(0), 2), skip_nonfinite=True)
+    broken = jax.tree.map(jnp.copy, setup.state.params)
+    head = broken["student"]["head"]
+    broken["student"]["head"] = {**head, "bias": head["bias"].at[1].set(jnp.nan)}
+    state, _ = jax.jit(jax.vmap(setup.step, (0, None, None)))(
+        setup.state.replace(params=broken), setup.teacher_variables, make_batch()
+    )
+    np.testing.assert_array_equal(state.skipped, [0, 1])
+    assert np.all(np.isfinite(state.params["student"]["head"]["kernel"][0]))
