@@ -46,7 +46,53 @@ class Calibration(NamedTuple):
         return {"count": count, "confidence": _ratio(confidence, count), "accuracy": _ratio(correct, count)}
 
 
-Metric: TypeAlias = Callable[[Outputs, Outputs, Batch], Mean | Calibration]
+class PerClass(NamedTuple):
+    """Confusion counts on their way: examples of class i that student and teacher called j, each [..., K, K]."""
+
+    student: jax.Array
+    teacher: jax.Array
+
+    def value(self) -> Any:
+        """The student's accuracy on its worst class, among those that there are examples of."""
+        matrix = np.asarray(self.student)
+        present = matrix.sum(axis=-1) > 0
+        return np.min(np.where(present, self.accuracy(), 1.0), axis=-1)
+
+    def accuracy(self) -> np.ndarray:
+        """The student's accuracy on each class [..., K]; 0 where there is no example."""
+        matrix = np.asarray(self.student)
+        return _ratio(np.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(axis=-1))
+
+    def confusion_difference(self) -> np.ndarray:
+        """Share of each class's examples [..., K] whose predictions would have to move to become the teacher's."""
+        student, teacher = np.asarray(self.student), np.asarray(self.teacher)
+        return _ratio(np.abs(student - teacher).sum(axis=-1) / 2, student.sum(axis=-1))
+
+
+class CKA(NamedTuple):
+    """Linear centred kernel alignment on its way: sums and products of student's and teacher's features."""
+
+    count: jax.Array  # type: ignore[assignment]  # as above
+    student: jax.Array
+    teacher: jax.Array
+    student_student: jax.Array
+    teacher_teacher: jax.Array
+    student_teacher: jax.Array
+
+    def value(self) -> Any:
+        """||S^T T||_F^2 / (||S^T S||_F ||T^T T||_F) of the centred features, 0..1; 0 where one side never varies."""
+        n, s, t, ss, tt, st = (np.asarray(a, np.float64) for a in self)
+        n = np.maximum(n, 1)[..., None, None]
+
+        def squared(products: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+            centred = products - one[..., :, None] * other[..., None, :] / n
+            return np.sum(centred**2, axis=(-2, -1))
+
+        scale = np.sqrt(squared(ss, s, s) * squared(tt, t, t))
+        return _ratio(squared(st, s, t), scale)
+
+
+Metric: TypeAlias = Callable[[Outputs, Outputs, Batch], Mean | Calibration | PerClass | CKA]
 
 
 def _ratio(total: ArrayLike, count: ArrayLike) -> np.ndarray:
@@ -162,6 +208,123 @@ def kl_to_teacher(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
     return _mean(numerics.kl_divergence(numerics.log_softmax(t), numerics.log_softmax(s)), batch)
 
 
+def total_variation(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
+    """Total variation between the teacher's and the student's distributions at temperature 1.
+
+    sum_k |p_k - q_k| / 2
+
+    Args:
+      student: Outputs with logits [B, ..., K].
+      teacher: Outputs with logits [B, ..., K].
+      batch: Its `mask`, if any, leaves padding out.
+
+    Returns:
+      Mean in 0..1.
+
+    Raises:
+      ValueError: If there is no teacher.
+    """
+    s, t = numerics.promote(student.logits, _logits_of(teacher))
+    q, p = (jnp.exp(numerics.log_softmax(z)) for z in (s, t))
+    return _mean(jnp.sum(jnp.abs(p - q), axis=-1) / 2, batch)
+
+
+def agreement_at(k: int) -> Metric:
+    """Share of the teacher's k likeliest classes that are among the student's k likeliest.
+
+    Args:
+      k: How many classes count, at least 1; `agreement` is k = 1.
+
+    Returns:
+      A metric, Mean in 0..1.
+    """
+
+    def agree(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
+        best = [jax.lax.top_k(z, min(k, z.shape[-1]))[1] for z in (student.logits, _logits_of(teacher))]
+        shared = jnp.any(best[0][..., :, None] == best[1][..., None, :], axis=-1)
+        return _mean(jnp.mean(shared.astype(jnp.float32), axis=-1), batch)
+
+    return agree
+
+
+def brier(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
+    """Brier score: squared distance of the probabilities to the label.
+
+    sum_k (q_k - y_k)^2
+
+    Args:
+      student: Outputs with logits [B, ..., K].
+      teacher: Not used.
+      batch: Holds `label`, integers [B, ...] or probabilities [B, ..., K].
+
+    Returns:
+      Mean in 0..2.
+
+    Reference:
+      Brier, "Verification of Forecasts Expressed in Terms of Probability", Monthly Weather Review 1950,
+      https://doi.org/10.1175/1520-0493(1950)078%3C0001:VOFEIT%3E2.0.CO;2
+    """
+    (z,) = numerics.promote(student.logits)
+    label = jnp.asarray(batch["label"])
+    y = label if label.ndim == z.ndim else jax.nn.one_hot(label, z.shape[-1], dtype=z.dtype)
+    return _mean(jnp.sum(jnp.square(jnp.exp(numerics.log_softmax(z)) - y.astype(z.dtype)), axis=-1), batch)
+
+
+def per_class(student: Outputs, teacher: Outputs, batch: Batch) -> PerClass:
+    """Confusion counts of student and teacher; their `value()` is the student's accuracy on its worst class.
+
+    Args:
+      student: Outputs with logits [B, ..., K].
+      teacher: Outputs with logits [B, ..., K].
+      batch: Holds `label`, integers [B, ...] or probabilities [B, ..., K].
+
+    Returns:
+      Counts [K, K] of both.
+
+    Raises:
+      ValueError: If there is no teacher.
+    """
+    K = student.logits.shape[-1]
+    label = _classes(student, batch)
+    rows = jax.nn.one_hot(label.ravel(), K) * _weights(label.astype(jnp.float32), batch).ravel()[:, None]
+
+    def confusion(logits: jax.Array) -> jax.Array:
+        called = jax.nn.one_hot(jnp.argmax(logits, axis=-1).ravel(), K)
+        return jnp.einsum("ni,nj->ij", rows, called, precision="highest")
+
+    return PerClass(confusion(student.logits), confusion(_logits_of(teacher)))
+
+
+def linear_cka(student: str, teacher: str) -> Metric:
+    """Similarity of two features over a whole split, whatever their widths: linear centred kernel alignment.
+
+    Args:
+      student: Name of the student's feature, [B, C]; of maps and tokens [B, ..., C] the mean over positions counts.
+      teacher: Name of the teacher's feature, likewise.
+
+    Returns:
+      A metric, CKA in 0..1.
+
+    Reference:
+      Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019,
+      https://arxiv.org/abs/1905.00414
+    """
+
+    def compare(one: Outputs, other: Outputs, batch: Batch) -> CKA:
+        s, t = numerics.promote(one.features[student], other.features[teacher])
+        s, t = (jnp.mean(x, axis=tuple(range(1, x.ndim - 1))) for x in (s, t))
+        weight = _weights(s[:, 0], batch).astype(s.dtype)
+        s, t = (jnp.where(weight[:, None] > 0, x, 0) for x in (s, t))
+
+        def product(x: jax.Array, y: jax.Array) -> jax.Array:
+            return jnp.einsum("n,ni,nj->ij", weight, x, y, precision="highest")
+
+        sums = jnp.sum(weight), weight @ s, weight @ t
+        return CKA(*sums, product(s, s), product(t, t), product(s, t))
+
+    return compare
+
+
 def calibration(bins: int = 15) -> Metric:
     """Reliability bins of the top-class confidence; their `value()` is the expected calibration error.
 
@@ -198,7 +361,7 @@ def _logits_of(teacher: Outputs) -> Any:
     return teacher.logits
 
 
-def values(accumulated: Mapping[str, Mean | Calibration]) -> dict[str, Any]:
+def values(accumulated: Mapping[str, Mean | Calibration | PerClass | CKA]) -> dict[str, Any]:
     """Values of accumulators.
 
     Args:

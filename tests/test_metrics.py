@@ -55,6 +55,19 @@ def ece(s, t, y, weight, bins=15):
     return total / weight.sum()
 
 
+def total_variation(s, t, y):
+    return np.abs(softmax(s) - softmax(t)).sum(axis=-1) / 2
+
+
+def agreement_at_3(s, t, y):
+    best = [np.argsort(-z, axis=-1)[..., :3].reshape(-1, 3) for z in (s, t)]
+    return np.array([len(set(a) & set(b)) / 3 for a, b in zip(*best, strict=True)]).reshape(s.shape[:-1])
+
+
+def brier(s, t, y):
+    return ((softmax(s) - np.eye(K)[y]) ** 2).sum(axis=-1)
+
+
 # Each metric, and its value of every example in float64.
 TWINS = {
     "accuracy": (metrics.accuracy, accuracy),
@@ -62,6 +75,9 @@ TWINS = {
     "nll": (metrics.nll, nll),
     "agreement": (metrics.agreement, agreement),
     "kl": (metrics.kl_to_teacher, kl),
+    "total_variation": (metrics.total_variation, total_variation),
+    "agreement_at_3": (metrics.agreement_at(3), agreement_at_3),
+    "brier": (metrics.brier, brier),
 }
 ALL = {**{name: metric for name, (metric, _) in TWINS.items()}, "ece": metrics.calibration()}
 
@@ -301,7 +317,73 @@ def test_predictions_drawn_from_the_model_are_calibrated():
     assert boastful > 0.1
 
 
-@pytest.mark.parametrize("metric", [metrics.agreement, metrics.kl_to_teacher])
+@pytest.mark.parametrize(
+    "metric", [metrics.agreement, metrics.kl_to_teacher, metrics.total_variation, metrics.per_class]
+)
 def test_a_comparison_without_a_teacher_is_refused_in_a_sentence(metric):
     with pytest.raises(ValueError, match="compares the student with a teacher, but there is none"):
-        metric(Outputs(jnp.zeros((2, 3))), Outputs(None), {})
+        metric(Outputs(jnp.zeros((2, 3))), Outputs(None), {"label": np.zeros(2, np.int32)})
+
+
+# --- classes and features over a whole split ---
+
+
+def test_classes_are_counted_over_batches_without_padding():
+    s, t, y = case((40,))
+    y = np.where(y == 5, 0, y)  # a class without examples
+    parts = []
+    for i in range(0, 40, 16):
+        rows = [np.resize(x[i : i + 16], (16, *x.shape[1:])) for x in (s, t, y)]
+        mask = np.arange(16) < min(16, 40 - i)
+        parts.append(metrics.per_class(Outputs(rows[0]), Outputs(rows[1]), {"label": rows[2], "mask": mask}))
+    found = add(parts)
+    called = s.argmax(1), t.argmax(1)
+    expected = [np.mean(called[0][y == c] == c) if np.any(y == c) else 0 for c in range(K)]
+    np.testing.assert_allclose(found.accuracy(), expected, rtol=1e-6)
+    assert found.value() == pytest.approx(min(expected[:5]), rel=1e-6)
+    for c in range(5):
+        rows = [np.bincount(x[y == c], minlength=K) / np.sum(y == c) for x in called]
+        assert found.confusion_difference()[c] == pytest.approx(np.abs(rows[0] - rows[1]).sum() / 2, abs=1e-6)
+
+
+def features(seed=0, n=40):
+    rng = np.random.default_rng(seed)
+    t = rng.standard_normal((n, 5)) + 3
+    return (t @ rng.standard_normal((5, 4)) + rng.standard_normal((n, 4))).astype(np.float32), t.astype(np.float32)
+
+
+def cka(s, t, sizes=(16, 16, 8)):
+    compare, start, parts = metrics.linear_cka("a", "b"), 0, []
+    for size in sizes:
+        rows = [np.full((16, x.shape[1]), np.nan, np.float32) for x in (s, t)]
+        for full, x in zip(rows, (s, t), strict=True):
+            full[:size] = x[start : start + size]
+        sides = Outputs(jnp.zeros((16, 2)), {"a": rows[0]}), Outputs(jnp.zeros((16, 2)), {"b": rows[1]})
+        parts.append(compare(*sides, {"mask": np.arange(16) < size}))
+        start += size
+    return float(add(parts).value())
+
+
+def test_cka_equals_its_definition_over_gram_matrices():
+    s, t = features()
+    centred = [x.astype(np.float64) - x.mean(0, dtype=np.float64) for x in (s, t)]
+    S, T = (x @ x.T for x in centred)
+    expected = (S * T).sum() / np.sqrt((S * S).sum() * (T * T).sum())
+    assert 0.1 < expected < 0.95
+    assert cka(s, t) == pytest.approx(expected, rel=1e-4)
+
+
+def test_cka_forgets_rotation_scale_and_shift():
+    s, t = features()
+    rotation = np.linalg.qr(np.random.default_rng(1).standard_normal((4, 4)))[0]
+    assert cka(s, 7 * s @ rotation.astype(np.float32) + 2) == pytest.approx(1, rel=1e-4)
+    assert cka(np.ones_like(s), t) == pytest.approx(0, abs=1e-6)
+
+
+def test_cka_takes_the_mean_over_positions():
+    s, t = features(n=16)
+    maps = np.stack([s - 1, s + 1], axis=1)[:, None]
+    sides = [Outputs(jnp.zeros((16, 2)), {"a": x}) for x in (s, maps)]
+    other = Outputs(jnp.zeros((16, 2)), {"b": t})
+    one, two = (metrics.linear_cka("a", "b")(side, other, {}).value() for side in sides)
+    assert one == pytest.approx(two, rel=1e-5)
