@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +39,7 @@ def make_gradient_report(
     shares = _make_shares(student, teacher, term, prepare)
 
     def report(state: TrainState, teacher_variables: Variables, batch: Batch) -> dict[str, jax.Array]:
-        gradients, _ = shares(state, teacher_variables, batch)
+        gradients = shares(state, teacher_variables, batch)
         if label not in gradients:
             raise ValueError(
                 f"the objective has no term {label!r} to compare with: it has {', '.join(gradients)}; name one of them."
@@ -91,7 +90,7 @@ def make_balance(
     shares = _make_shares(student, teacher, term, prepare)
 
     def balance(state: TrainState, teacher_variables: Variables, batch: Batch) -> tuple[TrainState, Metrics]:
-        gradients, _ = shares(state, teacher_variables, batch)
+        gradients = shares(state, teacher_variables, batch)
         weights = state.state["term"].get("weights", {})
         if set(weights) != set(gradients):
             raise ValueError(
@@ -114,11 +113,11 @@ def make_balance(
     return balance
 
 
-def _make_shares(student: Model, teacher: Model, term: Term, prepare: Prepare) -> Callable[..., tuple[PyTree, Any]]:
-    """(state, teacher_variables, batch) -> (name -> gradient of its weighted term in the student's params, values)."""
+def _make_shares(student: Model, teacher: Model, term: Term, prepare: Prepare) -> Callable[..., dict[str, PyTree]]:
+    """(state, teacher_variables, batch) -> name -> gradient of its weighted term in the student's params."""
     begin = make_objective(student, teacher, term, prepare=prepare)
 
-    def shares(state: TrainState, teacher_variables: Variables, batch: Batch) -> tuple[dict[str, PyTree], Any]:
+    def shares(state: TrainState, teacher_variables: Variables, batch: Batch) -> dict[str, PyTree]:
         objective, _, _ = begin(state, teacher_variables, batch)
 
         def values(params: PyTree) -> dict[str, jax.Array]:
@@ -130,7 +129,7 @@ def _make_shares(student: Model, teacher: Model, term: Term, prepare: Prepare) -
 
         found, pull = jax.vjp(values, state.params["student"])
         one = {name: {n: jnp.asarray(n == name, v.dtype) for n, v in found.items()} for name in found}
-        return {name: pull(direction)[0] for name, direction in one.items()}, found
+        return {name: pull(direction)[0] for name, direction in one.items()}
 
     return shares
 

@@ -13,6 +13,7 @@ from jaxkd.objectives.heads import srd, tinybert, uskd
 from jaxkd.objectives.layers import review, semckd
 from jaxkd.objectives.methods import ab, fgd, ft, mgd, ofd, paraphrase, simkd, srrl, vid, vitkd
 from jaxkd.objectives.projections import Projection, connector, linear, mlp, regressor
+from jaxkd.objectives.sums import weighted
 from jaxkd.objectives.terms import (
     Held,
     Number,
@@ -26,7 +27,6 @@ from jaxkd.objectives.terms import (
     pick,
     stateful,
     trained,
-    weighted,
 )
 
 __all__ = [

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from jaxkd import losses, numerics
 from jaxkd.objectives.projections import mlp
+from jaxkd.objectives.sums import apply_each, init_each
 from jaxkd.objectives.terms import Loss, Number, Weigh, hold, pick, stateful
 from jaxkd.types import Batch, Outputs, PyTree, Schedule, Term, Variables
 
@@ -119,27 +120,20 @@ def uncertainty_weighted(**terms: Term) -> Term:
         )
 
     def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> Variables:
-        owned = {n: t.init(numerics.fold_name(key, n), student, teacher, batch) for n, t in terms.items()}
-        params = {"log_variance": {n: jnp.zeros(()) for n in terms}, **{n: v.params for n, v in owned.items()}}
-        return Variables(params, {n: v.state for n, v in owned.items()})
+        params, state = init_each(terms, key, student, teacher, batch)
+        return Variables({"log_variance": {name: jnp.zeros(()) for name in terms}, **params}, state)
 
     def apply(
         variables: Variables, student: Outputs, teacher: Outputs, batch: Batch, key: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, PyTree, dict[str, jax.Array]]:
-        params, state = variables
-        total, new_state = jnp.zeros(()), {}
-        metrics: dict[str, jax.Array] = {}
-        for name, term in terms.items():
-            owned = Variables(params[name], state[name])
-            raw, new_state[name], inner = term.apply(
-                owned, student, teacher, batch, numerics.fold_name(key, name), step
-            )
-            s = params["log_variance"][name].astype(raw.dtype)
+        raws, state, metrics = apply_each(terms, variables, student, teacher, batch, key, step)
+        total = jnp.zeros(())
+        for name, raw in raws.items():
+            s = variables.params["log_variance"][name].astype(raw.dtype)
             weight = jnp.exp(-s)
             total = total.astype(raw.dtype) + weight * raw + s / 2
             metrics |= {name: raw, f"{name}_weighted": weight * raw, f"{name}_weight": weight}
-            metrics |= {f"{name}/{k}": v for k, v in inner.items()}
-        return total, new_state, metrics
+        return total, state, metrics
 
     return Term(init, apply)
 

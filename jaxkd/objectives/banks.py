@@ -50,12 +50,10 @@ def crd(
     Raises:
       ValueError: If the labels are not those of N examples, or all of one class.
     """
-    project = linear(width=width)
     order = None if labels is None else _other_classes(np.asarray(labels), examples)
 
     def init(key: jax.Array, s: Any, t: Any, own: Any) -> Variables:
-        ks, kt, kb = jax.random.split(key, 3)
-        params = {"student": project.init(ks, s.shape, t.shape), "teacher": project.init(kt, t.shape, s.shape)}
+        params, kb = _embeddings(key, width, s, t)
         state = {"bank": contrastive.crd_init(kb, examples=examples, width=width)}
         return Variables(params, state if order is None else {**state, "classes": jax.tree.map(jnp.asarray, order)})
 
@@ -70,7 +68,7 @@ def crd(
         momentum: ArrayLike = 0.5,
     ) -> tuple[jax.Array, dict, dict]:
         params, state = variables
-        s, t = project.apply(params["student"], s), project.apply(params["teacher"], t)
+        s, t = _embedded(params, s, t)
         if order is None:
             rows = contrastive.crd_indices(key, own, examples=examples, negatives=negatives)
         else:
@@ -100,25 +98,34 @@ def info_nce_queue(
     Returns:
       A term with parameters `student` and `teacher` and the state `queue`.
     """
-    project = linear(width=width)
 
     def init(key: jax.Array, s: Any, t: Any) -> Variables:
         if size < len(s):
             raise ValueError(f"the queue holds {size} embeddings but a batch has {len(s)}: make it at least as large.")
-        ks, kt, kq = jax.random.split(key, 3)
-        params = {"student": project.init(ks, s.shape, t.shape), "teacher": project.init(kt, t.shape, s.shape)}
+        params, kq = _embeddings(key, width, s, t)
         return Variables(params, {"queue": contrastive.queue_init(kq, size=size, width=width)})
 
     def call(
         variables: Variables, key: jax.Array, s: jax.Array, t: jax.Array, **hyper: Any
     ) -> tuple[jax.Array, dict, dict]:
         params, state = variables
-        s, t = project.apply(params["student"], s), project.apply(params["teacher"], t)
+        s, t = _embedded(params, s, t)
         values = losses.info_nce_queue(s, t, state["queue"], **hyper)
         return values, {"queue": contrastive.queue_push(state["queue"], jax.lax.stop_gradient(t))}, {}
 
     paths = (f"student.{student}", f"teacher.{teacher}")
     return stateful(call, *paths, init=init, hyper_of=losses.info_nce_queue, where=where, **hyper)
+
+
+def _embeddings(key: jax.Array, width: int, s: Any, t: Any) -> tuple[PyTree, jax.Array]:
+    """Parameters of both sides' linear embeddings, and a key for what else there is."""
+    ks, kt, rest = jax.random.split(key, 3)
+    project = linear(width=width)
+    return {"student": project.init(ks, s.shape, t.shape), "teacher": project.init(kt, t.shape, s.shape)}, rest
+
+
+def _embedded(params: PyTree, s: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return linear().apply(params["student"], s), linear().apply(params["teacher"], t)
 
 
 def _other_classes(labels: np.ndarray, examples: int) -> PyTree:

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from jaxkd import losses, numerics
 from jaxkd.losses import connectors, dense, transfer
-from jaxkd.objectives.projections import connector, conv_kernel, dense_params, linear, norm_params
+from jaxkd.objectives.projections import connector, conv_chain, conv_kernel, dense_params, linear, norm_params
 from jaxkd.objectives.terms import features_of, stateful, trained
 from jaxkd.types import PyTree, Term, Variables
 
@@ -37,9 +37,10 @@ def vid(*, student: str, teacher: str, hidden: int | None = None, where: str | N
     def init(key: jax.Array, s: Any, t: Any) -> PyTree:
         width = hidden or t.shape[-1]
         sizes = (s.shape[-1], width, width, t.shape[-1])
-        keys = jax.random.split(key, 3)
-        kernels = [conv_kernel(k, 1, *pair) for k, *pair in zip(keys, sizes[:-1], sizes[1:], strict=True)]
-        return {"kernels": kernels, "log_scale": jnp.full(t.shape[-1], math.log(math.expm1(5 - 1e-5)))}
+        return {
+            "kernels": conv_chain(key, 1, sizes),
+            "log_scale": jnp.full(t.shape[-1], math.log(math.expm1(5 - 1e-5))),
+        }
 
     def call(params: PyTree, s: jax.Array, t: jax.Array, **hyper: Any) -> jax.Array:
         s, t = numerics.match_resolution(s, t)
@@ -379,9 +380,7 @@ def _generator(key: jax.Array, channels: int) -> PyTree:
 
 def _factor_params(key: jax.Array, sizes: Sequence[int]) -> PyTree:
     """Parameters of 3x3 convolutions from one number of channels to the next, for `transfer.ft_factor`."""
-    keys = jax.random.split(key, len(sizes) - 1)
-    kernels = [conv_kernel(k, 3, *pair) for k, *pair in zip(keys, sizes[:-1], sizes[1:], strict=True)]
-    return {"kernels": kernels, "biases": [jnp.zeros(size) for size in sizes[1:]]}
+    return {"kernels": conv_chain(key, 3, sizes), "biases": [jnp.zeros(size) for size in sizes[1:]]}
 
 
 def _context(key: jax.Array, channels: int) -> dense.Context:

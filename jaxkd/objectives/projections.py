@@ -140,6 +140,12 @@ def conv_kernel(key: jax.Array, size: int, inputs: int, outputs: int) -> jax.Arr
     return jax.nn.initializers.he_normal()(key, (size, size, inputs, outputs), jnp.float32)
 
 
+def conv_chain(key: jax.Array, size: int, widths: Sequence[int]) -> list[jax.Array]:
+    """Kernels [size, size, ...] of convolutions from one number of channels to the next."""
+    keys = jax.random.split(key, len(widths) - 1)
+    return [conv_kernel(k, size, *pair) for k, *pair in zip(keys, widths[:-1], widths[1:], strict=True)]
+
+
 def norm_params(channels: int) -> dict[str, jax.Array]:
     """Batch norm's `scale` of ones and `bias` of zeros."""
     return {"scale": jnp.ones(channels), "bias": jnp.zeros(channels)}

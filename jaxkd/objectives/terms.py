@@ -1,4 +1,4 @@
-"""Terms: losses with what they own (projections, traced temperatures and weights), and their weighted sum."""
+"""Terms: losses with what they own, projections and traced hyper-parameters, fed by the paths of their arguments."""
 
 from __future__ import annotations
 
@@ -356,51 +356,3 @@ def from_features(
 
     paths = (f"student.{student}", f"teacher.{teacher}")
     return trained(call, *paths, init=init, hyper_of=loss, where=where, weigh=weigh, **hyper)
-
-
-def weighted(**terms: Term | tuple[Number, Term]) -> Term:
-    """Weighted sum of terms; reports each raw value under its name and each weighted one under `<name>_weighted`.
-
-    sum_i w_i(step) * term_i
-
-    Args:
-      **terms: Name -> term (weight 1) or (weight, term); a weight is a float, an array or a schedule of the step.
-
-    Returns:
-      A term whose params and state are keyed by the names; the weights stand in `state["weights"]`.
-
-    Raises:
-      ValueError: If there is no term, one is called "weights", or a weight is not one number.
-    """
-    if not terms or "weights" in terms:
-        raise ValueError('weighted() needs at least one term, none of them called "weights": name each after its loss.')
-    pairs = {name: t if not isinstance(t, Term) else (1.0, t) for name, t in terms.items()}
-    for name, (weight, _) in pairs.items():
-        if not callable(weight) and np.shape(weight):
-            raise ValueError(f"the weight of {name!r} has shape {np.shape(weight)}: give one number or a schedule.")
-    held = hold({n: w if callable(w) else np.asarray(w, np.float32) for n, (w, _) in pairs.items()})
-
-    def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> Variables:
-        owned = {n: t.init(numerics.fold_name(key, n), student, teacher, batch) for n, (_, t) in pairs.items()}
-        weights = {name: jnp.asarray(v) for name, v in held.arrays.items()}
-        return Variables(
-            {n: v.params for n, v in owned.items()}, {"weights": weights, **{n: v.state for n, v in owned.items()}}
-        )
-
-    def apply(
-        variables: Variables, student: Outputs, teacher: Outputs, batch: Batch, key: jax.Array, step: jax.Array
-    ) -> tuple[jax.Array, PyTree, dict[str, jax.Array]]:
-        params, state = variables
-        weights = held.resolve(state["weights"], step)
-        total, new_state = jnp.zeros(()), {"weights": state["weights"]}
-        metrics: dict[str, jax.Array] = {}
-        for name, (_, term) in pairs.items():
-            raw, new_state[name], inner = term.apply(
-                Variables(params[name], state[name]), student, teacher, batch, numerics.fold_name(key, name), step
-            )
-            share = jnp.asarray(weights[name], raw.dtype) * raw
-            total = total.astype(raw.dtype) + share
-            metrics |= {name: raw, f"{name}_weighted": share, **{f"{name}/{k}": v for k, v in inner.items()}}
-        return total, new_state, metrics
-
-    return Term(init, apply)
