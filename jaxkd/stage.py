@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -79,6 +80,7 @@ class Setting(NamedTuple):
       batch_size: Examples a step, over all devices and processes.
       train_prepare: Augmentation and normalisation of training batches, on the device.
       eval_prepare: Normalisation of evaluation batches, on the device.
+      options: Further options of `train.make_train_step`, such as `ema_decay` or `skip_nonfinite`.
     """
 
     run: Run
@@ -88,6 +90,7 @@ class Setting(NamedTuple):
     batch_size: int
     train_prepare: train.Prepare
     eval_prepare: train.Prepare
+    options: Mapping[str, Any] = MappingProxyType({})
 
 
 def train_stage(
@@ -140,9 +143,10 @@ def train_stage(
         teacher_variables=known,
         prepare=setting.train_prepare,
         student_variables=start,
+        ema=setting.options.get("ema_decay") is not None,
     )
-    chosen = {"accuracy": metrics.accuracy}
-    step = train.make_train_step(*parts, prepare=setting.train_prepare, metrics=chosen, axis_name=plan.axis_name)
+    given: dict[str, Any] = {"prepare": setting.train_prepare, "axis_name": plan.axis_name, **setting.options}
+    step = train.make_train_step(*parts, metrics={"accuracy": metrics.accuracy}, **given)
     step = plan.compile(parallel.vmap_students(step) if key.ndim else step)
     checkpoints = Checkpoints(setting.run.stage(name).checkpoints)
 
@@ -193,9 +197,13 @@ class Measure:
         teacher_variables: Variables = NOTHING,
     ) -> None:
         plan, pair = setting.plan, (student, teacher or models.no_teacher())
-        step = train.make_eval_step(*pair, chosen, prepare=setting.eval_prepare, axis_name=plan.axis_name)
-        step = parallel.vmap_students(step) if stacked else step
-        self._step = plan.compile(step, donate_state=False)
+
+        def compiled(ema: bool) -> Any:
+            options: dict[str, Any] = {"prepare": setting.eval_prepare, "axis_name": plan.axis_name}
+            step = train.make_eval_step(*pair, chosen, ema=ema, **options)
+            return plan.compile(parallel.vmap_students(step) if stacked else step, donate_state=False)
+
+        self._steps = {"": compiled(ema=False), "ema_": compiled(ema=True)}
         self._known, self._place = plan.put(teacher_variables), plan.place
         self._size = 256 * plan.mesh.size
 
@@ -207,10 +215,15 @@ class Measure:
           source: The split.
 
         Returns:
-          Name -> accumulator on the host; `metrics.values` turns them into numbers.
+          Name -> accumulator on the host; `metrics.values` turns them into numbers. Where the state carries a moving
+          average of the student, its metrics stand beside the student's under `ema_<name>`.
         """
         batches = data.eval_batches(source, self._size)
-        return evaluate(self._step, state, self._known, data.prefetch(batches, self._place))
+        found: dict[str, Any] = {}
+        for prefix in ("", "ema_") if state.ema is not None else ("",):
+            sums = evaluate(self._steps[prefix], state, self._known, data.prefetch(batches, self._place))
+            found |= {f"{prefix}{name}": value for name, value in sums.items()}
+        return found
 
 
 def predict(setting: Setting, model: Model, variables: Variables, source: data.Source) -> tuple[Any, Any]:

@@ -87,7 +87,7 @@ def init_state(
       teacher_variables: The teacher's variables.
       prepare: What the step does to a batch on the device.
       student_variables: Where the student starts; freshly initialised if None. Stacked [S, ...] if the keys are.
-      ema: Whether to carry a moving average of the student's params.
+      ema: Whether to carry a moving average of the student.
 
     Returns:
       The state.
@@ -112,7 +112,7 @@ def init_state(
             opt_state=optimizer.init(params),
             key=key,
             # A copy: the state is donated, and one buffer cannot be given away twice.
-            ema=jax.tree.map(jnp.copy, variables.params) if ema else None,
+            ema=jax.tree.map(jnp.copy, variables) if ema else None,
             skipped=jnp.zeros((), jnp.int32),
         )
 
@@ -200,7 +200,7 @@ def make_train_step(
       optimizer: The optax transformation of {"student", "term"} params.
       prepare: What is done to a batch on the device: augmentation, normalisation.
       metrics: Name -> metric of the training batch, reported beside the loss.
-      ema_decay: Decay of the moving average of the student's params; None if the state has none.
+      ema_decay: Decay of the moving average of the student, running statistics included; None if the state has none.
       axis_name: `parallel.DATA` for a step that `parallel.compile_pmap` compiles; None for `parallel.compile_jit`.
       skip_nonfinite: Whether an update with a loss or a gradient that is not finite is left out and counted, in
         `state.skipped` and the metric `skipped`; else it is made, and `loop.fit` stops at it.
@@ -221,7 +221,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema_decay is not None:
-            ema = optax.incremental_update(params["student"], ema, 1 - ema_decay)
+            ema = _average(Variables(params["student"], new_state["student"]), ema, ema_decay)
         measured = {n: _value(m(student_out, teacher_out, ready)) for n, m in (metrics or {}).items()}
         new = dataclasses.replace(state, params=params, state=new_state, opt_state=opt_state, ema=ema)
         if skip_nonfinite:
@@ -230,6 +230,15 @@ def make_train_step(
         return dataclasses.replace(new, step=state.step + 1), {"loss": loss, **parts, **measured}
 
     return step
+
+
+def _average(new: Variables, old: Variables, decay: float) -> Variables:
+    """Moves the average of what is floating; the rest (counters) is taken as it is."""
+
+    def move(x: jax.Array, average: jax.Array) -> jax.Array:
+        return optax.incremental_update(x, average, 1 - decay) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(move, new, old)
 
 
 def _unless_broken(old: TrainState, new: TrainState, watched: PyTree) -> TrainState:
@@ -261,7 +270,7 @@ def make_eval_step(
       teacher: The model that it is compared with.
       metrics: Name -> metric.
       prepare: What is done to a batch on the device; no augmentation here.
-      ema: Whether the moving average of the params is measured instead of the params.
+      ema: Whether the moving average of the student is measured instead of the student.
       axis_name: `parallel.DATA` for `parallel.compile_pmap`; None for `parallel.compile_jit`.
 
     Returns:
@@ -270,8 +279,8 @@ def make_eval_step(
 
     def step(state: TrainState, teacher_variables: Variables, batch: Batch) -> dict[str, Any]:
         ready = prepare(batch)
-        params = state.ema if ema else state.params["student"]
-        student_out, _ = student.apply(Variables(params, state.state["student"]), ready, None, False)
+        measured = state.ema if ema else Variables(state.params["student"], state.state["student"])
+        student_out, _ = student.apply(measured, ready, None, False)
         teacher_out, _ = teacher.apply(teacher_variables, ready, None, False)
         whole = _gathered((student_out, teacher_out, ready), axis_name)
         return {name: metric(*whole) for name, metric in metrics.items()}

@@ -70,7 +70,7 @@ class TrainState:
       state: {"student": ..., "term": ...}, batch statistics, memory banks, temperatures.
       opt_state: the optax state.
       key: one typed PRNG key, never split: randomness of step k is `fold_in(key, k)`.
-      ema: moving average of `params["student"]`, or None.
+      ema: Variables, the moving average of the student's params and running statistics, or None.
       skipped: int32 scalar, the number of updates that were left out because something was not finite, or None.
     """
 

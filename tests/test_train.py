@@ -115,14 +115,15 @@ def test_changed_temperature_and_weight_do_not_retrace():
     np.testing.assert_allclose(heavy["hint_weighted"], 2.5 * warm["hint_weighted"], rtol=1e-5)
 
 
-def test_ema_follows_the_params():
+def test_ema_follows_params_and_running_statistics():
     setup = Setup(ema_decay=0.9)
     state = setup.state
-    expected = state.params["student"]
+    expected = Variables(state.params["student"], state.state["student"])
     step = jax.jit(setup.step)
     for number in range(3):
         state, _ = step(state, setup.teacher_variables, make_batch(seed=number))
-        expected = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * p, expected, state.params["student"])
+        now = Variables(state.params["student"], state.state["student"])
+        expected = jax.tree.map(lambda e, x: 0.9 * e + 0.1 * x, expected, now)
     assert_trees_close(state.ema, expected, rtol=1e-5, atol=1e-6)
 
 
