@@ -11,7 +11,20 @@ import jax.numpy as jnp
 import optax
 
 from jaxkd import numerics
-from jaxkd.types import Batch, EvalFn, Metrics, Model, Outputs, PyTree, StepFn, Term, TrainState, Variables
+from jaxkd.types import (
+    WHOLE,
+    Batch,
+    EvalFn,
+    Metrics,
+    Model,
+    Outputs,
+    PyTree,
+    StepFn,
+    Term,
+    TrainState,
+    Variables,
+    Whole,
+)
 
 Prepare: TypeAlias = Callable[[Batch], Batch]
 """Pure function of a batch, on the device: augmentation and normalisation."""
@@ -188,6 +201,8 @@ def make_train_step(
     ema_decay: float | None = None,
     axis_name: str | None = None,
     skip_nonfinite: bool = False,
+    micro_batches: int = 1,
+    approximate: bool = False,
 ) -> StepFn:
     """One update of the student (and of what the term trains), as a pure function.
 
@@ -204,17 +219,26 @@ def make_train_step(
       axis_name: `parallel.DATA` for a step that `parallel.compile_pmap` compiles; None for `parallel.compile_jit`.
       skip_nonfinite: Whether an update with a loss or a gradient that is not finite is left out and counted, in
         `state.skipped` and the metric `skipped`; else it is made, and `loop.fit` stops at it.
+      micro_batches: Parts that a batch is cut into, one after the other through both models: memory for one part, the
+        gradient of all. Exact, masks included, for losses that do not couple the batch; a batch norm in the student
+        normalises each part by itself.
+      approximate: Whether losses that couple the batch may see one part at a time, whose gradients are averaged.
 
     Returns:
       (state, teacher_variables, batch) -> (state, metrics); `loss` is the term's value. It knows nothing of devices:
       compile it with `jaxkd.parallel`.
-    """
 
-    begin = make_objective(student, teacher, term, prepare=prepare, axis_name=axis_name)
+    Raises:
+      ValueError: With several micro-batches: if the term couples the batch, or when traced, if a loss does or the rows
+        cannot be cut evenly.
+    """
+    _check_micro_batches(term, micro_batches, approximate)
+    derive = _make_derive(make_objective(student, teacher, term, axis_name=axis_name), metrics or {})
+    if micro_batches > 1:
+        derive = _accumulated(derive, micro_batches, approximate)
 
     def step(state: TrainState, teacher_variables: Variables, batch: Batch) -> tuple[TrainState, Metrics]:
-        objective, teacher_out, ready = begin(state, teacher_variables, batch)
-        (loss, (new_state, parts, student_out)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        loss, grads, new_state, parts, sums = derive(state, teacher_variables, prepare(batch))
         # Each device has the derivative of all devices' (equal) losses in its own copy: their mean is the gradient.
         grads, new_state["student"] = _averaged((grads, new_state["student"]), axis_name)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -222,7 +246,7 @@ def make_train_step(
         ema = state.ema
         if ema_decay is not None:
             ema = _average(Variables(params["student"], new_state["student"]), ema, ema_decay)
-        measured = {n: _value(m(student_out, teacher_out, ready)) for n, m in (metrics or {}).items()}
+        measured = {name: _value(accumulated) for name, accumulated in sums.items()}
         new = dataclasses.replace(state, params=params, state=new_state, opt_state=opt_state, ema=ema)
         if skip_nonfinite:
             new = _unless_broken(state, new, (loss, grads))
@@ -230,6 +254,69 @@ def make_train_step(
         return dataclasses.replace(new, step=state.step + 1), {"loss": loss, **parts, **measured}
 
     return step
+
+
+Derived: TypeAlias = tuple[jax.Array, PyTree, dict[str, PyTree], dict[str, jax.Array], dict[str, Any]]
+"""Value, gradients, new state, the term's metrics, accumulated metrics."""
+
+Derive: TypeAlias = Callable[[TrainState, Variables, Batch], Derived]
+
+
+def _make_derive(begin: Callable[..., tuple[Objective, Outputs, Batch]], metrics: Mapping[str, Metric]) -> Derive:
+    """Value and gradients of one prepared batch."""
+
+    def derive(state: TrainState, teacher_variables: Variables, batch: Batch) -> Derived:
+        objective, teacher_out, ready = begin(state, teacher_variables, batch)
+        (loss, (new_state, parts, student_out)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        sums = {name: metric(student_out, teacher_out, ready) for name, metric in metrics.items()}
+        return loss, grads, new_state, dict(parts), sums
+
+    return derive
+
+
+def _check_micro_batches(term: Term, micro_batches: int, approximate: bool) -> None:
+    if micro_batches < 1:
+        raise ValueError(f"micro_batches is {micro_batches}: give at least 1.")
+    if micro_batches > 1 and term.couples and not approximate:
+        raise ValueError(
+            "a batch norm or a memory in the term couples the batch, so its gradient is not the mean of those of "
+            "micro-batches: use micro_batches=1, or approximate=True to let the term see one micro-batch after the "
+            "other."
+        )
+
+
+def _accumulated(derive: Derive, count: int, approximate: bool) -> Derive:
+    """The same of a whole batch, of which no more than one part is in memory at a time."""
+
+    def accumulated(state: TrainState, teacher_variables: Variables, batch: Batch) -> Derived:
+        whole = {WHOLE: Whole(batch, approximate)}
+        params = state.params
+
+        def micro(carry: tuple[PyTree, PyTree], part: tuple[jax.Array, Batch]) -> tuple[Any, Any]:
+            total, owned = carry
+            number, rows = part
+            key = jax.random.fold_in(state.key, number)
+            now = dataclasses.replace(state, state=owned, key=key)
+            loss, grads, owned, parts, sums = derive(now, teacher_variables, {**rows, **whole})
+            return (jax.tree.map(jnp.add, total, grads), owned), (loss, parts, sums)
+
+        start = (jax.tree.map(jnp.zeros_like, params), state.state)
+        parts = (jnp.arange(count), jax.tree.map(lambda x: _strided(x, count), dict(batch)))
+        (total, owned), (losses, metrics, sums) = jax.lax.scan(micro, start, parts)
+        grads = jax.tree.map(lambda g: g / count, total)
+        metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
+        return jnp.mean(losses), grads, owned, metrics, jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
+
+    return accumulated
+
+
+def _strided(x: jax.Array, count: int) -> jax.Array:
+    """[B, ...] -> [count, B / count, ...], every count-th row together, so that each device keeps its own rows."""
+    if x.shape[0] % count:
+        raise ValueError(
+            f"a batch of {x.shape[0]} rows cannot be cut into {count} micro-batches: choose a multiple of {count}."
+        )
+    return jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)
 
 
 def _average(new: Variables, old: Variables, decay: float) -> Variables:

@@ -54,10 +54,33 @@ class Term(NamedTuple):
 
     init:  (key, student, teacher, batch) -> Variables; sees abstract shapes only, so it fails before anything compiles
     apply: (variables, student, teacher, batch, key, step) -> (scalar, new_state, metrics)
+
+    Attributes:
+      init: See above.
+      apply: See above.
+      couples: Whether one example's value depends on the others by what the term owns: a batch norm or a memory.
     """
 
     init: Callable[[jax.Array, Outputs, Outputs, Batch], Variables]
     apply: Callable[[Variables, Outputs, Outputs, Batch, jax.Array, jax.Array], tuple[jax.Array, PyTree, Metrics]]
+    couples: bool = False
+
+
+WHOLE = "whole"
+"""Field of a micro-batch that holds the `Whole` batch, so that means over examples come out as if taken at once."""
+
+
+@flax.struct.dataclass
+class Whole:
+    """The batch that a micro-batch is a part of.
+
+    Attributes:
+      batch: All its rows.
+      approximate: Whether losses that couple the batch may see one micro-batch alone.
+    """
+
+    batch: PyTree
+    approximate: bool = flax.struct.field(pytree_node=False, default=False)
 
 
 @flax.struct.dataclass

@@ -135,7 +135,7 @@ def uncertainty_weighted(**terms: Term) -> Term:
             metrics |= {name: raw, f"{name}_weighted": weight * raw, f"{name}_weight": weight}
         return total, state, metrics
 
-    return Term(init, apply)
+    return Term(init, apply, any(term.couples for term in terms.values()))
 
 
 def teacher_confidence(*, label: str = "label", temperature: float = 1.0) -> Weigh:

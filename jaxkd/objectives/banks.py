@@ -79,7 +79,8 @@ def crd(
         return values, {"bank": bank}, {}
 
     paths = (f"student.{student}", f"teacher.{teacher}", f"batch.{index}")
-    return stateful(call, *paths, init=init, where=where, temperature=temperature, momentum=momentum)
+    numbers: dict[str, Any] = {"temperature": temperature, "momentum": momentum}
+    return stateful(call, *paths, init=init, where=where, couples=True, **numbers)
 
 
 def info_nce_queue(
@@ -114,7 +115,7 @@ def info_nce_queue(
         return values, {"queue": contrastive.queue_push(state["queue"], jax.lax.stop_gradient(t))}, {}
 
     paths = (f"student.{student}", f"teacher.{teacher}")
-    return stateful(call, *paths, init=init, hyper_of=losses.info_nce_queue, where=where, **hyper)
+    return stateful(call, *paths, init=init, hyper_of=losses.info_nce_queue, where=where, couples=True, **hyper)
 
 
 def _embeddings(key: jax.Array, width: int, s: Any, t: Any) -> tuple[PyTree, jax.Array]:

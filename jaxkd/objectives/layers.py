@@ -59,7 +59,7 @@ def semckd(*, students: Sequence[str], teachers: Sequence[str], where: str | Non
         return losses.semckd(queries, keys, jnp.stack(rows, axis=1), **hyper)
 
     paths = (features_of("student", students), features_of("teacher", teachers))
-    return trained(call, *paths, init=init, hyper_of=losses.semckd, where=where, **hyper)
+    return trained(call, *paths, init=init, hyper_of=losses.semckd, where=where, couples=True, **hyper)
 
 
 def review(
@@ -102,7 +102,7 @@ def review(
         return total
 
     paths = (features_of("student", students), features_of("teacher", teachers))
-    return trained(call, *paths, init=init, hyper_of=losses.review_hcl, where=where, **hyper)
+    return trained(call, *paths, init=init, hyper_of=losses.review_hcl, where=where, couples=True, **hyper)
 
 
 def _embedding(key: jax.Array, batch: int) -> PyTree:

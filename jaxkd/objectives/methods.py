@@ -68,7 +68,7 @@ def ab(*, students: Sequence[str], teachers: Sequence[str], where: str | None = 
         return losses.ab([project.apply(p, x) for p, x in zip(params, s, strict=True)], t, **hyper)
 
     paths = (features_of("student", students), features_of("teacher", teachers))
-    return trained(call, *paths, init=_connectors, hyper_of=losses.ab, where=where, **hyper)
+    return trained(call, *paths, init=_connectors, hyper_of=losses.ab, where=where, couples=True, **hyper)
 
 
 def ofd(
@@ -106,7 +106,8 @@ def ofd(
         each = [losses.ofd(project.apply(p, a), b, m) * 2.0 ** (i + 1 - n) for i, (p, a, b, m) in enumerate(layers)]
         return jnp.asarray(scale, each[0].dtype) * jnp.sum(jnp.stack(each), axis=0), {}, {}
 
-    return stateful(call, features_of("student", students), features_of("teacher", teachers), init=init, scale=scale)
+    paths = (features_of("student", students), features_of("teacher", teachers))
+    return stateful(call, *paths, init=init, couples=True, scale=scale)
 
 
 def paraphrase(*, teacher: str, factor: float = 0.5) -> Term:
@@ -289,7 +290,7 @@ def srrl(*, student: str, teacher: str, classifier: Classifier, where: str | Non
         return losses.srrl(s, t, connectors.reused_classifier(s, *state["classifier"]), logits, **hyper), {}, {}
 
     paths = (f"student.{student}", f"teacher.{teacher}", "teacher.logits")
-    return stateful(call, *paths, init=init, hyper_of=losses.srrl, where=where, **hyper)
+    return stateful(call, *paths, init=init, hyper_of=losses.srrl, where=where, couples=True, **hyper)
 
 
 def simkd(*, student: str, teacher: str, classifier: Classifier, factor: int = 2, where: str | None = None) -> Term:
@@ -326,7 +327,7 @@ def simkd(*, student: str, teacher: str, classifier: Classifier, factor: int = 2
         return losses.simkd(s, t), {}, {"agreement": agreement}
 
     paths = (f"student.{student}", f"teacher.{teacher}", "teacher.logits")
-    return stateful(call, *paths, init=init, where=where)
+    return stateful(call, *paths, init=init, where=where, couples=True)
 
 
 def fgd(

@@ -20,10 +20,16 @@ class Projection(NamedTuple):
 
     init:  (key, own_shape, other_shape) -> params
     apply: (params, x) -> projected x
+
+    Attributes:
+      init: See above.
+      apply: See above.
+      couples: Whether a batch norm makes one example's result depend on the others.
     """
 
     init: Callable[[jax.Array, Shape, Shape], PyTree]
     apply: Callable[[PyTree, jax.Array], jax.Array]
+    couples: bool = False
 
 
 def linear(*, bias: bool = True, width: int | None = None) -> Projection:
@@ -94,7 +100,7 @@ def connector(*, relu: bool = False) -> Projection:
         parameters = (params["kernel"], params["scale"], params["bias"])
         return connectors.srrl_connector(x, *parameters) if relu else connectors.ickd_embedding(x, *parameters)
 
-    return Projection(init, apply)
+    return Projection(init, apply, couples=True)
 
 
 def regressor(*, halve: bool = False, norm: bool = False) -> Projection:
@@ -126,7 +132,7 @@ def regressor(*, halve: bool = False, norm: bool = False) -> Projection:
         parameters = (params["kernel"], params["bias"], pair)
         return transfer.fitnet_regressor(x, *parameters, stride=1 + halve, padding=int(halve))
 
-    return Projection(init, apply)
+    return Projection(init, apply, couples=norm)
 
 
 def dense_params(key: jax.Array, inputs: int, outputs: int, *, bias: bool = True) -> PyTree:

@@ -52,7 +52,7 @@ def weighted(**terms: Term | tuple[Number, Term]) -> Term:
             metrics |= {name: raw, f"{name}_weighted": share}
         return total, {"weights": variables.state["weights"], **state}, metrics
 
-    return Term(init, apply)
+    return Term(init, apply, any(term.couples for term in terms_alone.values()))
 
 
 def init_each(terms: Mapping[str, Term], key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> Variables:

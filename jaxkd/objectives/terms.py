@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from jaxkd import numerics
 from jaxkd.objectives.projections import Projection
-from jaxkd.types import Batch, Outputs, PyTree, Schedule, Term, Variables
+from jaxkd.types import WHOLE, Batch, Outputs, PyTree, Schedule, Term, Variables, Whole
 
 Loss: TypeAlias = Callable[..., jax.Array]
 Weigh: TypeAlias = Callable[[Outputs, Outputs, Batch], jax.Array]
@@ -116,18 +116,39 @@ def _field(batch: Batch, name: str) -> Any:
 
 
 def _mean(values: jax.Array, batch: Batch, where: str | None) -> jax.Array:
-    """Takes the one mean over examples, with the batch's padding mask and the term's own."""
+    """Takes the one mean over examples, with the batch's padding mask and the term's own.
+
+    The means of micro-batches are scaled so that their own mean is that of the whole batch.
+    """
+    weight, whole = _weight(values, batch, where), batch.get(WHOLE)
+    if values.ndim == 0:
+        _check_coupled(weight, whole)
+        return values
+    mean = numerics.masked_mean(values, weight)
+    if weight is None or whole is None:
+        return mean
+    usual = jnp.mean(_weight(values, whole.batch, where))
+    return mean * jnp.mean(weight) / jnp.where(usual > 0, usual, 1)
+
+
+def _weight(values: jax.Array, batch: Batch, where: str | None) -> Any:
+    """Product of the masks that there are, with axes appended to broadcast against the values; or None."""
     masks = [batch["mask"]] if "mask" in batch else []
     masks += [_field(batch, where)] if where else []
-    if values.ndim == 0:
-        if masks:
-            raise ValueError(
-                "this loss couples the batch and returns a scalar, so a mask over examples cannot be applied to it: "
-                "give it whole batches (drop the remainder) and no `where`."
-            )
-        return values
-    weight = math.prod(numerics.per_example(m, values) for m in masks) if masks else None
-    return numerics.masked_mean(values, weight)
+    return math.prod(numerics.per_example(m, values) for m in masks) if masks else None
+
+
+def _check_coupled(weight: Any, whole: Whole | None) -> None:
+    if weight is not None:
+        raise ValueError(
+            "this loss couples the batch and returns a scalar, so a mask over examples cannot be applied to it: "
+            "give it whole batches (drop the remainder) and no `where`."
+        )
+    if whole is not None and not whole.approximate:
+        raise ValueError(
+            "this loss couples the batch, so its gradient is not the mean of those of micro-batches: use "
+            "micro_batches=1, or approximate=True for the loss within each micro-batch."
+        )
 
 
 def stateful(
@@ -137,6 +158,7 @@ def stateful(
     hyper_of: Callable[..., Any] | None = None,
     where: str | None = None,
     weigh: Weigh | None = None,
+    couples: bool = False,
     **hyper: Any,
 ) -> Term:
     """Term of a loss that owns parameters, a state that it changes itself (banks, queues), or randomness.
@@ -149,6 +171,7 @@ def stateful(
       hyper_of: The function whose signature tells the hyper-parameters' names, if it is not `loss`.
       where: Field of the batch [B] with the examples' weights; all of them count alike if None.
       weigh: Factor of each example's value (see `jaxkd.objectives.adaptive`); 1 if None.
+      couples: Whether the values depend on each other although there is one an example: by a batch norm or a memory.
       **hyper: Hyper-parameters of the loss: numbers, arrays or schedules of the step.
 
     Returns:
@@ -176,7 +199,7 @@ def stateful(
             values = _weigh(values, factor)
         return _mean(values, batch, where), {**state, **changed}, dict(metrics)
 
-    return Term(begin, apply)
+    return Term(begin, apply, couples)
 
 
 def trained(
@@ -186,6 +209,7 @@ def trained(
     hyper_of: Callable[..., Any] | None = None,
     where: str | None = None,
     weigh: Weigh | None = None,
+    couples: bool = False,
     **hyper: Any,
 ) -> Term:
     """Term of a loss with parameters of its own, which the optimizer updates with the student's.
@@ -197,6 +221,7 @@ def trained(
       hyper_of: The function whose signature tells the hyper-parameters' names, if it is not `loss`.
       where: Field of the batch [B] with the examples' weights; all of them count alike if None.
       weigh: Factor of each example's value (see `jaxkd.objectives.adaptive`); 1 if None.
+      couples: As in `stateful`.
       **hyper: Hyper-parameters of the loss: numbers, arrays or schedules of the step.
 
     Returns:
@@ -216,6 +241,7 @@ def trained(
         hyper_of=hyper_of or loss,
         where=where,
         weigh=weigh,
+        couples=couples,
         **hyper,
     )
 
@@ -355,4 +381,5 @@ def from_features(
         return loss(moved.get("student", s), moved.get("teacher", t), **hyper)
 
     paths = (f"student.{student}", f"teacher.{teacher}")
-    return trained(call, *paths, init=init, hyper_of=loss, where=where, weigh=weigh, **hyper)
+    couples = any(p.couples for p in sides.values())
+    return trained(call, *paths, init=init, hyper_of=loss, where=where, weigh=weigh, couples=couples, **hyper)

@@ -1,0 +1,185 @@
+"""Gradients of micro-batches: their mean is the whole batch's where that is possible, and elsewhere it is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import CLASSES, Setup, assert_trees_close, make_batch
+from test_method_terms import BATCH, STUDENT, TEACHER, TERMS, start
+
+from jaxkd import losses, metrics, models, objectives, parallel, train
+from jaxkd.objectives import terms
+from jaxkd.types import WHOLE, Term, Variables, Whole
+
+LABEL = objectives.from_labels(losses.cross_entropy)
+KD = objectives.from_logits(losses.kd, temperature=2.0)
+SP = objectives.from_features(losses.sp, student="pooled", teacher="pooled")
+MASKED = objectives.weighted(
+    label=(0.3, objectives.from_labels(losses.cross_entropy, where="labelled")),
+    kd=objectives.from_logits(losses.kd, weigh=objectives.teacher_confidence()),
+)
+PER_EXAMPLE = {
+    "labels and soft labels": objectives.weighted(label=(0.5, LABEL), kd=(optax.linear_schedule(1, 0, 9), KD)),
+    "masks": MASKED,
+    "projection": objectives.from_features(
+        losses.hint, student="pooled", teacher="pooled", project=objectives.linear()
+    ),
+    "uncertainty": objectives.uncertainty_weighted(
+        label=objectives.from_labels(losses.cross_entropy, where="labelled")
+    ),
+}
+# These draw a mask for each example, so their values differ with the batch's shape; on average they do not.
+RANDOM = ("mgd channels", "mgd positions", "vitkd")
+
+
+def batch(seed=0):
+    """A batch with padding at its end and few labels, unevenly spread."""
+    rng = np.random.default_rng(seed)
+    return {**make_batch(24, seed), "mask": np.arange(24) < 19, "labelled": rng.uniform(size=24) ** 2}
+
+
+class Pair(Setup):
+    """A student without batch norm or dropout."""
+
+    def __init__(self, term, **options):
+        super().__init__(student=models.mlp(CLASSES, hidden=(6,)), term=term, **options)
+
+    def train(self, plan=None, steps=2):
+        step = plan.compile(self.step) if plan else jax.jit(self.step)
+        state, known = jax.tree.map(jnp.copy, (self.state, self.teacher_variables))
+        state, known = plan.put((state, known)) if plan else (state, known)
+        for seed in range(steps):
+            state, found = step(state, known, plan.place(batch(seed)) if plan else batch(seed))
+        return state, found
+
+
+def parts(term, **options):
+    """Setup initialises the term on a batch without masks."""
+    add = {"mask": np.ones(16, bool), "labelled": np.ones(16)}
+    return Pair(term, prepare=lambda b: {**{k: v[: len(b["label"])] for k, v in add.items()}, **b}, **options)
+
+
+@pytest.mark.parametrize("name", PER_EXAMPLE)
+@pytest.mark.parametrize("count", [3, 24])
+def test_micro_batches_give_the_whole_batchs_step(name, count):
+    options = {"metrics": {"accuracy": metrics.accuracy}}
+    whole = parts(PER_EXAMPLE[name], **options).train()
+    cut = parts(PER_EXAMPLE[name], micro_batches=count, **options).train()
+    assert_trees_close(cut[1], whole[1], rtol=2e-6, atol=1e-6)
+    assert_trees_close(cut[0].params, whole[0].params, rtol=0, atol=1e-6)
+    assert set(cut[1]) == set(whole[1])
+
+
+def test_without_the_whole_batchs_masks_they_do_not(monkeypatch):
+    """Negative control: a mean of the micro-batches' own means counts rows unequally."""
+    monkeypatch.setattr(terms, "WHOLE", "no such field")
+    whole = parts(MASKED).train(steps=1)[1]
+    cut = parts(MASKED, micro_batches=3).train(steps=1)[1]
+    assert abs(cut["label"] - whole["label"]) > 0.01 * whole["label"]
+
+
+@pytest.mark.parametrize("plan", [parallel.with_jit, parallel.with_pmap])
+def test_micro_batches_on_eight_devices(plan):
+    plan = plan()
+    whole = parts(MASKED).train()
+    cut = parts(MASKED, micro_batches=3, axis_name=plan.axis_name).train(plan)
+    assert_trees_close(cut[1], whole[1], rtol=1e-5, atol=1e-6)
+    assert_trees_close(cut[0].params, whole[0].params, rtol=0, atol=1e-6)
+
+
+def test_students_at_once_accumulate_too():
+    keys = jax.random.split(jax.random.key(0), 2)
+    whole, cut = (Setup(keys=keys, student=models.mlp(CLASSES, hidden=(6,)), term=KD, micro_batches=n) for n in (1, 4))
+    states = [
+        jax.jit(parallel.vmap_students(s.step))(s.state, s.teacher_variables, make_batch())[0] for s in (whole, cut)
+    ]
+    assert_trees_close(states[1].params, states[0].params, rtol=0, atol=1e-6)
+
+
+def test_running_statistics_see_one_part_after_the_other():
+    setup, batch = Setup(term=KD, micro_batches=2), make_batch()
+    found = jax.jit(setup.step)(setup.state, setup.teacher_variables, batch)[0].state["student"]
+    state = setup.state.state["student"]
+    for i in range(2):
+        rows = {name: value[i::2] for name, value in batch.items()}
+        variables = Variables(setup.state.params["student"], state)
+        _, state = setup.student.apply(variables, rows, jax.random.key(0), True)
+    assert_trees_close(found, state, rtol=1e-5, atol=1e-6)
+
+
+def test_losses_that_couple_the_batch_are_refused_unless_the_approximation_is_asked_for():
+    plain = make_batch()
+    setup = Setup(student=models.mlp(CLASSES, hidden=(6,)), term=objectives.weighted(kd=KD, sp=SP), micro_batches=2)
+    with pytest.raises(ValueError, match=r"couples the batch.*micro_batches=1, or approximate=True"):
+        setup.step(setup.state, setup.teacher_variables, plain)
+    setup = Setup(student=models.mlp(CLASSES, hidden=(6,)), term=SP, micro_batches=2, approximate=True)
+    state, found = jax.jit(setup.step)(setup.state, setup.teacher_variables, plain)
+    halves = Setup(student=models.mlp(CLASSES, hidden=(6,)), term=SP)
+    each = [halves.step(setup.state, setup.teacher_variables, {k: v[i::2] for k, v in plain.items()}) for i in range(2)]
+    np.testing.assert_allclose(found["loss"], np.mean([f["loss"] for _, f in each]), rtol=1e-5)
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, each[0][0].params, each[1][0].params)
+    assert_trees_close(state.params, mean, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "term", [TERMS["ickd"], TERMS["crd"], objectives.weighted(kd=KD, bank=TERMS["info_nce_queue"])]
+)
+def test_terms_with_a_batch_norm_or_a_memory_are_refused_before_anything_is_traced(term):
+    network = models.mlp(CLASSES)
+    with pytest.raises(ValueError, match=r"a batch norm or a memory in the term couples the batch.*approximate=True"):
+        train.make_train_step(network, network, term, optax.sgd(0.1), micro_batches=2)
+    train.make_train_step(network, network, term, optax.sgd(0.1), micro_batches=2, approximate=True)
+
+
+@pytest.mark.parametrize("name", sorted(set(TERMS) - set(RANDOM)))
+def test_a_term_is_refused_exactly_if_its_halves_do_not_add_up(name):
+    term, owned = TERMS[name], start(TERMS[name])
+    rows = {k: jnp.asarray(v)[:8] for k, v in BATCH.items()}
+
+    def apply(cut, approximate):
+        student, teacher = (jax.tree.map(lambda x: x[cut], side) for side in (STUDENT, TEACHER))
+        part = {**{k: v[cut] for k, v in rows.items()}, WHOLE: Whole(rows, approximate)}
+        return term.apply(owned, student, teacher, part, jax.random.key(1), jnp.int32(0))
+
+    def works(function):
+        try:
+            function()
+        except (ValueError, TypeError, AssertionError):  # refused, of a fixed size, or of another value
+            return False
+        return True
+
+    def add_up():
+        each = [apply(slice(i, None, 2), approximate=True) for i in (0, 1)]
+        whole = apply(slice(None), approximate=True)
+        np.testing.assert_allclose(np.mean([value for value, _, _ in each]), whole[0], rtol=1e-5)
+        assert_trees_close(whole[1], owned.state, rtol=1e-6)
+
+    allowed = not term.couples and works(lambda: apply(slice(0, None, 2), approximate=False))
+    assert allowed == works(add_up)
+
+
+def test_rows_that_cannot_be_cut_are_refused():
+    setup = Setup(term=KD, micro_batches=5)
+    with pytest.raises(ValueError, match=r"16 rows cannot be cut into 5 micro-batches: choose a multiple of 5"):
+        setup.step(setup.state, setup.teacher_variables, make_batch())
+    with pytest.raises(ValueError, match="micro_batches is 0"):
+        Setup(term=KD, micro_batches=0)
+
+
+def test_memory_is_that_of_one_part():
+    student = models.convnet(CLASSES, widths=(16, 16))
+
+    def temporary(count):
+        setup = Setup(student=student, term=KD, micro_batches=count)
+        program = jax.jit(setup.step).lower(setup.state, setup.teacher_variables, make_batch(512)).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert temporary(8) < 0.4 * temporary(1)
+
+
+def test_sums_of_terms_hand_the_mark_on():
+    assert objectives.weighted(a=KD, b=TERMS["crd"]).couples
+    assert objectives.uncertainty_weighted(a=KD, b=TERMS["ickd"]).couples
+    assert not objectives.weighted(a=KD, b=LABEL).couples
+    assert not Term(KD.init, KD.apply).couples
