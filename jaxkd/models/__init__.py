@@ -13,19 +13,25 @@ from jaxkd.models.functional import (
     no_teacher,
 )
 from jaxkd.models.mlp import mlp
+from jaxkd.models.precision import Int8, cast, from_int8, in_dtype, to_int8
 from jaxkd.models.resnet import resnet
 
 __all__ = [
+    "Int8",
     "cached",
+    "cast",
     "convnet",
     "count_parameters",
     "ensemble",
+    "from_int8",
     "from_linen",
     "from_nnx",
+    "in_dtype",
     "join",
     "mean_logits",
     "mean_probabilities",
     "mlp",
     "no_teacher",
     "resnet",
+    "to_int8",
 ]

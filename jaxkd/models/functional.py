@@ -67,6 +67,19 @@ def bound(axis_name: str | None) -> str | None:
     return axis_name
 
 
+def rematerialised(stage: Callable[..., Any], remat: bool) -> Callable[..., Any]:
+    """A part of a Linen network whose activations are computed again in the backward pass, if that is wanted.
+
+    Args:
+      stage: (module, *arrays) -> arrays, which calls submodules of the module; their names stay as they are.
+      remat: Whether to do so.
+
+    Returns:
+      The same function, or its rematerialised form.
+    """
+    return nn.remat(stage) if remat else stage
+
+
 def from_linen(module: nn.Module, *, inputs: Sequence[str] = ("image",), capture: Sequence[str] = ()) -> Model:
     """Model from a Linen module.
 

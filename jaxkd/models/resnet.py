@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxkd.models.functional import bound, from_linen
+from jaxkd.models.functional import bound, from_linen, rematerialised
 from jaxkd.types import Model, Outputs
 
 
@@ -44,12 +44,14 @@ class ResNet(nn.Module):
       blocks: n of depth 6n + 2.
       widen: Factor on the channels of the stages.
       axis_name: Axis over which batch norm takes its statistics together.
+      remat: Whether the backward pass computes each stage again.
     """
 
     num_classes: int
     blocks: int
     widen: int = 1
     axis_name: str | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> Outputs:
@@ -57,17 +59,21 @@ class ResNet(nn.Module):
         x = nn.Conv(16, (3, 3), padding=1, use_bias=False, name="stem_conv")(x)
         x = nn.relu(nn.BatchNorm(not train, momentum=0.9, axis_name=bound(self.axis_name), name="stem_norm")(x))
         features = {"stem": x}
-        for stage in (1, 2, 3):
-            for i in range(self.blocks):
-                stride = 2 if stage > 1 and i == 0 else 1
-                width, name = 16 * self.widen * 2 ** (stage - 1), f"stage{stage}_block{i + 1}"
-                x = Block(width, stride, self.axis_name, name=name)(x, train)
-            features[f"stage{stage}"] = x
+        for number in (1, 2, 3):
+
+            def stage(self: ResNet, x: jax.Array, number: int = number) -> jax.Array:
+                for i in range(self.blocks):
+                    stride = 2 if number > 1 and i == 0 else 1
+                    width, name = 16 * self.widen * 2 ** (number - 1), f"stage{number}_block{i + 1}"
+                    x = Block(width, stride, self.axis_name, name=name)(x, train)
+                return x
+
+            features[f"stage{number}"] = x = rematerialised(stage, self.remat)(self, x)
         features["pooled"] = x = jnp.mean(x, axis=(1, 2))
         return Outputs(nn.Dense(self.num_classes, name="head")(x), features)
 
 
-def resnet(num_classes: int, *, depth: int, widen: int = 1, axis_name: str | None = None) -> Model:
+def resnet(num_classes: int, *, depth: int, widen: int = 1, axis_name: str | None = None, remat: bool = False) -> Model:
     """A CIFAR residual network as a model.
 
     Args:
@@ -75,6 +81,8 @@ def resnet(num_classes: int, *, depth: int, widen: int = 1, axis_name: str | Non
       depth: 6n + 2: 8, 14, 20, 32, 44, 56 or 110.
       widen: Factor on the channels of the stages.
       axis_name: `parallel.DATA` for batch norm over all devices under `pmap`; under `jit` it is so anyway.
+      remat: Whether the backward pass computes each stage again instead of keeping its activations: less memory, about
+        a third more work.
 
     Returns:
       A model that reads `image` [B, H, W, C] and returns logits [B, K].
@@ -87,4 +95,4 @@ def resnet(num_classes: int, *, depth: int, widen: int = 1, axis_name: str | Non
     """
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"a CIFAR ResNet has depth 6n + 2 but depth is {depth}: choose 8, 14, 20, 32, 44, 56 or 110.")
-    return from_linen(ResNet(num_classes, (depth - 2) // 6, widen, axis_name))
+    return from_linen(ResNet(num_classes, (depth - 2) // 6, widen, axis_name, remat))

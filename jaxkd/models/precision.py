@@ -1,0 +1,130 @@
+"""Models in other number formats: bfloat16 compute over float32 parameters, and teachers with small weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jaxkd.types import Batch, Model, Outputs, PyTree, Variables
+
+HEAD = r"(^|/)head(/|$)"
+"""The last layer, by the name that the networks here give it."""
+
+
+def in_dtype(model: Model, dtype: DTypeLike = jnp.bfloat16, *, keep: str = HEAD) -> Model:
+    """The model computed in another format, over params, running statistics and gradients in float32.
+
+    Logits come out in float32 where the last layer is kept; losses compute in float32 whatever the features are in.
+
+    Args:
+      model: Any model.
+      dtype: Format of activations, and of weights where they are used.
+      keep: Regular expression, searched in paths such as "head/kernel": these params, and what is computed with them,
+        stay as they are.
+
+    Returns:
+      A model with the same variables.
+    """
+
+    def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
+        low = Variables(_map_params(variables.params, lambda x: x.astype(dtype), keep), variables.state)
+        fields = {name: _floating(x, lambda x: x.astype(dtype)) for name, x in batch.items()}
+        outputs, state = model.apply(low, fields, key, train)
+        return outputs, jax.tree.map(lambda new, old: new.astype(old.dtype), state, variables.state)
+
+    return Model(model.init, apply)
+
+
+def cast(variables: Variables, dtype: DTypeLike = jnp.bfloat16, *, keep: str = HEAD) -> Variables:
+    """A teacher's variables with params in a smaller format, for half the memory; use with `in_dtype(teacher)`.
+
+    Args:
+      variables: The model's variables.
+      dtype: Format of the params.
+      keep: Regular expression of paths that stay as they are.
+
+    Returns:
+      The variables; running statistics stay as they are.
+    """
+    return Variables(_map_params(variables.params, lambda x: x.astype(dtype), keep), variables.state)
+
+
+@flax.struct.dataclass
+class Int8:
+    """Weights as integers with one scale for each output channel.
+
+    w ~ values * scale
+
+    Attributes:
+      values: int8, the shape of the weights.
+      scale: float32, [1, ..., 1, C].
+    """
+
+    values: jax.Array
+    scale: jax.Array
+
+
+def to_int8(variables: Variables, *, keep: str = HEAD) -> Variables:
+    """A teacher's variables with kernels of 8 bits, for a quarter of the memory; use with `from_int8(teacher)`.
+
+    values = round(w / scale), scale = max |w| / 127 over all axes but the last, so |w - values * scale| <= scale / 2
+
+    Args:
+      variables: The model's variables.
+      keep: Regular expression of paths that stay as they are; so do biases and scales of norms.
+
+    Returns:
+      The variables, with `Int8` in place of each kernel.
+    """
+
+    def quantize(w: jax.Array) -> Any:
+        if w.ndim < 2:
+            return w
+        scale = jnp.max(jnp.abs(w), axis=tuple(range(w.ndim - 1)), keepdims=True).astype(jnp.float32) / 127
+        scale = jnp.where(scale > 0, scale, 1)
+        return Int8(jnp.round(w / scale).astype(jnp.int8), scale)
+
+    return Variables(_map_params(variables.params, quantize, keep), variables.state)
+
+
+def from_int8(model: Model) -> Model:
+    """The model as a teacher whose variables `to_int8` made; weights become float32 where they are used.
+
+    Args:
+      model: Any model; `in_dtype(model)` computes in bfloat16 as well.
+
+    Returns:
+      A model of the quantised variables.
+    """
+
+    def init(key: jax.Array, batch: Batch) -> Variables:
+        return to_int8(model.init(key, batch))
+
+    def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
+        params = jax.tree.map(
+            lambda x: x.values.astype(jnp.float32) * x.scale if isinstance(x, Int8) else x,
+            variables.params,
+            is_leaf=lambda x: isinstance(x, Int8),
+        )
+        return model.apply(Variables(params, variables.state), batch, key, train)
+
+    return Model(init, apply)
+
+
+def _floating(x: Any, change: Callable[[jax.Array], Any]) -> Any:
+    """Changes an array of floating numbers; leaves everything else alone."""
+    return change(x) if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
+def _map_params(params: PyTree, change: Callable[[jax.Array], Any], keep: str) -> PyTree:
+    def at(path: Any, x: Any) -> Any:
+        named = jax.tree_util.keystr(path, simple=True, separator="/")
+        return x if re.search(keep, named) else _floating(jnp.asarray(x), change)
+
+    return jax.tree_util.tree_map_with_path(at, params)
