@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import numerics
-from jaxkd.train import Prepare, make_objective
+from jaxkd.train import Prepare, make_objective, make_share
 from jaxkd.types import Batch, Metrics, Model, PyTree, StepFn, Term, TrainState, Variables
 
 
@@ -115,10 +115,10 @@ def make_balance(
 
 def _make_shares(student: Model, teacher: Model, term: Term, prepare: Prepare) -> Callable[..., dict[str, PyTree]]:
     """(state, teacher_variables, batch) -> name -> gradient of its weighted term in the student's params."""
-    begin = make_objective(student, teacher, term, prepare=prepare)
+    share, begin = make_share(teacher, prepare=prepare), make_objective(student, term)
 
     def shares(state: TrainState, teacher_variables: Variables, batch: Batch) -> dict[str, PyTree]:
-        objective, _, _ = begin(state, teacher_variables, batch)
+        objective = begin(state, share(teacher_variables, batch))
 
         def values(params: PyTree) -> dict[str, jax.Array]:
             _, (_, parts, _) = objective({**state.params, "student": params})

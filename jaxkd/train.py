@@ -4,27 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxkd import numerics
-from jaxkd.types import (
-    WHOLE,
-    Batch,
-    EvalFn,
-    Metrics,
-    Model,
-    Outputs,
-    PyTree,
-    StepFn,
-    Term,
-    TrainState,
-    Variables,
-    Whole,
-)
+from jaxkd.accumulation import Derive, Derived, accumulated, check_micro_batches
+from jaxkd.types import Batch, EvalFn, Metrics, Model, Outputs, PyTree, Term, TrainState, Variables
 
 Prepare: TypeAlias = Callable[[Batch], Batch]
 """Pure function of a batch, on the device: augmentation and normalisation."""
@@ -134,44 +122,75 @@ def init_state(
     return jax.jit(init)(key, start, batch, teacher_variables)
 
 
-def make_objective(
-    student: Model, teacher: Model, term: Term, *, prepare: Prepare = _same, axis_name: str | None = None
-) -> Callable[[TrainState, Variables, Batch], tuple[Objective, Outputs, Batch]]:
-    """What a step minimises, as a function of the params alone.
+class Shared(NamedTuple):
+    """What all students of a batch share.
+
+    Attributes:
+      batch: The prepared rows that the student reads: under `pmap`, those of one device.
+      teacher: The teacher's outputs for all rows.
+      whole: All rows.
+    """
+
+    batch: Batch
+    teacher: Outputs
+    whole: Batch
+
+
+def make_share(
+    teacher: Model, *, prepare: Prepare = _same, axis_name: str | None = None
+) -> Callable[[Variables, Batch], Shared]:
+    """What does not depend on a student: the prepared batch and the teacher's outputs.
 
     Args:
-      student: The model that learns, applied in training mode.
-      teacher: The model that it learns from, applied in evaluation mode.
-      term: The objective.
+      teacher: The model that is learnt from, applied in evaluation mode.
       prepare: What is done to a batch on the device.
       axis_name: Axis of `parallel.compile_pmap`: the models see one device's share of the batch each, the term sees
         all of it, gathered, so that losses that couple the batch stay right. None under `jit`, which needs none.
 
     Returns:
-      (state, teacher_variables, batch) -> (objective, teacher's outputs, prepared batch), where the objective is
-      params -> (value, (new state of student and term, the term's metrics, student's outputs)).
+      (teacher_variables, batch) -> Shared; no gradient passes into it.
     """
 
-    def begin(state: TrainState, teacher_variables: Variables, batch: Batch) -> tuple[Objective, Outputs, Batch]:
-        key = jax.random.fold_in(state.key, state.step)
+    def share(teacher_variables: Variables, batch: Batch) -> Shared:
         ready = prepare(batch)
         teacher_out, _ = teacher.apply(teacher_variables, ready, None, False)
-        teacher_out, whole = _gathered(jax.lax.stop_gradient((teacher_out, ready)), axis_name)
+        return Shared(ready, *_gathered(jax.lax.stop_gradient((teacher_out, ready)), axis_name))
+
+    return share
+
+
+def make_objective(
+    student: Model, term: Term, *, axis_name: str | None = None
+) -> Callable[[TrainState, Shared], Objective]:
+    """What a step minimises, as a function of the params alone.
+
+    Args:
+      student: The model that learns, applied in training mode.
+      term: The objective.
+      axis_name: As in `make_share`.
+
+    Returns:
+      (state, shared) -> objective, where the objective is params -> (value, (new state of student and term, the term's
+      metrics, student's outputs)).
+    """
+
+    def begin(state: TrainState, shared: Shared) -> Objective:
+        key = jax.random.fold_in(state.key, state.step)
         student_key = numerics.fold_name(key, "student")
         if axis_name is not None:  # so that no two devices drop out the same units
             student_key = jax.random.fold_in(student_key, jax.lax.axis_index(axis_name))
 
         def objective(params: PyTree) -> tuple[jax.Array, Any]:
             variables = Variables(params["student"], state.state["student"])
-            student_out, student_state = student.apply(variables, ready, student_key, True)
+            student_out, student_state = student.apply(variables, shared.batch, student_key, True)
             student_out = _gathered(student_out, axis_name)
             owned = Variables(params["term"], state.state["term"])
             value, term_state, parts = term.apply(
-                owned, student_out, teacher_out, whole, numerics.fold_name(key, "term"), state.step
+                owned, student_out, shared.teacher, shared.whole, numerics.fold_name(key, "term"), state.step
             )
             return value, ({"student": student_state, "term": term_state}, parts, student_out)
 
-        return objective, teacher_out, whole
+        return objective
 
     return begin
 
@@ -190,6 +209,23 @@ def _averaged(tree: PyTree, axis_name: str | None) -> PyTree:
     return jax.tree.map(lambda x: jax.lax.pmean(x, axis_name) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A train step, (state, teacher_variables, batch) -> (state, metrics), in the two halves that it is made of.
+
+    Attributes:
+      share: (teacher_variables, batch) -> what does not depend on the student, computed once for many students.
+      update: (state, that) -> (state, metrics).
+    """
+
+    share: Callable[[Variables, Batch], Any]
+    update: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+
+    def __call__(self, state: TrainState, teacher_variables: Variables, batch: Batch) -> tuple[TrainState, Metrics]:
+        """One update of one student."""
+        return self.update(state, self.share(teacher_variables, batch))
+
+
 def make_train_step(
     student: Model,
     teacher: Model,
@@ -203,7 +239,7 @@ def make_train_step(
     skip_nonfinite: bool = False,
     micro_batches: int = 1,
     approximate: bool = False,
-) -> StepFn:
+) -> Step:
     """One update of the student (and of what the term trains), as a pure function.
 
     params <- params + optimizer(d term(student(x), stop_gradient(teacher(x))) / d params)
@@ -225,20 +261,22 @@ def make_train_step(
       approximate: Whether losses that couple the batch may see one part at a time, whose gradients are averaged.
 
     Returns:
-      (state, teacher_variables, batch) -> (state, metrics); `loss` is the term's value. It knows nothing of devices:
-      compile it with `jaxkd.parallel`.
+      (state, teacher_variables, batch) -> (state, metrics), a `Step`; `loss` is the term's value. It knows nothing of
+      devices: compile it with `jaxkd.parallel`.
 
     Raises:
       ValueError: With several micro-batches: if the term couples the batch, or when traced, if a loss does or the rows
         cannot be cut evenly.
     """
-    _check_micro_batches(term, micro_batches, approximate)
-    derive = _make_derive(make_objective(student, teacher, term, axis_name=axis_name), metrics or {})
+    check_micro_batches(term, micro_batches, approximate)
+    share = make_share(teacher, prepare=prepare, axis_name=axis_name)
+    derive = _make_derive(make_objective(student, term, axis_name=axis_name), metrics or {})
     if micro_batches > 1:
-        derive = _accumulated(derive, micro_batches, approximate)
+        each = make_share(teacher, axis_name=axis_name)
+        share, derive = accumulated(prepare, each, derive, micro_batches, approximate)
 
-    def step(state: TrainState, teacher_variables: Variables, batch: Batch) -> tuple[TrainState, Metrics]:
-        loss, grads, new_state, parts, sums = derive(state, teacher_variables, prepare(batch))
+    def update(state: TrainState, shared: Any) -> tuple[TrainState, Metrics]:
+        loss, grads, new_state, parts, sums = derive(state, shared)
         # Each device has the derivative of all devices' (equal) losses in its own copy: their mean is the gradient.
         grads, new_state["student"] = _averaged((grads, new_state["student"]), axis_name)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -246,77 +284,26 @@ def make_train_step(
         ema = state.ema
         if ema_decay is not None:
             ema = _average(Variables(params["student"], new_state["student"]), ema, ema_decay)
-        measured = {name: _value(accumulated) for name, accumulated in sums.items()}
+        measured = {name: _value(sum_and_count) for name, sum_and_count in sums.items()}
         new = dataclasses.replace(state, params=params, state=new_state, opt_state=opt_state, ema=ema)
         if skip_nonfinite:
             new = _unless_broken(state, new, (loss, grads))
             measured["skipped"] = new.skipped
         return dataclasses.replace(new, step=state.step + 1), {"loss": loss, **parts, **measured}
 
-    return step
+    return Step(share, update)
 
 
-Derived: TypeAlias = tuple[jax.Array, PyTree, dict[str, PyTree], dict[str, jax.Array], dict[str, Any]]
-"""Value, gradients, new state, the term's metrics, accumulated metrics."""
-
-Derive: TypeAlias = Callable[[TrainState, Variables, Batch], Derived]
-
-
-def _make_derive(begin: Callable[..., tuple[Objective, Outputs, Batch]], metrics: Mapping[str, Metric]) -> Derive:
+def _make_derive(begin: Callable[[TrainState, Shared], Objective], metrics: Mapping[str, Metric]) -> Derive:
     """Value and gradients of one prepared batch."""
 
-    def derive(state: TrainState, teacher_variables: Variables, batch: Batch) -> Derived:
-        objective, teacher_out, ready = begin(state, teacher_variables, batch)
+    def derive(state: TrainState, shared: Shared) -> Derived:
+        objective = begin(state, shared)
         (loss, (new_state, parts, student_out)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
-        sums = {name: metric(student_out, teacher_out, ready) for name, metric in metrics.items()}
+        sums = {name: metric(student_out, shared.teacher, shared.whole) for name, metric in metrics.items()}
         return loss, grads, new_state, dict(parts), sums
 
     return derive
-
-
-def _check_micro_batches(term: Term, micro_batches: int, approximate: bool) -> None:
-    if micro_batches < 1:
-        raise ValueError(f"micro_batches is {micro_batches}: give at least 1.")
-    if micro_batches > 1 and term.couples and not approximate:
-        raise ValueError(
-            "a batch norm or a memory in the term couples the batch, so its gradient is not the mean of those of "
-            "micro-batches: use micro_batches=1, or approximate=True to let the term see one micro-batch after the "
-            "other."
-        )
-
-
-def _accumulated(derive: Derive, count: int, approximate: bool) -> Derive:
-    """The same of a whole batch, of which no more than one part is in memory at a time."""
-
-    def accumulated(state: TrainState, teacher_variables: Variables, batch: Batch) -> Derived:
-        whole = {WHOLE: Whole(batch, approximate)}
-        params = state.params
-
-        def micro(carry: tuple[PyTree, PyTree], part: tuple[jax.Array, Batch]) -> tuple[Any, Any]:
-            total, owned = carry
-            number, rows = part
-            key = jax.random.fold_in(state.key, number)
-            now = dataclasses.replace(state, state=owned, key=key)
-            loss, grads, owned, parts, sums = derive(now, teacher_variables, {**rows, **whole})
-            return (jax.tree.map(jnp.add, total, grads), owned), (loss, parts, sums)
-
-        start = (jax.tree.map(jnp.zeros_like, params), state.state)
-        parts = (jnp.arange(count), jax.tree.map(lambda x: _strided(x, count), dict(batch)))
-        (total, owned), (losses, metrics, sums) = jax.lax.scan(micro, start, parts)
-        grads = jax.tree.map(lambda g: g / count, total)
-        metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
-        return jnp.mean(losses), grads, owned, metrics, jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
-
-    return accumulated
-
-
-def _strided(x: jax.Array, count: int) -> jax.Array:
-    """[B, ...] -> [count, B / count, ...], every count-th row together, so that each device keeps its own rows."""
-    if x.shape[0] % count:
-        raise ValueError(
-            f"a batch of {x.shape[0]} rows cannot be cut into {count} micro-batches: choose a multiple of {count}."
-        )
-    return jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)
 
 
 def _average(new: Variables, old: Variables, decay: float) -> Variables:

@@ -25,7 +25,7 @@ LAYERS = (
     {"types"},
     {"numerics"},
     {"losses"},
-    {"objectives", "models", "parallel", "metrics", "augment", "optimizers", "testing"},
+    {"objectives", "models", "parallel", "metrics", "augment", "optimizers", "testing", "accumulation"},
     {"train"},
     {"gradients"},
     {"checkpoint", "data"},

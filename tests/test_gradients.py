@@ -37,7 +37,8 @@ def one_by_one(state, term=SETUP.term):
         weights = state.state["term"]["weights"]
         alone = {n: w * (n == name) for n, w in weights.items()}
         only = dataclasses.replace(state, state={**state.state, "term": {**state.state["term"], "weights": alone}})
-        objective, _, _ = train.make_objective(*PARTS)(only, SETUP.teacher_variables, make_batch())
+        shared = train.make_share(PARTS[1])(SETUP.teacher_variables, make_batch())
+        objective = train.make_objective(PARTS[0], PARTS[2])(only, shared)
         found[name] = flat(jax.grad(lambda p, f=objective: f(p)[0])(state.params)["student"])
     return found
 

@@ -106,13 +106,11 @@ def test_devices_drop_out_different_units():
     student = models.convnet(CLASSES, widths=(4, 4), dropout=0.5)
 
     def drawn(axis_name):
-        begin = train.make_objective(
-            student, models.no_teacher(), objectives.from_labels(losses.cross_entropy), axis_name=axis_name
-        )
+        share = train.make_share(models.no_teacher(), axis_name=axis_name)
+        begin = train.make_objective(student, objectives.from_labels(losses.cross_entropy), axis_name=axis_name)
 
         def step(state, teacher, batch):
-            objective, _, _ = begin(state, teacher, batch)
-            return objective(state.params)[1][2].logits
+            return begin(state, share(teacher, batch))(state.params)[1][2].logits
 
         return step
 
