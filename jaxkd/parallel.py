@@ -230,15 +230,3 @@ def with_pmap(devices: Sequence[jax.Device] | None = None) -> Plan:
         functools.partial(put_replicated, mesh=mesh),
         functools.partial(put_shares, mesh=mesh),
     )
-
-
-def vmap_students(step: Callable[..., Any]) -> Callable[..., Any]:
-    """Trains students stacked on a leading axis at once; teacher and batch are shared and computed once.
-
-    Args:
-      step: (state, teacher, batch) -> pytrees, of one student.
-
-    Returns:
-      The step of stacked states [S, ...]; its results are stacked likewise.
-    """
-    return jax.vmap(step, in_axes=(0, None, None))

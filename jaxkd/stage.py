@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import optax
 
-from jaxkd import data, metrics, models, parallel, train
+from jaxkd import data, metrics, models, parallel, students, train
 from jaxkd.checkpoint import Checkpoints
 from jaxkd.cli import main, parse
 from jaxkd.log import Logger, Progress
@@ -146,8 +146,8 @@ def train_stage(
         ema=setting.options.get("ema_decay") is not None,
     )
     given: dict[str, Any] = {"prepare": setting.train_prepare, "axis_name": plan.axis_name, **setting.options}
-    step = train.make_train_step(*parts, metrics={"accuracy": metrics.accuracy}, **given)
-    step = plan.compile(parallel.vmap_students(step) if key.ndim else step)
+    single = train.make_train_step(*parts, metrics={"accuracy": metrics.accuracy}, **given)
+    step = plan.compile(students.vmap_students(single) if key.ndim else single)
     checkpoints = Checkpoints(setting.run.stage(name).checkpoints)
 
     def hook(state: TrainState) -> dict[str, Any]:
@@ -201,7 +201,7 @@ class Measure:
         def compiled(ema: bool) -> Any:
             options: dict[str, Any] = {"prepare": setting.eval_prepare, "axis_name": plan.axis_name}
             step = train.make_eval_step(*pair, chosen, ema=ema, **options)
-            return plan.compile(parallel.vmap_students(step) if stacked else step, donate_state=False)
+            return plan.compile(students.vmap_students(step) if stacked else step, donate_state=False)
 
         self._steps = {"": compiled(ema=False), "ema_": compiled(ema=True)}
         self._known, self._place = plan.put(teacher_variables), plan.place

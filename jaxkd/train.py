@@ -12,7 +12,7 @@ import optax
 
 from jaxkd import numerics
 from jaxkd.accumulation import Derive, Derived, accumulated, check_micro_batches
-from jaxkd.types import Batch, EvalFn, Metrics, Model, Outputs, PyTree, Term, TrainState, Variables
+from jaxkd.types import Batch, Metrics, Model, Outputs, PyTree, Term, TrainState, Variables
 
 Prepare: TypeAlias = Callable[[Batch], Batch]
 """Pure function of a batch, on the device: augmentation and normalisation."""
@@ -100,26 +100,59 @@ def init_state(
     start = student_variables
 
     def init(key: jax.Array, start: Variables | None, batch: Batch, teacher_variables: Variables) -> TrainState:
-        ready = prepare(batch)
-        variables = student.init(numerics.fold_name(key, "student"), ready) if start is None else start
-        student_out, _ = jax.eval_shape(lambda v: student.apply(v, ready, key, True), variables)
-        teacher_out, _ = jax.eval_shape(lambda v: teacher.apply(v, ready, None, False), teacher_variables)
-        owned = term.init(numerics.fold_name(key, "term"), student_out, teacher_out, _shapes(ready))
-        params = {"student": variables.params, "term": owned.params}
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            state={"student": variables.state, "term": owned.state},
-            opt_state=optimizer.init(params),
-            key=key,
-            # A copy: the state is donated, and one buffer cannot be given away twice.
-            ema=jax.tree.map(jnp.copy, variables) if ema else None,
-            skipped=jnp.zeros((), jnp.int32),
+        return begin_state(
+            student, teacher, term, optimizer, key, prepare(batch), teacher_variables, student_variables=start, ema=ema
         )
 
     if key.ndim:
         init = jax.vmap(init, in_axes=(0, None if start is None else 0, None, None))
     return jax.jit(init)(key, start, batch, teacher_variables)
+
+
+def begin_state(
+    student: Model,
+    teacher: Model,
+    term: Term,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    batch: Batch,
+    teacher_variables: Variables,
+    *,
+    student_variables: Variables | None = None,
+    ema: bool = False,
+) -> TrainState:
+    """What `init_state` does for one student, without checks, and pure: for `jit` and `vmap`.
+
+    Args:
+      student: The model that learns.
+      teacher: The model that it learns from.
+      term: The objective.
+      optimizer: The optax transformation.
+      key: Typed PRNG key [].
+      batch: A prepared batch.
+      teacher_variables: The teacher's variables.
+      student_variables: Where the student starts; freshly initialised if None.
+      ema: Whether to carry a moving average of the student.
+
+    Returns:
+      The state before the first step.
+    """
+    start = student_variables
+    variables = student.init(numerics.fold_name(key, "student"), batch) if start is None else start
+    student_out, _ = jax.eval_shape(lambda v: student.apply(v, batch, key, True), variables)
+    teacher_out, _ = jax.eval_shape(lambda v: teacher.apply(v, batch, None, False), teacher_variables)
+    owned = term.init(numerics.fold_name(key, "term"), student_out, teacher_out, _shapes(batch))
+    params = {"student": variables.params, "term": owned.params}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        state={"student": variables.state, "term": owned.state},
+        opt_state=optimizer.init(params),
+        key=key,
+        # A copy: the state is donated, and one buffer cannot be given away twice.
+        ema=jax.tree.map(jnp.copy, variables) if ema else None,
+        skipped=jnp.zeros((), jnp.int32),
+    )
 
 
 class Shared(NamedTuple):
@@ -211,19 +244,19 @@ def _averaged(tree: PyTree, axis_name: str | None) -> PyTree:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A train step, (state, teacher_variables, batch) -> (state, metrics), in the two halves that it is made of.
+    """A train or evaluation step, (state, teacher_variables, batch) -> results, in the two halves that it is made of.
 
     Attributes:
       share: (teacher_variables, batch) -> what does not depend on the student, computed once for many students.
-      update: (state, that) -> (state, metrics).
+      each: (state, that) -> results.
     """
 
     share: Callable[[Variables, Batch], Any]
-    update: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+    each: Callable[[TrainState, Any], Any]
 
-    def __call__(self, state: TrainState, teacher_variables: Variables, batch: Batch) -> tuple[TrainState, Metrics]:
-        """One update of one student."""
-        return self.update(state, self.share(teacher_variables, batch))
+    def __call__(self, state: TrainState, teacher_variables: Variables, batch: Batch) -> Any:
+        """The step of one student."""
+        return self.each(state, self.share(teacher_variables, batch))
 
 
 def make_train_step(
@@ -336,7 +369,7 @@ def make_eval_step(
     prepare: Prepare = _same,
     ema: bool = False,
     axis_name: str | None = None,
-) -> EvalFn:
+) -> Step:
     """Metrics of one evaluation batch as accumulators, which are added over batches and divided once.
 
     Args:
@@ -351,12 +384,11 @@ def make_eval_step(
       (state, teacher_variables, batch) -> name -> accumulator.
     """
 
-    def step(state: TrainState, teacher_variables: Variables, batch: Batch) -> dict[str, Any]:
-        ready = prepare(batch)
+    def measure(state: TrainState, shared: Shared) -> dict[str, Any]:
         measured = state.ema if ema else Variables(state.params["student"], state.state["student"])
-        student_out, _ = student.apply(measured, ready, None, False)
-        teacher_out, _ = teacher.apply(teacher_variables, ready, None, False)
-        whole = _gathered((student_out, teacher_out, ready), axis_name)
-        return {name: metric(*whole) for name, metric in metrics.items()}
+        student_out, _ = student.apply(measured, shared.batch, None, False)
+        return {
+            n: metric(_gathered(student_out, axis_name), shared.teacher, shared.whole) for n, metric in metrics.items()
+        }
 
-    return step
+    return Step(make_share(teacher, prepare=prepare, axis_name=axis_name), measure)

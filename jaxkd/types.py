@@ -94,6 +94,7 @@ class TrainState:
       opt_state: the optax state.
       key: one typed PRNG key, never split: randomness of step k is `fold_in(key, k)`.
       ema: Variables, the moving average of the student's params and running statistics, or None.
+      hyper: name -> scalar, the hyper-parameters in which the students of a sweep differ; empty outside sweeps.
       skipped: int32 scalar, the number of updates that were left out because something was not finite, or None.
     """
 
@@ -104,6 +105,7 @@ class TrainState:
     key: jax.Array
     ema: PyTree = None
     skipped: PyTree = None
+    hyper: PyTree = flax.struct.field(default_factory=dict)
 
 
 StepFn: TypeAlias = Callable[[TrainState, Variables, Batch], tuple[TrainState, Metrics]]

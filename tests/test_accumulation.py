@@ -8,7 +8,7 @@ import pytest
 from helpers import CLASSES, Setup, assert_trees_close, make_batch
 from test_method_terms import BATCH, STUDENT, TEACHER, TERMS, start
 
-from jaxkd import losses, metrics, models, objectives, parallel, train
+from jaxkd import losses, metrics, models, objectives, parallel, students, train
 from jaxkd.objectives import terms
 from jaxkd.types import WHOLE, Term, Variables, Whole
 
@@ -92,7 +92,7 @@ def test_students_at_once_accumulate_too():
     keys = jax.random.split(jax.random.key(0), 2)
     whole, cut = (Setup(keys=keys, student=models.mlp(CLASSES, hidden=(6,)), term=KD, micro_batches=n) for n in (1, 4))
     states = [
-        jax.jit(parallel.vmap_students(s.step))(s.state, s.teacher_variables, make_batch())[0] for s in (whole, cut)
+        jax.jit(students.vmap_students(s.step))(s.state, s.teacher_variables, make_batch())[0] for s in (whole, cut)
     ]
     assert_trees_close(states[1].params, states[0].params, rtol=0, atol=1e-6)
 

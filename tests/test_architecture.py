@@ -27,7 +27,7 @@ LAYERS = (
     {"losses"},
     {"objectives", "models", "parallel", "metrics", "augment", "optimizers", "testing", "accumulation"},
     {"train"},
-    {"gradients"},
+    {"gradients", "students"},
     {"checkpoint", "data"},
     {"cli", "loop", "log", "run", "report"},
     {"stage"},

@@ -109,38 +109,6 @@ def test_teacher_is_an_argument_of_the_program_not_a_constant():
     assert len(closed_over) > 4e6
 
 
-def test_students_at_once_equal_students_one_by_one():
-    keys = jax.random.split(jax.random.key(0), 3)
-    mesh = parallel.make_mesh()
-    together, _ = run(setup := Setup(keys=keys), mesh, step=parallel.vmap_students(setup.step))
-    for i in range(3):
-        alone = Setup()
-        alone.state = jax.tree.map(lambda x, i=i: x[i], setup.state)
-        state, _ = run(alone, mesh)
-        assert_trees_close(jax.tree.map(lambda x, i=i: x[i], together.params), state.params, rtol=0, atol=5e-5)
-
-
-def test_teacher_runs_once_for_all_students():
-    """Inside the program of three students the teacher's activations keep their unbatched shape."""
-    student, teacher = models.mlp(5, hidden=(4,)), models.mlp(5, hidden=(32,))
-    term, optimizer = objectives.from_logits(losses.kd), optax.sgd(0.1)
-    variables = teacher.init(jax.random.key(1), make_batch())
-    state = train.init_state(
-        student,
-        teacher,
-        term,
-        optimizer,
-        key=jax.random.split(jax.random.key(0), 3),
-        batch=make_batch(),
-        teacher_variables=variables,
-    )
-    step = parallel.vmap_students(train.make_train_step(student, teacher, term, optimizer))
-    program = str(jax.make_jaxpr(step)(state, variables, make_batch()))
-    assert "f32[16,32]" in program
-    assert "f32[3,16,32]" not in program
-    assert "f32[3,16,4]" in program
-
-
 def test_batch_that_the_devices_cannot_share_is_refused():
     with pytest.raises(ValueError, match=r"'image' has 12 rows, which 8 devices.*multiple of 8"):
         parallel.put_batch(make_batch(12), parallel.make_mesh())

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd import numerics
-from jaxkd.objectives.terms import Number, hold
+from jaxkd.objectives.terms import Number, as_number, hold
 from jaxkd.types import Batch, Outputs, PyTree, Term, Variables
 
 
@@ -33,7 +33,7 @@ def weighted(**terms: Term | tuple[Number, Term]) -> Term:
     for name, (weight, _) in pairs.items():
         if not callable(weight) and np.shape(weight):
             raise ValueError(f"the weight of {name!r} has shape {np.shape(weight)}: give one number or a schedule.")
-    held = hold({n: w if callable(w) else np.asarray(w, np.float32) for n, (w, _) in pairs.items()})
+    held = hold({n: w if callable(w) else as_number(w) for n, (w, _) in pairs.items()})
 
     terms_alone = {name: term for name, (_, term) in pairs.items()}
 

@@ -27,7 +27,7 @@ Number: TypeAlias = ArrayLike | Schedule
 class Held(NamedTuple):
     """Hyper-parameters split by how they reach the loss: `arrays` through the state, the rest through `resolve`."""
 
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, np.ndarray | jax.Array]
     resolve: Callable[[Mapping[str, jax.Array], jax.Array], dict[str, Any]]
 
 
@@ -57,12 +57,17 @@ def hold(values: Mapping[str, Any], loss: Callable[..., Any] | None = None) -> H
         elif isinstance(value, bool) or not _is_number(value, wants_float):
             static[name] = value
         else:
-            arrays[name] = np.asarray(value, np.float32)
+            arrays[name] = as_number(value)
 
     def resolve(state: Mapping[str, jax.Array], step: jax.Array) -> dict[str, Any]:
         return {**static, **state, **{name: schedule(step) for name, schedule in schedules.items()}}
 
     return Held(arrays, resolve)
+
+
+def as_number(value: Any) -> np.ndarray | jax.Array:
+    """A number in float32 on the host, so that making a term starts no back end; a traced one as it is."""
+    return value.astype(jnp.float32) if isinstance(value, jax.core.Tracer) else np.asarray(value, np.float32)
 
 
 def _is_number(value: Any, wants_float: bool) -> bool:
