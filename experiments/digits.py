@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import optax
 
-from jaxkd import augment, data, losses, metrics, models, objectives, parallel, report
+from jaxkd import augment, data, losses, metrics, models, objectives, processes, report
 from jaxkd.cli import check_positive
 from jaxkd.log import read_metrics
 from jaxkd.stage import Measure, Setting, launch, predict, train_stage, variables_of
@@ -45,14 +45,14 @@ class Config:
 SMALL = dict(name="digits-smoke", seeds=2, teacher_steps=4, alone_steps=4, distill_steps=4, finetune_steps=2)
 
 
-def procedure(config, run, logger) -> None:
+def procedure(config, run, logger, plan) -> None:
     check_positive(config, *(name for name in vars(config) if name.endswith("steps")), "seeds", "labels")
     folder = data.prepare_digits(Path(config.data_dir).expanduser())
     splits = ("train", f"train[:{config.labels}]", "validation", "test")  # the first rows hold all classes alike
     full, few, validation, test = (data.in_memory(data.open_source(folder, split)) for split in splits)
     normalize = augment.compose(augment.to_float(), augment.normalize(*data.statistics(full)))
     prepare = augment.augment_batch(normalize, seed=config.seed)
-    setting = Setting(run, logger, parallel.with_jit(), config.seed, config.batch_size, prepare, prepare)
+    setting = Setting(run, logger, plan, config.seed, config.batch_size, prepare, prepare)
     big, small = models.convnet(10), models.mlp(10, hidden=(config.hidden,))
     on_labels, keys = objectives.from_labels(losses.cross_entropy), jax.random.key(config.seed + 1)
 
@@ -95,8 +95,8 @@ def procedure(config, run, logger) -> None:
     # 4. The test split, once.
     found = {"teacher": alone(taught, test), **{name: beside(state, test) for name, state in states.items()}}
     sizes = [models.count_parameters(teacher)] + [models.count_parameters(variables_of(distilled)) // config.seeds] * 4
-    labels = [len(full), len(few), len(full), len(few), len(few)]
-    conclude(run, found, sizes, labels)
+    if processes.is_first():
+        conclude(run, found, sizes, [len(full), len(few), len(full), len(few), len(few)])
 
 
 def conclude(run, found, sizes, labels) -> None:

@@ -9,12 +9,11 @@ split; the test split is read once, at the end.
 
 import dataclasses
 import functools
-from typing import Literal
 
 import jax
 import optax
 
-from jaxkd import augment, data, losses, metrics, models, objectives, parallel, report
+from jaxkd import augment, data, losses, metrics, models, objectives, parallel, processes, report
 from jaxkd.cli import check_positive
 from jaxkd.log import read_metrics
 from jaxkd.stage import Measure, Setting, launch, train_stage, variables_of
@@ -27,7 +26,6 @@ NETWORKS = {
         for d in (8, 14, 20, 32, 44, 56, 110)
     },
 }
-PLANS = {"jit": parallel.with_jit, "pmap": parallel.with_pmap}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +48,6 @@ class Config:
     alpha: float = 0.1  # weight of the labels; the soft labels have the rest
     crop: int = 0  # padding of the random crop, in pixels
     flip: bool = False  # flip images left to right at random
-    parallel: Literal["jit", "pmap"] = "jit"  # how a step is spread over the devices
     seed: int = 0  # of everything
     wandb: bool = False  # log to Weights & Biases as well
 
@@ -60,7 +57,7 @@ SMALL = dict(name="image-kd-smoke", teacher="convnet", student="mlp", epochs=1, 
 COLUMNS = {key: header for key, header in report.RESULTS.items() if key != "labels"}
 
 
-def procedure(config, run, logger) -> None:
+def procedure(config, run, logger, plan) -> None:
     check_positive(config, "epochs", "batch_size")
     for name in (config.teacher, config.student):
         if name not in NETWORKS:
@@ -72,7 +69,7 @@ def procedure(config, run, logger) -> None:
     moves = [augment.random_crop(config.crop)] * bool(config.crop) + [augment.flip()] * config.flip
     noisy = augment.augment_batch(augment.compose(*moves, clean), seed=config.seed)
     clean = augment.augment_batch(clean, seed=config.seed)
-    setting = Setting(run, logger, PLANS[config.parallel](), config.seed, config.batch_size, noisy, clean)
+    setting = Setting(run, logger, plan, config.seed, config.batch_size, noisy, clean)
     big, small = NETWORKS[config.teacher](full.num_classes), NETWORKS[config.student](full.num_classes)
     epoch = data.steps_per_epoch(full, min(config.batch_size, len(full)))
 
@@ -100,9 +97,10 @@ def procedure(config, run, logger) -> None:
     measure = Measure(setting, small, metrics.DISTILLATION, teacher=big, teacher_variables=teacher)
     train("alone", small, measure, on_labels)
     train("distilled", small, measure, on_both, teacher=big, teacher_variables=teacher)
-    report.show(report.table(rows, COLUMNS, title=f"{test.name}: {len(test):,} images, one seed"))
-    run.finish({"table": rows, "validation": report.last_and_best(read_metrics(run.path))})
-    print(f"metrics and checkpoints are in {run.path}")
+    if processes.is_first():
+        report.show(report.table(rows, COLUMNS, title=f"{test.name}: {len(test):,} images, one seed"))
+        run.finish({"table": rows, "validation": report.last_and_best(read_metrics(run.path))})
+        print(f"metrics and checkpoints are in {run.path}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 Config = TypeVar("Config")
+Flags = TypeVar("Flags")
 
 _USER_FAULTS = (ValueError, TypeError, LookupError, ArithmeticError, ImportError, OSError)
 _MACHINE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
@@ -37,24 +38,61 @@ def parse(
       SystemExit: With code 0 after `--help`, with code 2 after the message for an unknown flag or a wrong value.
       TypeError: If `smoke` names a field that the configuration does not have.
     """
+    return _parse(config_class, [], description, smoke, args)[0]
+
+
+def parse_beside(
+    config_class: type[Config],
+    flags_class: type[Flags],
+    *,
+    description: str,
+    smoke: Mapping[str, Any],
+    args: Sequence[str] | None = None,
+) -> tuple[Config, Flags]:
+    """As `parse`, with flags beside the configuration that are no part of it.
+
+    Args:
+      config_class: As in `parse`.
+      flags_class: A frozen dataclass, whose fields have other names than the configuration's.
+      description: As in `parse`.
+      smoke: As in `parse`.
+      args: As in `parse`.
+
+    Returns:
+      An instance of each.
+
+    Raises:
+      SystemExit: As in `parse`.
+      TypeError: As in `parse`.
+    """
+    return _parse(config_class, [flags_class], description, smoke, args)
+
+
+def _parse(
+    config_class: type[Any], beside: list[type[Any]], description: str, smoke: Mapping[str, Any], args: Any
+) -> Any:
+    """The configuration, and an instance of each class beside it."""
     import tyro
 
-    small = dataclasses.replace(config_class(), **smoke)  # type: ignore[type-var]
+    small = dataclasses.replace(config_class(), **smoke)
     help_smoke = "Shrink everything to a run of a few steps that only shows that the experiment works."
     command_line: Any = dataclasses.make_dataclass(
         "CommandLine",
         [
             ("config", Annotated[config_class, tyro.conf.arg(name="")]),
             ("smoke", Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help=help_smoke)]),
+            *((f"beside{i}", Annotated[one, tyro.conf.arg(name="")]) for i, one in enumerate(beside)),
         ],
     )
 
-    def read(default: Config) -> Any:
+    def read(default: Any) -> Any:
         """Lets tyro parse on top of these defaults."""
-        return tyro.cli(command_line, default=command_line(default, False), description=description, args=args)
+        start = command_line(default, False, *(one() for one in beside))
+        return tyro.cli(command_line, default=start, description=description, args=args)
 
     parsed = read(config_class())
-    return read(small).config if parsed.smoke else parsed.config
+    parsed = read(small) if parsed.smoke else parsed
+    return parsed.config, *(getattr(parsed, f"beside{i}") for i, _ in enumerate(beside))
 
 
 def check_positive(config: Any, *names: str) -> None:

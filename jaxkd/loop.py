@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxkd import processes
 from jaxkd.checkpoint import Checkpoints
 from jaxkd.types import Batch, EvalFn, Metrics, StepFn, TrainState, Variables
 
@@ -126,6 +127,8 @@ def fit(
             for number, batch in enumerate(stream, start + 1):
                 with jax.transfer_guard("disallow"):
                     state, metrics = step(state, teacher, batch)
+                if processes.stop_agreed():
+                    stopped.append(signal.SIGTERM)
                 after(number, state, metrics, stopped)
         finally:
             if checkpoints:
@@ -223,7 +226,11 @@ _all_finite = jax.jit(
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM in a list instead of dying between two steps; a second SIGINT dies at once."""
+    """Collects SIGINT and SIGTERM in a list instead of dying between two steps; a second SIGINT dies at once.
+
+    Several processes must stop after the same step, on which JAX lets them agree once SIGTERM comes to one of them: its
+    own handler is left in place, and SIGINT is turned into SIGTERM.
+    """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -234,7 +241,13 @@ def _stop_signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
 
-    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    handlers: dict[int, Any] = {signal.SIGINT: note, signal.SIGTERM: note}
+    if jax.process_count() > 1:
+        handlers = {signal.SIGINT: pass_on}
+    before = {s: signal.signal(s, handler) for s, handler in handlers.items()}
     try:
         yield received
     finally:
@@ -243,9 +256,10 @@ def _stop_signals() -> Iterator[list[int]]:
 
 
 def _leave(number: int, step: int, steps: int, checkpoints: Checkpoints | None) -> None:
+    kept = "; nothing is kept since there is no checkpoint folder."
     if checkpoints:
         checkpoints.wait()
-        print(f"stopped after step {step} of {steps}, checkpoint saved: run the same command to go on.", flush=True)
-    else:
-        print(f"stopped after step {step} of {steps}; nothing is kept since there is no checkpoint folder.", flush=True)
+        kept = ", checkpoint saved: run the same command to go on."
+    if processes.is_first():
+        print(f"stopped after step {step} of {steps}{kept}", flush=True)
     raise SystemExit(128 + number)

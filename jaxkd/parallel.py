@@ -1,4 +1,4 @@
-"""Where a step runs: meshes, shardings, and compilation of pure steps for them."""
+"""Where a step runs: compilation of pure steps for meshes of devices, and the plans that experiments pass around."""
 
 from __future__ import annotations
 
@@ -6,106 +6,80 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import flax.struct
 import jax
-import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from jaxkd.types import Batch, PyTree
+from jaxkd.meshes import (
+    DATA,
+    MODEL,
+    Rules,
+    fetch,
+    fsdp,
+    is_key,
+    make_mesh,
+    put,
+    put_batch,
+    put_replicated,
+    put_shares,
+    replicated,
+    sharded,
+)
+from jaxkd.types import Batch, PyTree, TrainState, Variables
 
-DATA = "data"
-"""Name of the mesh axis over which batches are split."""
-
-
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """One-axis mesh over all devices there are.
-
-    Args:
-      devices: The devices; all of them, of all processes, if None.
-
-    Returns:
-      A mesh with the axis "data" in Auto mode (Explicit axes make Gram matrices raise).
-    """
-    devices = jax.devices() if devices is None else devices
-    return jax.make_mesh((len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices)
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    """Sharding that holds a whole copy on every device.
-
-    Args:
-      mesh: The mesh.
-
-    Returns:
-      The sharding.
-    """
-    return NamedSharding(mesh, PartitionSpec())
-
-
-def sharded(mesh: Mesh) -> NamedSharding:
-    """Sharding that splits the leading axis over the devices.
-
-    Args:
-      mesh: The mesh.
-
-    Returns:
-      The sharding.
-    """
-    return NamedSharding(mesh, PartitionSpec(DATA))
+__all__ = [
+    "DATA",
+    "MODEL",
+    "Plan",
+    "Rules",
+    "compile_jit",
+    "compile_pmap",
+    "fetch",
+    "fsdp",
+    "make_mesh",
+    "put",
+    "put_batch",
+    "put_replicated",
+    "put_shares",
+    "replicated",
+    "sharded",
+    "with_jit",
+    "with_pmap",
+]
 
 
-def put_replicated(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Copies a state or a teacher to every device of the mesh.
+def compile_jit(
+    step: Callable[..., Any], mesh: Mesh, *, donate_state: bool = True, student: Rules | None = None
+) -> Callable[..., Any]:
+    """Compiles a train or evaluation step for a mesh: the batch is split, results are whole on every device.
 
-    Args:
-      tree: Arrays, the same in every process.
-      mesh: The mesh.
-
-    Returns:
-      The same tree on the devices.
-    """
-    return jax.device_put(tree, replicated(mesh))
-
-
-def put_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """Puts this process's rows of a batch onto the mesh, split over the devices; returns before the copy is done.
-
-    Args:
-      batch: Host arrays [B / processes, ...].
-      mesh: The mesh.
-
-    Returns:
-      Global arrays [B, ...].
-
-    Raises:
-      ValueError: If the rows cannot be split evenly over this process's devices, or a field is text.
-    """
-    local = max(1, mesh.size // jax.process_count())
-    ready = {}
-    for name, value in batch.items():
-        array = _on_host(name, value)
-        _check_rows(name, array, local, mesh.size)
-        ready[name] = jax.make_array_from_process_local_data(sharded(mesh), array)
-    return ready
-
-
-def compile_jit(step: Callable[..., Any], mesh: Mesh, *, donate_state: bool = True) -> Callable[..., Any]:
-    """Compiles a train or evaluation step for a mesh: batch split, state, teacher and results on every device.
+    State and teacher are whole on every device too, unless the mesh has the axis "model": then they stay split as they
+    are given, and each state among the results is split as `fsdp` says.
 
     Args:
       step: (state, teacher, batch) -> pytrees.
       mesh: The mesh.
       donate_state: Whether the state's buffers are reused for the new state; False for evaluation steps.
+      student: Rules for states, those that they were put with.
 
     Returns:
       The compiled step; what it gives equals the step on one device up to rounding.
     """
+    donated = (0,) if donate_state else ()
     whole, split = replicated(mesh), sharded(mesh)
-    return jax.jit(
-        step,
-        in_shardings=(whole, whole, split),
-        out_shardings=whole,
-        donate_argnums=(0,) if donate_state else (),
-    )
+    if MODEL not in mesh.axis_names:
+        return jax.jit(step, in_shardings=(whole, whole, split), out_shardings=whole, donate_argnums=donated)
+
+    def settled(state: PyTree, teacher: PyTree, batch: Batch) -> PyTree:
+        results = step(state, teacher, batch)
+        shardings = jax.tree.map(
+            lambda part: fsdp(part, mesh, student) if isinstance(part, TrainState) else whole,
+            results,
+            is_leaf=lambda x: isinstance(x, TrainState),
+        )
+        return jax.lax.with_sharding_constraint(results, shardings)
+
+    return jax.jit(settled, donate_argnums=donated)
 
 
 def compile_pmap(
@@ -118,62 +92,60 @@ def compile_pmap(
 
     Args:
       step: (state, teacher, batch) -> pytrees, of `make_train_step(..., axis_name=DATA)` or `make_eval_step`.
-      devices: Devices of this process; all of them if None.
+      devices: The devices; all of them, of all processes, if None.
       donate_state: Whether the state's buffers are reused for the new state; False for evaluation steps.
 
     Returns:
       The compiled step; it takes batches as `put_shares` puts them, and states that `put_replicated` put.
     """
-    return jax.pmap(
-        step,
-        axis_name=DATA,
-        in_axes=(None, None, 0),
-        out_axes=None,
-        devices=jax.local_devices() if devices is None else list(devices),
-        donate_argnums=(0,) if donate_state else (),
+    mesh = make_mesh(devices)
+    options: dict[str, Any] = {
+        "axis_name": DATA,
+        "in_axes": (None, None, 0),
+        "out_axes": None,
+        "devices": list(mesh.devices.flat),
+        "donate_argnums": (0,) if donate_state else (),
+    }
+    if replicated(mesh).is_fully_addressable:
+        return jax.pmap(step, **options)
+
+    def on_raw_keys(state: PyTree, teacher: PyTree, batch: Batch) -> PyTree:
+        return _raw_keys(step(*_typed_keys((state, teacher)), batch))
+
+    mapped = jax.pmap(on_raw_keys, **options)
+
+    def run(state: PyTree, teacher: PyTree, batch: Batch) -> PyTree:
+        # pmap would take typed keys through the host, and returns arrays of this process's devices alone.
+        own = mapped(*_raw_keys((state, teacher)), batch)
+        return _typed_keys(jax.tree.map(lambda x: _joined(x, mesh), own))
+
+    return run
+
+
+@flax.struct.dataclass
+class _RawKey:
+    """The bits of a typed PRNG key."""
+
+    data: jax.Array
+    impl: Any = flax.struct.field(pytree_node=False)
+
+
+def _raw_keys(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: _RawKey(jax.random.key_data(x), jax.random.key_impl(x)) if is_key(x) else x, tree)
+
+
+def _typed_keys(tree: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda x: jax.random.wrap_key_data(x.data, impl=x.impl) if isinstance(x, _RawKey) else x,
+        tree,
+        is_leaf=lambda x: isinstance(x, _RawKey),
     )
 
 
-def put_shares(batch: Batch, mesh: Mesh) -> Batch:
-    """Puts a batch onto the devices of one process as `compile_pmap` wants it; returns before the copy is done.
-
-    Args:
-      batch: Host arrays [B, ...].
-      mesh: The devices.
-
-    Returns:
-      Arrays [devices, B / devices, ...], one share on each device.
-
-    Raises:
-      ValueError: If the rows cannot be split evenly over the devices, or a field is text.
-    """
-    ready = {}
-    for name, value in batch.items():
-        array = _on_host(name, value)
-        _check_rows(name, array, mesh.size, mesh.size)
-        shares = array.reshape(mesh.size, array.shape[0] // mesh.size, *array.shape[1:])
-        ready[name] = jax.device_put(shares, sharded(mesh))
-    return ready
-
-
-def _on_host(name: str, value: Any) -> np.ndarray:
-    """A field in the dtype that it will have on a device."""
-    array = np.asarray(value)
-    if array.dtype.kind in "OSU":
-        raise ValueError(
-            f"the batch's field {name!r} holds text ({array.dtype}), which cannot go onto a device: turn it into "
-            "tokens with the pipeline's `transform`."
-        )
-    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
-
-
-def _check_rows(name: str, value: Any, devices: int, multiple: int) -> None:
-    if value.ndim == 0 or value.shape[0] % devices:
-        rows = value.shape[0] if value.ndim else "no"
-        raise ValueError(
-            f"the batch's field {name!r} has {rows} rows, which {devices} devices cannot share evenly: choose a "
-            f"batch size that is a multiple of {multiple}."
-        )
+def _joined(x: jax.Array, mesh: Mesh) -> jax.Array:
+    """The global array of which each process has a whole copy on each of its devices; nothing is copied."""
+    copies = [shard.data for shard in x.addressable_shards]
+    return jax.make_array_from_single_device_arrays(x.shape, replicated(mesh), copies)
 
 
 class Plan(NamedTuple):
@@ -194,35 +166,50 @@ class Plan(NamedTuple):
     place: Callable[[Batch], Batch]
 
 
-def with_jit(mesh: Mesh | None = None) -> Plan:
+def with_jit(mesh: Mesh | None = None, *, student: Rules | None = None, teacher: Rules | None = None) -> Plan:
     """`compile_jit` on a mesh: the usual way.
 
+    `with_jit(make_mesh(model=4), student={r"head/kernel": PartitionSpec("model")})`
+
     Args:
-      mesh: The mesh; all devices if None.
+      mesh: The mesh; all devices along "data" if None.
+      student: Rules for states, as `fsdp` takes them.
+      teacher: Rules for variables, a teacher's above all.
 
     Returns:
       The plan.
+
+    Raises:
+      ValueError: If there are rules but no axis "model".
     """
     mesh = make_mesh() if mesh is None else mesh
-    return Plan(
-        mesh,
-        None,
-        functools.partial(compile_jit, mesh=mesh),
-        functools.partial(put_replicated, mesh=mesh),
-        functools.partial(put_batch, mesh=mesh),
-    )
+    if (student or teacher) and MODEL not in mesh.axis_names:
+        raise ValueError(
+            f"there are rules for splitting params but the mesh has no axis {MODEL!r} ({dict(mesh.shape)}): make it "
+            "with make_mesh(model=2) or more."
+        )
+
+    rules = {TrainState: student, Variables: teacher}
+
+    def put_split(tree: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda part: put(part, fsdp(part, mesh, rules.get(type(part)))), tree, is_leaf=lambda x: type(x) in rules
+        )
+
+    compiled = functools.partial(compile_jit, mesh=mesh, student=student)
+    return Plan(mesh, None, compiled, put_split, functools.partial(put_batch, mesh=mesh))
 
 
 def with_pmap(devices: Sequence[jax.Device] | None = None) -> Plan:
-    """`compile_pmap` on the devices of one process.
+    """`compile_pmap` on devices: the way without a compiler that splits programs.
 
     Args:
-      devices: The devices; all of this process if None.
+      devices: The devices; all of them, of all processes, if None.
 
     Returns:
       The plan.
     """
-    mesh = make_mesh(jax.local_devices() if devices is None else list(devices))
+    mesh = make_mesh(devices)
     return Plan(
         mesh,
         DATA,

@@ -15,6 +15,7 @@ import rich.console
 import rich.table
 from jax.typing import ArrayLike
 
+from jaxkd import processes
 from jaxkd.run import writing
 
 if TYPE_CHECKING:
@@ -76,9 +77,13 @@ def table(
 def show(result: rich.table.Table) -> None:
     """Prints a table: as wide as the terminal allows, 120 columns where the output is no terminal.
 
+    Of several processes the first does.
+
     Args:
       result: From `table`.
     """
+    if not processes.is_first():
+        return
     console = rich.console.Console()
     (console if console.is_terminal else rich.console.Console(width=120)).print(result)
 
@@ -319,7 +324,9 @@ def _dress(axes: Axes, x_label: str, y_label: str, *, legend: bool = True) -> No
 
 
 def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes the image, making its folder."""
+    """Writes the image, making its folder; process 0 alone does."""
+    if not processes.is_first():
+        return
     with writing(path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)

@@ -11,9 +11,10 @@ import jax
 import numpy as np
 import optax
 
-from jaxkd import data, metrics, models, parallel, students, train
+from jaxkd import data, metrics, models, parallel, processes, students, train
 from jaxkd.checkpoint import Checkpoints
-from jaxkd.cli import main, parse
+from jaxkd.cli import main, parse_beside
+from jaxkd.devices import Devices
 from jaxkd.log import Logger, Progress
 from jaxkd.loop import Every, evaluate, fit
 from jaxkd.run import Run, open_run
@@ -25,7 +26,7 @@ NOTHING = Variables({}, {})
 
 def launch(
     config_class: type[Any],
-    procedure: Callable[[Any, Run, Logger], None],
+    procedure: Callable[[Any, Run, Logger, parallel.Plan], None],
     *,
     description: str,
     smoke: Mapping[str, Any],
@@ -35,7 +36,7 @@ def launch(
 
     Args:
       config_class: A frozen dataclass with the fields `name`, `root` and `wandb`, among others.
-      procedure: The experiment, (config, run, logger) -> None; it ends with `run.finish(summary)`.
+      procedure: The experiment, (config, run, logger, plan) -> None; it ends with `run.finish(summary)`.
       description: Shown by `--help`.
       smoke: Field -> the default that `--smoke` puts in place of the usual one.
       ignore: Fields that may change between two starts of one run.
@@ -46,15 +47,18 @@ def launch(
 
     @functools.wraps(procedure)
     def start() -> None:
-        config = parse(config_class, description=description, smoke=smoke)
+        config, devices = parse_beside(config_class, Devices, description=description, smoke=smoke)
+        devices.start()
+        plan = devices.plan()
         with open_run(config, root=config.root, ignore=ignore) as run:
             if run.finished:
-                print(run.notice)
+                if processes.is_first():
+                    print(run.notice)
                 return
             with Logger(run.path, wandb=config.wandb, config=config) as logger:
-                procedure(config, run, logger)
+                procedure(config, run, logger, plan)
 
-    main(start)
+    processes.run(lambda: main(start))
 
 
 def variables_of(state: TrainState) -> Variables:
@@ -239,13 +243,14 @@ def predict(setting: Setting, model: Model, variables: Variables, source: data.S
       ids int32 [N] and logits [N, ..., K], NumPy arrays in the source's order.
     """
 
-    def logits(state: Any, variables: Variables, batch: Batch) -> jax.Array:
-        return model.apply(variables, setting.eval_prepare(batch), None, False)[0].logits
+    def logits(state: Any, variables: Variables, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+        found = model.apply(variables, setting.eval_prepare(batch), None, False)[0].logits
+        return found, batch["id"], batch["mask"]
 
     plan = parallel.with_jit(setting.plan.mesh)
     step, known = plan.compile(logits, donate_state=False), plan.put(variables)
     rows = [
-        jax.device_get((step(None, known, batch), batch["id"], batch["mask"]))
+        jax.device_get(step(None, known, batch))
         for batch in data.prefetch(data.eval_batches(source, 256 * plan.mesh.size), plan.place)
     ]
     return (

@@ -17,8 +17,10 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
+from jaxkd import processes
 from jaxkd.data.checks import RESERVED
 from jaxkd.data.sources import Source
+from jaxkd.meshes import fetch
 
 _FINGERPRINT = "fingerprint"
 _UNUSABLE = (*RESERVED, _FINGERPRINT, "file", "allow_pickle")  # the last two are parameters of np.savez
@@ -31,6 +33,8 @@ def write_targets(
     fingerprint: Mapping[str, str],
 ) -> None:
     """Writes targets of examples to one .npz file, whole or not at all.
+
+    Of several processes the first writes, the others wait; all must see the same disk.
 
     Args:
       path: The file; its folder is made if it is missing.
@@ -60,8 +64,10 @@ def write_targets(
                 f"targets `{field}` of id {numbers[bad][0]} are NaN ({bad.sum()} rows are): mend what computed them."
             )
     entries: dict[str, Any] = {"id": numbers, _FINGERPRINT: np.array(json.dumps(dict(fingerprint))), **values}
-    with _whole_file(Path(path)) as file:
-        np.savez(file, **entries)
+    if processes.is_first():
+        with _whole_file(Path(path)) as file:
+            np.savez(file, **entries)
+    processes.barrier(f"targets in {path}")
 
 
 def with_targets(source: Source, path: str | os.PathLike[str], *, fingerprint: Mapping[str, str]) -> Source:
@@ -119,7 +125,7 @@ def fingerprint_variables(tree: Any) -> str:
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         is_key = isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+        array = fetch(jax.random.key_data(leaf) if is_key else leaf)
         header = (jax.tree_util.keystr(path), str(leaf.dtype if is_key else array.dtype), array.shape)
         digest.update(repr(header).encode())
         digest.update(np.ascontiguousarray(array).tobytes())

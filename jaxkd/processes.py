@@ -1,0 +1,223 @@
+"""Several processes that run one program together: how they find each other, wait for each other, stop and leave."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+LOST = 75
+"""Exit code of a process whose peers are gone: a temporary failure, to be started again."""
+
+AUTO = "auto"
+"""Coordinator that stands for JAX's own detection of Slurm, MPI, Kubernetes and TPU pods."""
+
+_WAIT_SECONDS = 600.0
+_ADVICE = "look at what the others printed last, then run the same command again everywhere to go on"
+
+_steps = itertools.count(1)
+
+
+def start(
+    coordinator: str | None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    peer_timeout: float = 60.0,
+    start_timeout: float = 300.0,
+) -> None:
+    """Joins the other processes through `jax.distributed`, before anything else touches a device.
+
+    From then on, a process that no longer hears of another leaves with one sentence and exit code 75, wherever it
+    waits. On CPUs the processes talk over gloo.
+
+    Args:
+      coordinator: Address HOST:PORT of process 0, the same in all of them; "auto" to ask Slurm, MPI, Kubernetes or the
+        TPU; None for a single process, which joins nobody.
+      num_processes: How many there are, where the coordinator is an address.
+      process_id: Which one this is, 0..num_processes-1, where the coordinator is an address.
+      peer_timeout: Seconds without a sign of life after which another process counts as lost.
+      start_timeout: Seconds to wait for the others at the start.
+
+    Raises:
+      ValueError: If the arguments do not belong together, no cluster is found, or the others do not come.
+    """
+    given = (num_processes, process_id)
+    if coordinator is None:
+        if given != (None, None):
+            raise ValueError(
+                "a number of processes was given but no coordinator: give HOST:PORT of process 0, or auto."
+            )
+        return
+    if coordinator != AUTO:
+        _check(coordinator, num_processes, process_id)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            None if coordinator == AUTO else coordinator,
+            num_processes,
+            process_id,
+            cluster_detection_method=None if coordinator == AUTO else "deactivate",
+            initialization_timeout=round(start_timeout),
+            # Longer than the watch below, which says more.
+            heartbeat_timeout_seconds=round(2 * peer_timeout),
+            shutdown_timeout_seconds=round(peer_timeout),
+        )
+    except (RuntimeError, ValueError) as error:
+        where = "a cluster that JAX knows" if coordinator == AUTO else f"all {num_processes} processes at {coordinator}"
+        raise ValueError(
+            f"did not find {where} ({_reason(error)}): start every process, with the same coordinator and a number of "
+            "its own, or leave --coordinator out to run one."
+        ) from error
+    _watch.begin(peer_timeout)
+
+
+def _check(coordinator: str, num_processes: int | None, process_id: int | None) -> None:
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"the coordinator is {coordinator!r}: give HOST:PORT of process 0, or auto.")
+    if num_processes is None or process_id is None:
+        raise ValueError(
+            f"the coordinator is {coordinator} but the number of processes is {num_processes} and that of this one "
+            f"{process_id}: give both, or let the coordinator be auto."
+        )
+    if not 0 <= process_id < num_processes:
+        raise ValueError(f"process {process_id} of {num_processes} does not exist: give 0..{num_processes - 1}.")
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and prints.
+
+    Returns:
+      True in process 0, and where there is only one.
+    """
+    return jax.process_index() == 0
+
+
+def barrier(name: str, seconds: float = _WAIT_SECONDS) -> None:
+    """Waits until all processes are here; returns at once where there is only one.
+
+    Args:
+      name: What the processes wait for, the same in all of them.
+      seconds: How long to wait at most.
+
+    Raises:
+      ValueError: If another process did not come in time.
+    """
+    try:
+        _wait(name, seconds)
+    except RuntimeError as error:
+        raise ValueError(
+            f"waited {seconds:g} s at the barrier {name!r} for other processes that did not come "
+            f"({_reason(error)}): {_ADVICE}."
+        ) from error
+
+
+def stop_agreed() -> bool:
+    """Whether all processes are to stop after this step, since SIGTERM came to one of them.
+
+    Every process must ask exactly once a step. The answer is the same in all of them.
+
+    Returns:
+      Whether to save and leave; always False where there is only one process.
+    """
+    # Counted over all trainings of the program: JAX agrees on a number that must not come twice.
+    return jax.distributed.is_initialized() and multihost_utils.reached_preemption_sync_point(next(_steps))
+
+
+def run(function: Callable[[], Any]) -> None:
+    """Runs a program's main function; afterwards the processes leave together.
+
+    A process that fails alone leaves at once, so that the others learn of it, instead of waiting for them.
+
+    Args:
+      function: Called without arguments; may call `start`.
+    """
+    try:
+        function()
+    except BaseException as error:
+        if not jax.distributed.is_initialized() or _met(3.0):
+            raise
+        if isinstance(error, SystemExit):
+            code = error.code if isinstance(error.code, int) else 1
+        else:
+            traceback.print_exc()
+            code = 1
+        _watch.end()
+        if is_first():  # whose end JAX takes for a crash of all: let the others find out in their own words
+            time.sleep(1.5 * _watch.timeout)
+        _exit(code)
+    barrier("the end")
+    _watch.end()
+
+
+def _met(seconds: float) -> bool:
+    """Whether all processes are about to leave."""
+    try:
+        _wait("the end", seconds)
+    except RuntimeError:
+        return False
+    _watch.end()
+    return True
+
+
+def _wait(name: str, seconds: float) -> None:
+    from jax._src import distributed  # the client has no public door
+
+    client = distributed.global_state.client
+    if client is not None:
+        client.wait_at_barrier(f"jaxkd {name}", round(1000 * seconds))
+
+
+class _Watch:
+    """A thread that meets those of the other processes again and again; if one does not come, it is lost."""
+
+    def __init__(self) -> None:
+        self.timeout = 0.0
+        self._ended = threading.Event()
+
+    def begin(self, timeout: float) -> None:
+        """Starts the thread."""
+        self.timeout = timeout
+        threading.Thread(target=self._meet, daemon=True, name="jaxkd-peers").start()
+
+    def end(self) -> None:
+        """Stops meeting the others, for this process leaves."""
+        self._ended.set()
+
+    def _meet(self) -> None:
+        while not self._ended.wait(self.timeout / 4):
+            try:
+                _wait("alive", self.timeout)
+            except RuntimeError as error:
+                if self._ended.is_set():
+                    return
+                who = f"process {jax.process_index()} of {jax.process_count()}"
+                what = f"waited {self.timeout:g} s for a sign of life of another process ({_reason(error)})"
+                print(f"error: {who} has {what}: {_ADVICE}.", file=sys.stderr)
+                _exit(LOST)
+
+
+_watch = _Watch()
+
+
+def _reason(error: BaseException) -> str:
+    """What JAX says, in the middle of a sentence: who did not come, else its first line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    names = [line for line in lines if line.replace("/", "").isdigit()]
+    return f"missing: process {', '.join(names)}" if names else lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _exit(code: int) -> None:
+    """Leaves without the usual farewell, in which JAX would wait for processes that are gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
