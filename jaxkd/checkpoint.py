@@ -1,70 +1,150 @@
-"""Checkpoints of a train state through Orbax: asynchronous, atomic, newest readable one first."""
+"""Checkpoints of a train state through Orbax: asynchronous, atomic, checked bit for bit when they are read."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import json
 import logging
+import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxkd.inventory import Entry, differences, inventory
 from jaxkd.types import TrainState
 
 _LOG = logging.getLogger(__name__)
+
+
+class Best(NamedTuple):
+    """What makes a checkpoint the best one.
+
+    Attributes:
+      metric: A metric that `save` is given, for example "validation/accuracy"; of several students, their mean counts.
+      mode: Whether a high or a low value is good.
+    """
+
+    metric: str
+    mode: Literal["max", "min"] = "max"
+
+
+class _About(NamedTuple):
+    """What stands beside the state in a checkpoint, as JSON."""
+
+    fingerprint: Mapping[str, str]
+    metrics: Mapping[str, Any]
+    arrays: Mapping[str, Entry]
+
+
+class _Keep:
+    """Orbax's rule for what stays: the newest checkpoints, and the best one besides."""
+
+    def __init__(self, newest: int, best: Best | None) -> None:
+        self._newest, self._best = newest, best
+        self._scores: dict[int, float] = {}  # step -> the metric, higher is better
+
+    def note(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Lets a checkpoint compete if it has the metric."""
+        self._scores.pop(step, None)
+        if self._best and self._best.metric in metrics:
+            value = float(np.mean(metrics[self._best.metric]))
+            if math.isfinite(value):
+                self._scores[step] = value if self._best.mode == "max" else -value
+
+    def ranked(self, steps: Sequence[int]) -> list[int]:
+        """Those that compete, the best first, of equal ones the earliest."""
+        return sorted((step for step in steps if step in self._scores), key=lambda step: (-self._scores[step], step))
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Whether each of the checkpoints, the oldest first, stays."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = {*steps[-self._newest :], *self.ranked(steps)[:1]}
+        return [step in kept for step in steps]
 
 
 class Checkpoints:
     """The checkpoints of one stage of a run, in one folder.
 
     A checkpoint appears under its step number only when it is complete; what a killed process left half-written is
-    removed at the next opening.
+    removed at the next opening. Where several processes run, all of them make the same calls.
 
     Args:
       path: Folder of the checkpoints; made if it is not there.
       keep: How many of the newest are kept.
+      best: By which metric the best one is kept besides; None keeps the newest alone.
+      fingerprint: Name -> digest of what a state depends on but does not hold, for instance
+        {"teacher": data.fingerprint_variables(...)}: saved with each state, compared when one is restored. None saves
+        nothing and compares nothing.
 
     Raises:
       OSError: If the folder cannot be made or written to.
+      ValueError: If the mode of `best` is neither "max" nor "min".
     """
 
-    def __init__(self, path: Path | str, *, keep: int = 2) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        keep: int = 2,
+        best: Best | None = None,
+        fingerprint: Mapping[str, str] | None = None,
+    ) -> None:
+        if best and best.mode not in ("max", "min"):
+            raise ValueError(f'the mode of the best checkpoint is {best.mode!r}: choose "max" or "min".')
         self.path = Path(path).absolute()
+        self._keep, self._fingerprint = _Keep(keep, best), fingerprint
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+            options = ocp.CheckpointManagerOptions(preservation_policy=self._keep, cleanup_tmp_directories=True)
             self._manager = ocp.CheckpointManager(self.path, options=options)
         except OSError as error:
             raise OSError(
                 f"cannot keep checkpoints in {self.path} ({error.strerror or error}): choose a folder that can be "
                 "written to."
             ) from error
+        for step in self._manager.all_steps() if best else ():
+            with contextlib.suppress(Exception):  # one that cannot be read does not compete; `restore` says so
+                self._keep.note(step, self._about(step).metrics)
 
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState) -> None:
+    def best(self) -> int | None:
+        """Step of the checkpoint with the best metric, the first of equal ones; None if no checkpoint has it."""
+        return next(iter(self._keep.ranked(self._manager.all_steps())), None)
+
+    def save(self, step: int, state: TrainState, metrics: Mapping[str, Any] | None = None) -> None:
         """Starts writing a state and returns as soon as its buffers may be donated again.
 
         Args:
           step: Number of updates done, the checkpoint's name.
           state: The state; never holds the teacher.
+          metrics: Name -> number or numbers [S] measured at this step; without the metric of `best`, or where that is
+            not finite, the checkpoint does not compete.
 
         Raises:
           OSError: If this or the previous save could not be written; complete checkpoints stay as they are.
         """
         with self._readable_errors():
             self._manager.wait_until_finished()
-            if step not in self._manager.all_steps():
-                self._check_space(state)
-                self._manager.save(step, args=ocp.args.StandardSave(state))
+            if step in self._manager.all_steps():
+                return
+            self._check_space(state)
+            measured = {name: np.asarray(value, float).tolist() for name, value in (metrics or {}).items()}
+            self._keep.note(step, measured)
+            about = _About(dict(self._fingerprint or {}), measured, inventory(state))._asdict()
+            about = ocp.args.JsonSave({**about, "digest": _digest(about)})
+            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=about))
 
     def wait(self) -> None:
         """Waits until what was saved is complete on disk.
@@ -79,48 +159,105 @@ class Checkpoints:
         """The newest readable state, put where `like` is; unreadable newer ones are named in the log and removed.
 
         Args:
-          like: A state of the same structure, or its abstract shapes with shardings.
+          like: A state of the same structure, or its abstract shapes with shardings; the devices and shardings need
+            not be those that the state was saved with.
 
         Returns:
           The state, or None if there is no checkpoint.
 
         Raises:
-          ValueError: If there are checkpoints but none can be read into this structure.
+          ValueError: If the state was made with another teacher (or whatever else the fingerprint names), has another
+            layout, or if there are checkpoints but none can be read.
         """
-        target = jax.tree.map(_abstract, like)
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        failure: Exception | None = None
-        unreadable = []
-        for step in steps:
-            try:
-                state = self._manager.restore(step, args=ocp.args.StandardRestore(target))
-            except (ValueError, KeyError, OSError) as error:
-                failure = error
-                unreadable.append(step)
-                _LOG.warning(
-                    "checkpoint %s/%d cannot be read, trying the one before: %s", self.path, step, _reason(error)
-                )
-                continue
-            for bad in unreadable:
-                self._manager.delete(bad)
-            return state
-        if failure is not None:
-            raise ValueError(
-                f"none of the checkpoints in {self.path} (steps {steps}) can be read into this state "
-                f"({_reason(failure)}): use the code and config that wrote them, or start under another name."
-            ) from failure
-        return None
+        return self._first_readable(sorted(self._manager.all_steps(), reverse=True), like)
+
+    def restore_best(self, like: TrainState) -> TrainState | None:
+        """The state with the best metric, put where `like` is; unreadable better ones are named in the log and removed.
+
+        Args:
+          like: As in `restore`.
+
+        Returns:
+          The state, or None if no checkpoint has the metric.
+
+        Raises:
+          ValueError: As in `restore`.
+        """
+        return self._first_readable(self._keep.ranked(self._manager.all_steps()), like)
 
     def close(self) -> None:
         """Waits for the last save and releases Orbax's threads."""
         with self._readable_errors():
             self._manager.close()
 
+    def _first_readable(self, steps: Sequence[int], like: TrainState) -> TrainState | None:
+        """The state of the first step that can be read; those before it are removed."""
+        target = jax.tree.map(_abstract, like)
+        reason = ""
+        for number, step in enumerate(steps):
+            state, reason = self._read(step, target)
+            if state is not None:
+                for bad in steps[:number]:
+                    self._manager.delete(bad)
+                return state
+            _LOG.warning("checkpoint %s/%d cannot be read, trying the one before: %s", self.path, step, reason)
+        if steps:
+            raise ValueError(
+                f"none of the checkpoints in {self.path} (steps {list(steps)}) can be read ({reason}): use the code "
+                "that wrote them, or start under another name."
+            )
+        return None
+
+    def _read(self, step: int, target: TrainState) -> tuple[TrainState | None, str]:
+        """The state of one step, or None and why it cannot be read."""
+        about, reason = None, ""
+        try:
+            about = self._about(step)
+        except Exception as error:  # Orbax raises whatever the damaged file makes fail, down to a bare Exception
+            reason = _reason(error)
+        if _any_process(about is None) or about is None:
+            return None, reason or "another process cannot read it"
+        self._check_fits(step, about, target)
+        state = None
+        try:
+            state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))).state
+        except Exception as error:
+            reason = _reason(error)
+        if _any_process(state is None):
+            return None, reason or "another process cannot read it"
+        damage = differences(about.arrays, inventory(state))
+        return (None, f"it {' and '.join(damage)}") if damage else (state, "")
+
+    def _check_fits(self, step: int, about: _About, target: TrainState) -> None:
+        """Raises a sentence unless the checkpoint was made with the same teacher and has the target's layout."""
+        old = about.fingerprint
+        new = old if self._fingerprint is None else self._fingerprint
+        for name in sorted({*old, *new}):
+            if old.get(name) != new.get(name):
+                was, now = (str(side.get(name, "none"))[:12] for side in (old, new))
+                raise ValueError(
+                    f"checkpoint {step} in {self.path} was made with another {name} (fingerprint {was}, now {now}): "
+                    f"give the {name} that it was made with, or start under another name."
+                )
+        if layout := differences(about.arrays, inventory(target)):
+            raise ValueError(
+                f"checkpoint {step} in {self.path} has another layout than the state: it {', '.join(layout)}; use the "
+                "code and config that wrote it, or start under another name."
+            )
+
+    def _about(self, step: int) -> _About:
+        """What stands beside a state."""
+        found = dict(self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about)
+        if found.pop("digest", None) != _digest(found):
+            raise ValueError("what stands beside the state is damaged")
+        about = _About(**found)
+        return about._replace(arrays={path: Entry(*entry) for path, entry in about.arrays.items()})
+
     def _check_space(self, state: TrainState) -> None:
         """Refuses early what would fail half-way: Orbax's threads print tracebacks of their own on a full disk."""
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self.path).free
-        if free < needed:
+        if _any_process(free < needed):
             raise OSError(errno.ENOSPC, f"{needed:,} bytes are needed and {free:,} are free")
 
     @contextlib.contextmanager
@@ -137,12 +274,27 @@ class Checkpoints:
             ) from error
 
 
+def _digest(about: Mapping[str, Any]) -> str:
+    """SHA-256 of what JSON makes of it."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _any_process(flag: bool) -> bool:
+    """Whether it is so in any process: what one cannot do, all leave, since Orbax waits for all."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
 def _reason(error: Exception) -> str:
     """The operating system's word for it: Orbax reports it as a number at the end of a long chain."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
     if code:
         return os.strerror(int(code[1]))
-    return getattr(error, "strerror", None) or str(error).splitlines()[0].partition(" [tensorstore_spec")[0]
+    said = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0].partition(" [tensorstore_spec")[0]
+    return said or type(error).__name__
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:

@@ -106,7 +106,8 @@ def fit(
       log_every: Interval of logged training metrics, in updates.
       hooks: Evaluations and the like.
       checkpoints: Where states go, if anywhere.
-      checkpoint_every: Interval of checkpoints, in updates; the last step always gets one.
+      checkpoint_every: Interval of checkpoints, in updates; the last step always gets one. What hooks measured at the
+        same step, as "split/name", goes with it, so that the best can be kept.
 
     Returns:
       The state after the last step.
@@ -153,15 +154,17 @@ class _AfterStep:
         self.watch.check_previous(number, metrics)
         if self.log and (last or number % self.log_every == 0):
             self.log.write(number, "train", jax.device_get(dict(metrics)))
+        measured: dict[str, Any] = {}
         for hook in self.hooks:
             if last or number % hook.steps == 0:
                 found = hook.run(state)
+                measured |= {f"{hook.split}/{name}": value for name, value in found.items()}
                 if self.log:
                     self.log.write(number, hook.split, found)
         if last or stopped or number % self.checkpoint_every == 0:
             self.watch.check_state(number, state)
             if self.checkpoints:
-                self.checkpoints.save(number, state)
+                self.checkpoints.save(number, state, measured)
         if stopped and not last:
             _leave(stopped[0], number, self.steps, self.checkpoints)
 
