@@ -39,7 +39,7 @@ LAYERS = (
         "accumulation",
     },
     {"train"},
-    {"gradients", "students"},
+    {"gradients", "students", "dispatch"},
     {"checkpoint", "data"},
     {"cli", "loop", "log", "run", "report"},
     {"stage"},

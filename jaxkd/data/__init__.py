@@ -1,8 +1,8 @@
 """Data: sources of any kind, pipelines with random access, targets joined by example, and the digits."""
 
 from jaxkd.data.digits import prepare_digits
-from jaxkd.data.pipelines import HostBatch, eval_batches, prefetch, steps_per_epoch, train_batches
-from jaxkd.data.sources import Source, Spec, in_memory, open_source, statistics
+from jaxkd.data.pipelines import HostBatch, bundles, eval_batches, prefetch, steps_per_epoch, train_batches
+from jaxkd.data.sources import Source, Spec, in_memory, open_source, statistics, table
 from jaxkd.data.targets import fingerprint_variables, with_targets, write_targets
 from jaxkd.data.text import SEPARATOR, VOCABULARY, Transform, encode_bytes
 
@@ -13,6 +13,7 @@ __all__ = [
     "Source",
     "Spec",
     "Transform",
+    "bundles",
     "encode_bytes",
     "eval_batches",
     "fingerprint_variables",
@@ -22,6 +23,7 @@ __all__ = [
     "prepare_digits",
     "statistics",
     "steps_per_epoch",
+    "table",
     "train_batches",
     "with_targets",
     "write_targets",

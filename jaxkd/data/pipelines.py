@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import grain
@@ -65,6 +65,24 @@ def train_batches(
         return _read(source, rows[mine], transform, view=epoch)
 
     return grain.MapDataset.range(steps).repeat(None).map_with_index(read)
+
+
+def bundles(batches: grain.MapDataset[HostBatch], spans: Sequence[range]) -> grain.MapDataset[HostBatch]:
+    """Several batches as one element, for `jaxkd.dispatch.scan_steps`.
+
+    Args:
+      batches: Dataset of host batches.
+      spans: Which batches stand in each element.
+
+    Returns:
+      Dataset of as many elements as there are spans, of arrays [B, len(span), ...].
+    """
+
+    def read(span: range) -> HostBatch:
+        parts = [batches[k] for k in span]
+        return {field: np.stack([part[field] for part in parts], axis=1) for field in parts[0]}
+
+    return grain.MapDataset.source(spans).map(read)
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:

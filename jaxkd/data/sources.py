@@ -100,6 +100,21 @@ def open_source(
     return tfds_source.from_name(text, split, data_dir, num_classes, size)
 
 
+def table(source: Source) -> tuple[dict[str, np.ndarray], Source]:
+    """Splits a source into its fields, for the device, and row numbers, for the pipeline: `jaxkd.dispatch.from_table`.
+
+    Args:
+      source: A source that fits into the memory of a device.
+
+    Returns:
+      Name -> array [size, ...] in the source's order, and a source with the same order of rows whose only field is
+      `row`, int32 numbers into those arrays.
+    """
+    chunks = list(_chunks(source, source.size))
+    fields = {field: np.concatenate([chunk[field] for chunk in chunks]) for field in chunks[0]}
+    return fields, dataclasses.replace(source, read=lambda rows: {"row": np.asarray(rows, np.int32)})
+
+
 def in_memory(source: Source) -> Source:
     """Reads a source once and serves it from memory, for sets that fit and are read for many epochs.
 
@@ -109,8 +124,7 @@ def in_memory(source: Source) -> Source:
     Returns:
       A source with the same rows, already decoded and checked.
     """
-    chunks = list(_chunks(source, source.size))
-    fields = {field: np.concatenate([chunk[field] for chunk in chunks]) for field in chunks[0]}
+    fields, _ = table(source)
 
     def read(rows: np.ndarray) -> dict[str, np.ndarray]:
         return {field: values[rows] for field, values in fields.items()}

@@ -1,0 +1,56 @@
+"""Many steps in one dispatch: a scan over batches, and data that stay on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd.train import Step
+from jaxkd.types import Batch, Metrics, StepFn, TrainState, Variables
+
+Table: TypeAlias = Mapping[str, jax.Array]
+"""Fields of all rows of a source, on the device: name -> [N, ...]."""
+
+ROW = "row"
+"""Field of a batch with the numbers of its rows in a table."""
+
+
+def scan_steps(step: StepFn) -> StepFn:
+    """Several steps in one program, so that the host is asked once for all of them.
+
+    Args:
+      step: The step, (state, teacher, batch) -> (state, metrics), of one student or of a stack.
+
+    Returns:
+      (state, teacher, batches) -> (state, metrics): the batches have a second axis of K steps, [B, K, ...], so that
+      they are split over devices as one batch is; the metrics a first one, [K, ...].
+    """
+
+    def run(state: TrainState, teacher: Any, batches: Batch) -> tuple[TrainState, Metrics]:
+        in_turn = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), dict(batches))
+        return jax.lax.scan(lambda state, batch: step(state, teacher, batch), state, in_turn)
+
+    return run
+
+
+def from_table(step: Step) -> Step:
+    """A step that reads its batch from a table on the device, so that only row numbers cross over from the host.
+
+    Args:
+      step: The step of one student, or of a stack.
+
+    Returns:
+      The step whose second argument is (teacher_variables, table) and whose batch has `row` in place of the table's
+      fields; whatever else it has (`view`, `mask`) is passed on.
+    """
+
+    def share(known: tuple[Variables, Table], batch: Batch) -> Any:
+        teacher_variables, table = known
+        rest = {name: value for name, value in batch.items() if name != ROW}
+        rows = batch[ROW]
+        return step.share(teacher_variables, {**{name: values[rows] for name, values in table.items()}, **rest})
+
+    return Step(share, step.each)
