@@ -24,6 +24,9 @@ from jaxkd.run import plain, write_atomically, writing
 
 _RESERVED = ("stage", "step", "split")
 
+SYSTEM = "system"
+"""The split of figures that no second run repeats, such as seconds and bytes; it has a file of its own."""
+
 
 class Logger:
     """Writes the metrics of a run: `metrics.jsonl`, and TensorBoard events and W&B beside it; a context manager.
@@ -31,7 +34,8 @@ class Logger:
     A line of `metrics.jsonl` is one strict JSON object: `step`, `split`, `stage` if there are any, and name -> value,
     where a value is a number or a list with one number a student. A NaN or an infinity is written as null.
     TensorBoard and W&B get a list as its mean (`split/name`) and one scalar a student (`split/name/0`, ...); W&B shows
-    the metrics of each stage over that stage's own step. Off process 0 nothing is written.
+    the metrics of each stage over that stage's own step. Off process 0 nothing is written. Lines of the split "system"
+    go to `system.jsonl` instead, so that `metrics.jsonl` holds only what an equal run would write again, bit for bit.
     """
 
     def __init__(
@@ -43,7 +47,7 @@ class Logger:
         project: str = "jaxkd",
         config: Any = None,
     ) -> None:
-        """Opens `metrics.jsonl` for appending, after cutting off a last line that a kill left torn.
+        """Opens both files for appending, after cutting off a last line that a kill left torn.
 
         Args:
           path: The run directory, which exists.
@@ -63,12 +67,14 @@ class Logger:
         self._events: dict[str, Any] = {}
         self._wandb = _start_wandb(self._path, project, config) if wandb and self._active else None
         if self._active:
-            with writing(self._file):
-                _cut_torn_line(self._file)
+            for file in self._files:
+                with writing(file):
+                    _cut_torn_line(file)
 
     @property
-    def _file(self) -> Path:
-        return self._path / "metrics.jsonl"
+    def _files(self) -> tuple[Path, Path]:
+        """Where metrics go, and where the system's figures."""
+        return self._path / "metrics.jsonl", self._path / "system.jsonl"
 
     def stage(self, name: str, progress: Progress | None = None) -> StageLogger:
         """Binds a stage, so that a training loop need not know which one it runs nor how it is shown.
@@ -87,7 +93,7 @@ class Logger:
 
         Args:
           step: Number of updates done.
-          split: "train", "test", ...
+          split: "train", "test", ...; "system" for figures about the run itself.
           metrics: Name -> scalar, or [S] with one value a student; numbers, numpy or JAX arrays.
           stage: The stage that the step counts in.
 
@@ -100,8 +106,9 @@ class Logger:
         values = {name: _number(name, value) for name, value in jax.device_get(dict(metrics)).items()}
         head = {"stage": stage} if stage else {}
         line = json.dumps({**head, "step": int(step), "split": split, **plain(values)}, allow_nan=False)
-        with writing(self._file):
-            _append(self._file, line.encode() + b"\n")
+        file = self._files[split == SYSTEM]
+        with writing(file):
+            _append(file, line.encode() + b"\n")
         scalars = {f"{split}/{name}": scalar for name, scalar in _scalars(values)}
         if self._tensorboard:
             self._write_events(stage, int(step), scalars)
@@ -120,17 +127,19 @@ class Logger:
           step: The step that training resumes from.
 
         Raises:
-          OSError: If the file cannot be rewritten.
+          OSError: If a file cannot be rewritten.
           ValueError: If a line is no JSON.
         """
-        if not self._active or not self._file.exists():
+        if not self._active:
             return
-        rows = _rows(self._file)
-        kept = [line for line, row in rows if row.get("stage", "") != stage or row["step"] <= step]
-        if len(kept) == len(rows):
-            return
-        write_atomically(self._file, "".join(line + "\n" for line in kept))
-        if self._tensorboard:
+        changed = False
+        for file in self._files:
+            rows = _rows(file) if file.exists() else []
+            kept = [line for line, row in rows if row.get("stage", "") != stage or row["step"] <= step]
+            if len(kept) < len(rows):
+                changed = True
+                write_atomically(file, "".join(line + "\n" for line in kept))
+        if changed and self._tensorboard:
             from tensorboardX.proto.event_pb2 import Event, SessionLog
 
             with writing(self._path / "tensorboard"):

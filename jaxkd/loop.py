@@ -16,7 +16,9 @@ import numpy as np
 
 from jaxkd import processes
 from jaxkd.checkpoint import Checkpoints
+from jaxkd.clock import Clock
 from jaxkd.types import Batch, EvalFn, Metrics, StepFn, TrainState, Variables
+from jaxkd.watch import USUAL, Divergence, LossWatch
 
 Batches: TypeAlias = Callable[[int, int], Generator[Batch, None, None]]
 """(start, stop) -> device batches start..stop-1, as `functools.partial(prefetch, batches, place)` is."""
@@ -44,14 +46,6 @@ class Log(Protocol):
 
     def truncate(self, step: int) -> None:
         """Forgets what was recorded after this step."""
-
-
-PATIENCE = 100
-"""Updates skipped in a row (see `train.make_train_step`) after which a run is given up."""
-
-
-class NonFiniteError(ValueError):
-    """The loss or the parameters stopped being finite."""
 
 
 def evaluate(step: EvalFn, state: TrainState, teacher: Variables, batches: Iterable[Batch]) -> dict[str, Any]:
@@ -93,6 +87,8 @@ def fit(
     hooks: Sequence[Every] = (),
     checkpoints: Checkpoints | None = None,
     checkpoint_every: int = 1000,
+    divergence: Divergence | None = USUAL,
+    clock: Clock | None = None,
 ) -> TrainState:
     """Trains up to a number of updates, going on from the newest checkpoint if there is one.
 
@@ -108,13 +104,18 @@ def fit(
       checkpoints: Where states go, if anywhere.
       checkpoint_every: Interval of checkpoints, in updates; the last step always gets one. What hooks measured at the
         same step, as "split/name", goes with it, so that the best can be kept.
+      divergence: What counts as an exploding loss; None for nothing.
+      clock: Measures steps, input and memory, if anything does: its figures are logged beside each training line under
+        the split "system", and a batch that does not come is reported. A new one; give its `measure` to
+        `data.prefetch`.
 
     Returns:
       The state after the last step.
 
     Raises:
-      NonFiniteError: If the loss or the parameters stop being finite; names the step and the term. A step that skips
-        such updates is given up after 100 of them in a row.
+      watch.NonFiniteError: If the loss or the parameters stop being finite; names the step and the term. A step that
+        skips such updates is given up after 100 of them in a row.
+      watch.DivergenceError: If the loss explodes, as `divergence` says; names step, value and usual level.
       SystemExit: With code 130 (Ctrl-C) or 143 (SIGTERM), after a checkpoint was saved.
     """
     restored = checkpoints.restore(state) if checkpoints else None
@@ -122,8 +123,13 @@ def fit(
     start = int(np.max(jax.device_get(state.step)))
     if log:
         log.truncate(start)
-    after = _AfterStep(steps, log, log_every, hooks, checkpoints, checkpoint_every, _Watch(start, checkpoints))
-    with _stop_signals() as stopped, contextlib.closing(batches(start, steps)) as stream:
+    watch = LossWatch(start, checkpoints, divergence)
+    after = _AfterStep(steps, log, log_every, hooks, checkpoints, checkpoint_every, watch, clock)
+    with (
+        _stop_signals() as stopped,
+        contextlib.closing(batches(start, steps)) as source,
+        clock.watching(source, start) if clock else contextlib.nullcontext(source) as stream,
+    ):
         try:
             for number, batch in enumerate(stream, start + 1):
                 with jax.transfer_guard("disallow"):
@@ -147,13 +153,18 @@ class _AfterStep:
     hooks: Sequence[Every]
     checkpoints: Checkpoints | None
     checkpoint_every: int
-    watch: _Watch
+    watch: LossWatch
+    clock: Clock | None
 
     def __call__(self, number: int, state: TrainState, metrics: Metrics, stopped: list[int]) -> None:
         last = number == self.steps
         self.watch.check_previous(number, metrics)
+        if self.clock:
+            self.clock.stepped(metrics["loss"])
         if self.log and (last or number % self.log_every == 0):
             self.log.write(number, "train", jax.device_get(dict(metrics)))
+            if self.clock:
+                self.log.write(number, "system", self.clock.figures())
         measured: dict[str, Any] = {}
         for hook in self.hooks:
             if last or number % hook.steps == 0:
@@ -162,69 +173,11 @@ class _AfterStep:
                 if self.log:
                     self.log.write(number, hook.split, found)
         if last or stopped or number % self.checkpoint_every == 0:
-            self.watch.check_state(number, state)
-            if self.checkpoints:
+            ordinary = self.watch.check_state(number, state)
+            if self.checkpoints and (last or stopped or ordinary):
                 self.checkpoints.save(number, state, measured)
         if stopped and not last:
             _leave(stopped[0], number, self.steps, self.checkpoints)
-
-
-class _Watch:
-    """Looks at the loss one step late, so that the device never waits for the host."""
-
-    def __init__(self, start: int, checkpoints: Checkpoints | None) -> None:
-        self._checkpoints = checkpoints
-        self._number = start
-        self._metrics: Metrics | None = None
-        self._skipped: np.ndarray | None = None
-        self._in_a_row = np.zeros((), int)
-
-    def check_previous(self, number: int, metrics: Metrics) -> None:
-        """Checks the step before this one."""
-        previous, self._metrics = self._metrics, metrics
-        before, self._number = self._number, number
-        if previous is not None:
-            self._check(before, previous)
-
-    def check_state(self, number: int, state: TrainState) -> None:
-        """Checks this step and the parameters, before they are kept."""
-        if self._metrics is not None:
-            self._check(self._number, self._metrics)
-            self._metrics = None
-        if not jax.device_get(_all_finite(state.params)):
-            raise NonFiniteError(
-                f"the parameters are no longer finite after step {number} although the loss still was: {self._advice()}"
-            )
-
-    def _check(self, number: int, metrics: Metrics) -> None:
-        loss = np.asarray(jax.device_get(metrics["loss"]))
-        if "skipped" in metrics:
-            loss = self._forgiven(loss, np.asarray(jax.device_get(metrics["skipped"])))
-        if np.all(np.isfinite(loss)):
-            return
-        values = {k: np.asarray(v) for k, v in jax.device_get(dict(metrics)).items() if not k.endswith("_weighted")}
-        terms = [k for k, v in values.items() if k != "loss" and not np.all(np.isfinite(v))]
-        who = f" of student {int(np.argmin(np.isfinite(loss)))}" if loss.ndim else ""
-        worst = loss.ravel()[np.argmin(np.isfinite(loss.ravel()))]
-        named = f" (term {', '.join(terms)})" if terms else ""
-        raise NonFiniteError(f"the loss{who} became {worst} at step {number}{named}: {self._advice()}")
-
-    def _forgiven(self, loss: np.ndarray, skipped: np.ndarray) -> np.ndarray:
-        """The loss, with 0 where the update was skipped, unless too many were in a row."""
-        before = skipped if self._skipped is None else self._skipped
-        self._skipped, self._in_a_row = skipped, np.where(skipped > before, self._in_a_row + 1, 0)
-        return np.where(self._in_a_row < PATIENCE, 0.0, np.nan)
-
-    def _advice(self) -> str:
-        kept = ""
-        if self._checkpoints and (last := self._checkpoints.latest()) is not None:
-            kept = f"; the last good checkpoint is step {last} in {self._checkpoints.path}"
-        return f"lower the learning rate, clip gradients, or check the data{kept}."
-
-
-_all_finite = jax.jit(
-    lambda tree: jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)] or [jnp.array(True)]))
-)
 
 
 @contextlib.contextmanager

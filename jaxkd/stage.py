@@ -14,11 +14,13 @@ import optax
 from jaxkd import data, metrics, models, parallel, processes, students, train
 from jaxkd.checkpoint import Checkpoints
 from jaxkd.cli import main, parse_beside
+from jaxkd.clock import Clock
 from jaxkd.devices import Devices
 from jaxkd.log import Logger, Progress
 from jaxkd.loop import Every, evaluate, fit
 from jaxkd.run import Run, open_run
 from jaxkd.types import Batch, Model, Term, TrainState, Variables
+from jaxkd.watch import USUAL, Divergence
 
 NOTHING = Variables({}, {})
 """Variables of `models.no_teacher()` and `models.cached()`."""
@@ -85,6 +87,7 @@ class Setting(NamedTuple):
       train_prepare: Augmentation and normalisation of training batches, on the device.
       eval_prepare: Normalisation of evaluation batches, on the device.
       options: Further options of `train.make_train_step`, such as `ema_decay` or `skip_nonfinite`.
+      divergence: What counts as an exploding loss, at which a training stops; None for nothing.
     """
 
     run: Run
@@ -95,6 +98,7 @@ class Setting(NamedTuple):
     train_prepare: train.Prepare
     eval_prepare: train.Prepare
     options: Mapping[str, Any] = MappingProxyType({})
+    divergence: Divergence | None = USUAL
 
 
 def train_stage(
@@ -136,7 +140,8 @@ def train_stage(
       The state after the last step.
     """
     parts = (student, models.no_teacher() if teacher is None else teacher, term, optimizer)
-    batches = data.train_batches(source, min(setting.batch_size, source.size), seed=setting.seed)
+    size = min(setting.batch_size, source.size)
+    batches = data.train_batches(source, size, seed=setting.seed)
     plan = setting.plan
     example = parallel.put_batch(batches[0], plan.mesh)
     known = plan.put(teacher_variables)
@@ -152,7 +157,7 @@ def train_stage(
     given: dict[str, Any] = {"prepare": setting.train_prepare, "axis_name": plan.axis_name, **setting.options}
     single = train.make_train_step(*parts, metrics={"accuracy": metrics.accuracy}, **given)
     step = plan.compile(students.vmap_students(single) if key.ndim else single)
-    checkpoints = Checkpoints(setting.run.stage(name).checkpoints)
+    checkpoints, clock = Checkpoints(setting.run.stage(name).checkpoints), Clock(size)
 
     def hook(state: TrainState) -> dict[str, Any]:
         measure, split = validation or (None, None)
@@ -164,13 +169,15 @@ def train_stage(
                 step,
                 plan.put(state),
                 known,
-                lambda first, last: data.prefetch(batches, plan.place, start=first, stop=last),
+                lambda first, last: data.prefetch(batches, plan.place, start=first, stop=last, measure=clock.measure),
                 steps=steps,
                 log=setting.logger.stage(name, progress),
                 log_every=log_every,
                 hooks=[Every(every, "validation", hook)] if validation else [],
                 checkpoints=checkpoints,
                 checkpoint_every=every,
+                divergence=setting.divergence,
+                clock=clock,
             )
         setting.run.examples_per_second[name] = progress.examples_per_second
         return state

@@ -41,7 +41,7 @@ LAYERS = (
     {"train"},
     {"gradients", "students", "dispatch"},
     {"checkpoint", "data"},
-    {"cli", "loop", "log", "run", "report"},
+    {"cli", "clock", "watch", "loop", "log", "run", "report"},
     {"stage"},
 )
 

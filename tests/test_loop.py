@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import Setup, assert_trees_equal, make_batch
 
-from jaxkd import augment, loop, metrics, parallel, train
+from jaxkd import augment, loop, metrics, parallel, train, watch
 from jaxkd.checkpoint import Checkpoints
 
 
@@ -105,7 +105,7 @@ def test_hooks_run_on_their_interval_and_at_the_end():
 
 
 def test_loss_that_is_not_finite_stops_the_run_and_names_step_and_term(tmp_path):
-    with pytest.raises(loop.NonFiniteError, match=r"nan at step 4 \(term .*label.*last good checkpoint is step 2 in"):
+    with pytest.raises(watch.NonFiniteError, match=r"nan at step 4 \(term .*label.*last good checkpoint is step 2 in"):
         fit(9, tmp_path, poison=3, checkpoint_every=2)
     assert Checkpoints(tmp_path).latest() == 2
     resumed = fit(5, tmp_path)
@@ -113,7 +113,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_names_step_and_term(tmp_path)
 
 
 def test_last_step_is_checked_too(tmp_path):
-    with pytest.raises(loop.NonFiniteError, match="step 3"):
+    with pytest.raises(watch.NonFiniteError, match="step 3"):
         fit(3, tmp_path, poison=2, checkpoint_every=100)
     assert Checkpoints(tmp_path).latest() is None
 
@@ -146,8 +146,8 @@ def test_a_run_that_skips_goes_on_counts_and_keeps_the_count(tmp_path):
 
 
 def test_a_run_that_only_skips_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "PATIENCE", 3)
-    with pytest.raises(loop.NonFiniteError, match="became nan at step 4"):
+    monkeypatch.setattr(watch, "PATIENCE", 3)
+    with pytest.raises(watch.NonFiniteError, match="became nan at step 4"):
         skipping(tmp_path, {1, 2, 3, 4, 5})
 
 
@@ -159,7 +159,7 @@ def test_finite_loss_with_exploded_parameters_is_not_kept(tmp_path):
         return state.replace(step=state.step + 1, params=params), {"loss": state.step * 0.0}
 
     checkpoints = Checkpoints(tmp_path)
-    with pytest.raises(loop.NonFiniteError, match="parameters are no longer finite after step 1"):
+    with pytest.raises(watch.NonFiniteError, match="parameters are no longer finite after step 1"):
         loop.fit(
             parallel.compile_jit(explode, mesh, donate_state=False),
             parallel.put_replicated(setup.state, mesh),

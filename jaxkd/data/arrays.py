@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,17 +71,21 @@ def from_arrays(
 
 def _load(path: Path, only: str | None = None) -> Mapping[str, np.ndarray]:
     """The arrays of an .npz file, or only one of them."""
-    path = path.expanduser()
+    path, key = path.expanduser(), ""
+    arrays = {}
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files if only in (None, key)}
+            for key in [name for name in file.files if only in (None, name)]:
+                arrays[key] = file[key]
     except FileNotFoundError:
         raise ValueError(f"there is no file {path}: give npz:PATH of a file that exists.") from None
-    except (OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # torn files fail in many ways
+        where = f"array `{key}`: " if key else ""
         raise ValueError(
-            f"{path} cannot be read as an .npz file of plain arrays ({error}): "
+            f"{path} cannot be read as an .npz file of plain arrays ({where}{error}): "
             "write it anew with np.savez(path, image=..., label=...)."
         ) from error
+    return arrays
 
 
 def _splits_of(arrays: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

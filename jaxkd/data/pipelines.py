@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import contextvars
 import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import grain
 import jax
@@ -18,6 +20,17 @@ HostBatch = Mapping[str, np.ndarray]
 """One process's rows of a batch, as NumPy arrays."""
 
 Placed = TypeVar("Placed")
+
+MeasureStage: TypeAlias = Callable[[Literal["read", "transform", "place"]], contextlib.AbstractContextManager[None]]
+"""Stage of one batch -> what it runs in, as `jaxkd.clock.Clock.measure` gives it."""
+
+
+def _unmeasured(stage: str) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext()
+
+
+# Set by `prefetch` in its reading threads: sources and batches need not know that they are measured.
+_MEASURE: contextvars.ContextVar[MeasureStage] = contextvars.ContextVar("measure", default=_unmeasured)
 
 
 def train_batches(
@@ -147,6 +160,7 @@ def prefetch(
     stop: int | None = None,
     buffer_size: int = 2,
     num_threads: int = 4,
+    measure: MeasureStage = _unmeasured,
 ) -> Generator[Placed, None, None]:
     """Reads batches start..stop-1 in Grain's threads and keeps some on the device ahead of the caller.
 
@@ -157,6 +171,7 @@ def prefetch(
       stop: Batch after the last; all of them if None.
       buffer_size: How many placed batches are kept ahead.
       num_threads: Threads that read; 0 reads in the caller's thread.
+      measure: What the stages of a batch run in: "read" and "transform" in the threads, "place" in the caller's.
 
     Returns:
       Generator of placed batches in order; closing it, or dropping it, ends the threads. An error that a thread meets
@@ -169,7 +184,19 @@ def prefetch(
     if not 0 <= start <= stop <= len(batches):
         raise ValueError(f"batches {start}..{stop} were asked for, but there are 0..{len(batches)}: narrow the range.")
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(num_threads, buffer_size))
-    return _prefetched(batches[start:stop], place, buffer_size, options)
+
+    def make(k: int) -> HostBatch:
+        token = _MEASURE.set(measure)
+        try:
+            return batches[k]
+        finally:
+            _MEASURE.reset(token)
+
+    def put(batch: HostBatch) -> Placed:
+        with measure("place"):
+            return place(batch)
+
+    return _prefetched(grain.MapDataset.range(start, stop).map(make), put, buffer_size, options)
 
 
 def _prefetched(
@@ -222,11 +249,19 @@ def _read(
     source: Source, rows: np.ndarray, transform: Transform | None, *, view: int, mask: np.ndarray | None = None
 ) -> HostBatch:
     """Reads rows, adds `view` and `mask`, transforms, and checks that a device can take the result."""
-    batch: HostBatch = source.read(rows) | {"view": np.full(len(rows), view, np.int32)}
+    measure = _MEASURE.get()
+    with measure("read"):
+        batch: HostBatch = source.read(rows) | {"view": np.full(len(rows), view, np.int32)}
     if mask is not None:
         batch = {**batch, "mask": mask}
     if transform is not None:
-        batch = transform(batch)
+        ids = batch["id"]
+        try:
+            with measure("transform"):
+                batch = transform(batch)
+        except Exception as error:  # of whatever kind: the user's own code ran on data that the traceback does not name
+            error.add_note(f"This was the transform of the rows with ids {ids.tolist()} of {source.name}.")
+            raise
     if texts := [field for field, values in batch.items() if is_text(values)]:
         raise ValueError(
             f"`{texts[0]}` of {source.name} holds texts, which no device takes: give a transform such as "

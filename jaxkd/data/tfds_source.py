@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,12 +151,36 @@ def _from_builder(name: str, builder: Any, split: str, num_classes: int | None, 
         ) from error
     shape = images.decode(first[fields.image], channels, size).shape if fields.image else None
 
+    def parsed(numbers: np.ndarray) -> list[Mapping[str, Any]]:
+        return [parser.deserialize_example_np(record) for record in records.__getitems__(numbers.tolist())]
+
     def read(rows: np.ndarray) -> dict[str, np.ndarray]:
         numbers = start + np.asarray(rows)
-        examples = [parser.deserialize_example_np(record) for record in records.__getitems__(numbers.tolist())]
+        try:
+            examples = parsed(numbers)
+        except Exception as error:  # torn records fail in many ways
+            raise ValueError(_unreadable(name, numbers, parsed, builder.info.splits[base], error)) from error
         return _stack(name, examples, fields, numbers.astype(np.int32), classes, shape, size)
 
     return Source(name, stop - start, classes, shape, read, start)
+
+
+def _unreadable(
+    name: str, numbers: np.ndarray, parsed: Callable[[np.ndarray], Any], info: Any, error: Exception
+) -> str:
+    """The sentence on records of which at least one cannot be read: finds it, and the file that holds it."""
+    number = numbers[0]
+    for number in numbers:
+        try:
+            parsed(np.array([number]))
+        except Exception as found:
+            error = found
+            break
+    file = info.filepaths[int(np.searchsorted(np.cumsum(info.shard_lengths), number, side="right"))]
+    return (
+        f"row {number} of {name} cannot be read from {file} ({first_line(error)}): copy that file anew, or delete its "
+        "folder and prepare the set again; a split such as train[:90%] leaves rows out."
+    )
 
 
 def _choose_fields(name: str, features: Mapping[str, Any], supervised: Any) -> _Fields:
@@ -205,7 +229,10 @@ def _stack(
     checks.check_labels(name, label, ids, num_classes)
     batch = {"label": label, "id": ids}
     if fields.image is not None and shape is not None:
-        pictures = [images.decode(example[fields.image], shape[-1], size) for example in examples]
+        pictures = [
+            _picture(name, row, example[fields.image], shape[-1], size)
+            for row, example in zip(ids, examples, strict=True)
+        ]
         for row, picture in zip(ids, pictures, strict=True):
             checks.check_image(name, row, picture.shape, shape)
         batch["image"] = np.stack(pictures)
@@ -215,3 +242,14 @@ def _stack(
         batch[field] = np.stack([np.asarray(example[field]) for example in examples])
         checks.check_finite(name, field, batch[field], ids)
     return batch
+
+
+def _picture(name: str, row: int, encoded: bytes, channels: int, size: tuple[int, int] | None) -> np.ndarray:
+    """One image's pixels, or a sentence that names the row."""
+    try:
+        return images.decode(encoded, channels, size)
+    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for files that are cut off or foreign
+        raise ValueError(
+            f"the image in row {row} of {name} cannot be decoded ({first_line(error)}): replace it in the files "
+            "that the set was prepared from and prepare it anew, or choose a split without that row."
+        ) from error
