@@ -48,6 +48,7 @@ class Config:
     alpha: float = 0.1  # weight of the labels; the soft labels have the rest
     crop: int = 0  # padding of the random crop, in pixels
     flip: bool = False  # flip images left to right at random
+    skip_nonfinite: bool = False  # leave updates with a NaN or an infinity out and count them, instead of stopping
     seed: int = 0  # of everything
     wandb: bool = False  # log to Weights & Biases as well
 
@@ -69,7 +70,8 @@ def procedure(config, run, logger, plan) -> None:
     moves = [augment.random_crop(config.crop)] * bool(config.crop) + [augment.flip()] * config.flip
     noisy = augment.augment_batch(augment.compose(*moves, clean), seed=config.seed)
     clean = augment.augment_batch(clean, seed=config.seed)
-    setting = Setting(run, logger, plan, config.seed, config.batch_size, noisy, clean)
+    setting = Setting(run, logger, plan, config.seed, config.batch_size, noisy, clean,
+                      {"skip_nonfinite": config.skip_nonfinite})  # fmt: skip
     big, small = NETWORKS[config.teacher](full.num_classes), NETWORKS[config.student](full.num_classes)
     epoch = data.steps_per_epoch(full, min(config.batch_size, len(full)))
 

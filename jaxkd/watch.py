@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 from typing import NamedTuple
 
 import jax
@@ -15,9 +14,8 @@ from jaxkd.types import Metrics, TrainState
 PATIENCE = 100
 """Updates skipped in a row (see `train.make_train_step`) after which a run is given up."""
 
-_MEMORY = 200  # looks that the usual level is taken from
-_FIRST = 20  # looks before there is a usual level
-_REFRESH = 10  # looks between two computations of it
+_MEMORY = 500  # looks that the usual level is taken from
+_REFRESH = 20  # looks before there is a usual level, and between two computations of it
 _FLOOR = 0.01  # least scale of a loss: one that has come down to nothing may wander
 
 
@@ -32,11 +30,11 @@ class DivergenceError(ValueError):
 class Divergence(NamedTuple):
     """When a loss that is still finite counts as exploding.
 
-    high(loss) = loss > m + factor * max(|m|, q75 - q25, 0.01)
+    high(loss) = loss > m + factor * max(|m|, 2 (m - q), 0.01)
 
-    with the median m and the quartiles of the last 200 losses that were not high themselves, one for each student. A
-    run that begins or resumes first sees 20 losses. While a loss is high, no checkpoint is due, so that the newest one
-    is good; one that comes down again changes nothing else.
+    with the median m and the lower quartile q of the last 500 losses that were not high themselves, of each student by
+    itself. A run that begins or resumes first sees 20 losses. While a loss is high no checkpoint is due, so that the
+    newest one is good; a loss that comes down again changes nothing else.
 
     Attributes:
       factor: How far above the usual level a loss is high.
@@ -155,10 +153,10 @@ class _Guard:
 
     def __init__(self, limits: Divergence) -> None:
         self._limits = limits
-        self._memory: collections.deque[np.ndarray] = collections.deque(maxlen=_MEMORY)
+        self._memory: np.ndarray | None = None  # a ring of the last losses, [500] or [500, S]
+        self._count = 0
         self._usual = np.zeros(())
         self._ceiling = np.array(np.inf)
-        self._due = _FIRST
         self.in_a_row = np.zeros((), int)
 
     def look(self, loss: np.ndarray) -> tuple[int, float, Divergence] | None:
@@ -170,12 +168,14 @@ class _Guard:
             student = int(np.argmax(self.in_a_row))
             gone = self.in_a_row.ravel()[student] >= self._limits.looks
             return (student, float(self._usual.ravel()[student]), self._limits) if gone else None
-        self._memory.append(loss.astype(float))
-        self._due -= 1
-        if not self._due:
-            self._due = _REFRESH
-            low, self._usual, top = np.percentile(np.stack(self._memory), [25, 50, 75], axis=0)
-            scale = np.maximum(np.maximum(np.abs(self._usual), top - low), _FLOOR)
+        if self._memory is None:
+            self._memory = np.empty((_MEMORY, *loss.shape))
+        self._memory[self._count % _MEMORY] = loss
+        self._count += 1
+        if self._count % _REFRESH == 0:
+            low, self._usual = np.percentile(self._memory[: self._count], [25, 50], axis=0)
+            # The spread below: a loss that rises slowly must not widen it.
+            scale = np.maximum(np.maximum(np.abs(self._usual), 2 * (self._usual - low)), _FLOOR)
             self._ceiling = self._usual + self._limits.factor * scale
         return None
 
