@@ -130,6 +130,35 @@ def test_truncate_touches_only_its_stage_and_only_later_steps(tmp_path):
     assert left == [("", 1), ("", 2), ("a", 1), ("b", 1), ("b", 2), ("b", 3)]
 
 
+def test_figures_of_the_system_have_a_file_of_their_own_and_stand_once(tmp_path):
+    """What differs between two equal runs leaves `metrics.jsonl` as it is, byte for byte."""
+
+    def write(folder, milliseconds, kill_at=None):
+        folder.mkdir(exist_ok=True)
+        with Logger(folder) as logger:
+            stage = logger.stage("a")
+            start = 0 if kill_at is None else kill_at
+            stage.truncate(start)
+            for step in range(start + 1, 5):
+                stage.write(step, "train", {"loss": 1 / step})
+                stage.write(step, "system", {"step_ms_median": milliseconds * step})
+
+    write(tmp_path / "whole", 1.0)
+    write(tmp_path / "killed", 2.0)
+    write(tmp_path / "killed", 3.0, kill_at=2)
+    whole, killed = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "killed"))
+    assert whole == killed
+    assert b"system" not in whole
+    system = read_metrics(tmp_path / "killed" / "system.jsonl")
+    assert [(line["step"], line["step_ms_median"]) for line in system] == [(1, 2.0), (2, 4.0), (3, 9.0), (4, 12.0)]
+    assert {line["split"] for line in system} == {"system"}
+    assert (1, "system/step_ms_median", 1.0) in scalars(tmp_path / "whole", "a")
+    with (tmp_path / "whole" / "system.jsonl").open("a") as file:
+        file.write('{"step": 5, "sp')
+    Logger(tmp_path / "whole").close()
+    assert len(read_metrics(tmp_path / "whole" / "system.jsonl")) == 4, "a torn last line is cut off"
+
+
 def test_truncate_before_anything_was_logged(tmp_path):
     with Logger(tmp_path) as logger:
         logger.truncate("a", 0)

@@ -2,14 +2,14 @@
 
 Bare: the compiled steps over prefetched batches and nothing else, waited for at the end. Loop: `loop.fit` over the same
 batches with a logger (JSON lines and TensorBoard), progress, checkpoints, an evaluation hook, divergence guard and
-clock. Both go in alternating rounds of one process. The ratio of a round is loop / bare, where the loop's time is all of
-`fit` (the calls that log and save, and the wait for the last save, included) without the seconds inside the evaluation:
-evaluating is no training step. The whole ratio has those seconds too. Opening the checkpoints' folder is outside both.
+clock. Both go in alternating rounds of one process. The ratio of a round is loop / bare, where the loop's time is all
+of `fit` (the calls that log and save included, and the wait for the last save) without the seconds inside the
+evaluation: evaluating is no training step. The second row has those seconds too. Opening the checkpoints' folder is
+outside both.
 
     python experiments/benchmarks/loop_overhead.py        about fifteen minutes on two CPU cores
 """
 
-import contextlib
 import dataclasses
 import io
 import json
@@ -29,6 +29,7 @@ from jaxkd.cli import check_positive, main, parse
 from jaxkd.clock import Clock
 from jaxkd.log import Logger, Progress
 from jaxkd.loop import Every, evaluate, fit
+from jaxkd.types import Variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,20 +51,84 @@ SMALL = dict(rounds=1, steps=6, batch_size=8, size=8, examples=16, network="mlp"
 NETWORKS = {"resnet8": lambda: models.resnet(10, depth=8), "mlp": lambda: models.mlp(10, hidden=(64,))}
 
 
-def contestants(config, folder):
-    """Two functions that train for a round and return its seconds: (total, those inside the evaluation)."""
+def contestants(config):
+    """Two functions that train for a round and return its seconds: in all, and inside the evaluation."""
     rng = np.random.default_rng(0)
-    count = max(config.examples, 8 * config.batch_size)
-    source = data.open_source({"image": rng.integers(0, 256, (count, config.size, config.size, 3), np.uint8),
-                               "label": rng.integers(0, 10, count)})  # fmt: skip
-    batches = data.train_batches(source, config.batch_size, seed=0)
+
+    def images(count):
+        return data.open_source({"image": rng.integers(0, 256, (count, config.size, config.size, 3), np.uint8),
+                                 "label": rng.integers(0, 10, count)}, num_classes=10)  # fmt: skip
+
+    batches = data.train_batches(images(8 * config.batch_size), config.batch_size, seed=0)
+    split = data.eval_batches(images(config.examples), config.batch_size)
     plan = parallel.with_jit(parallel.make_mesh(jax.devices()[:1]))
+    known, prepare = plan.put(Variables({}, {})), {"prepare": lambda batch: {**batch, "image": batch["image"] / 255}}
     parts = (NETWORKS[config.network](), models.no_teacher(), objectives.from_labels(losses.cross_entropy),
              optax.sgd(0.01, momentum=0.9))  # fmt: skip
-    known = models_of_nobody = plan.put(train.Variables({}, {}))
-    prepare = {"prepare": lambda batch: {**batch, "image": batch["image"] / 255.0}}
     first = train.init_state(*parts, key=jax.random.key(0), batch=batches[0], teacher_variables=known, **prepare)
     step = plan.compile(train.make_train_step(*parts, metrics={"accuracy": metrics.accuracy}, **prepare))
     measure = plan.compile(train.make_eval_step(*parts[:2], metrics.CLASSIFICATION, **prepare), donate_state=False)
-    split = data.eval_batches(data.open_source({"image": np.zeros((1,))}) if False else source, config.batch_size)
-    return step, measure, split, first, plan, known, models_of_nobody, batches, folder
+
+    def bare(folder):
+        state = plan.put(jax.tree.map(jnp.copy, first))  # a copy, since the step donates it
+        start = time.perf_counter()
+        for batch in data.prefetch(batches, plan.place, stop=config.steps):
+            state, _ = step(state, known, batch)
+        jax.block_until_ready(state)
+        return time.perf_counter() - start, 0.0
+
+    def loop(folder):
+        state, evaluating, clock = plan.put(jax.tree.map(jnp.copy, first)), [], Clock(config.batch_size)
+
+        def hook(state):
+            jax.block_until_ready(state)  # the steps before are no part of the evaluation
+            start = time.perf_counter()
+            found = metrics.values(evaluate(measure, state, known, data.prefetch(split, plan.place)))
+            evaluating.append(time.perf_counter() - start)
+            return found
+
+        def stream(begin, end):
+            return data.prefetch(batches, plan.place, start=begin, stop=end, measure=clock.measure)
+
+        checkpoints, console = Checkpoints(folder / "checkpoints"), rich.console.Console(file=io.StringIO())
+        with Logger(folder) as logger, Progress("", config.steps, batch_size=config.batch_size, console=console) as bar:
+            start = time.perf_counter()
+            fit(step, state, known, stream, steps=config.steps, log=logger.stage("student", bar),
+                log_every=config.log_every, hooks=[Every(config.evaluate_every, "validation", hook)],
+                checkpoints=checkpoints, checkpoint_every=config.checkpoint_every, clock=clock)  # fmt: skip
+            elapsed = time.perf_counter() - start
+        checkpoints.close()
+        return elapsed, sum(evaluating)
+
+    return bare, loop
+
+
+def benchmark() -> None:
+    config = parse(Config, description=__doc__, smoke=SMALL)
+    check_positive(config, "rounds", "steps")
+    sides = contestants(config)
+    seconds = np.empty((config.rounds + 1, 2, 2))  # the first round compiles and is left out
+    for number in range(config.rounds + 1):
+        for side in (0, 1) if number % 2 else (1, 0):  # neither is always first
+            with tempfile.TemporaryDirectory() as folder:
+                seconds[number, side] = sides[side](Path(folder))
+    (bare, _), (whole, evaluating) = seconds[1:].transpose(1, 2, 0)
+    rows = []
+    for name, time_of_loop in (("without the evaluations", whole - evaluating), ("with the evaluations", whole)):
+        low, middle, high = np.percentile(time_of_loop / bare, [25, 50, 75])
+        rows.append({"loop": name, "bare_ms": f"{1e3 * np.median(bare) / config.steps:.2f}",
+                     "loop_ms": f"{1e3 * np.median(time_of_loop) / config.steps:.2f}",
+                     "ratio": f"{middle:.3f} ({low:.3f}..{high:.3f})", "ratio_median": middle})  # fmt: skip
+    device = jax.devices()[0]
+    columns = dict(loop="loop.fit", bare_ms="bare ms a step", loop_ms="loop ms a step",
+                   ratio="loop / bare, median (quartiles)")  # fmt: skip
+    title = (f"{config.network}, batch {config.batch_size}, {config.size}x{config.size}, {config.rounds} rounds of "
+             f"{config.steps} steps on {device.device_kind} ({device.platform})")  # fmt: skip
+    report.show(report.table(rows, columns, title=title))
+    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+    figures = {"device": device.device_kind, "config": dataclasses.asdict(config), "rows": rows}
+    Path(config.out).write_text(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main(benchmark)

@@ -168,18 +168,22 @@ def _from_builder(name: str, builder: Any, split: str, num_classes: int | None, 
 def _unreadable(
     name: str, numbers: np.ndarray, parsed: Callable[[np.ndarray], Any], info: Any, error: Exception
 ) -> str:
-    """The sentence on records of which at least one cannot be read: finds it, and the file that holds it."""
-    number = numbers[0]
+    """The sentence on rows of which at least one could not be read: finds it, and the file that holds it."""
     for number in numbers:
         try:
             parsed(np.array([number]))
         except Exception as found:
             error = found
             break
+    else:
+        return (
+            f"rows {numbers.tolist()} of {name} could not be read ({first_line(error)}) but can be now: run the same "
+            "command again, and check the disk or network that holds them if this comes back."
+        )
     file = info.filepaths[int(np.searchsorted(np.cumsum(info.shard_lengths), number, side="right"))]
     return (
-        f"row {number} of {name} cannot be read from {file} ({first_line(error)}): copy that file anew, or delete its "
-        "folder and prepare the set again; a split such as train[:90%] leaves rows out."
+        f"row {number} of {name} cannot be read from {file} ({first_line(error)}): copy that file anew, delete its "
+        "folder and prepare the set again, or choose a split without that row."
     )
 
 

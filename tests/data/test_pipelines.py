@@ -1,5 +1,6 @@
 """Batches: pure functions of (seed, k), every row once an epoch, the same for any number of processes."""
 
+import contextlib
 import dataclasses
 import threading
 import time
@@ -196,3 +197,32 @@ def test_batches_before_a_bad_one_are_given():
     assert [next(stream)["id"][0] for _ in range(2)] == [0, 4]
     with pytest.raises(ValueError, match="bad"):
         next(stream)
+
+
+def test_a_failing_transform_keeps_its_traceback_and_says_which_rows_it_had():
+    def transform(batch):
+        return {**batch, "ratio": 1 / (batch["id"] - 9).min().item()} if 9 in batch["id"] else batch
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        list(prefetch(eval_batches(open_first(12), 3, transform=transform, **ALONE), dict))
+    assert caught.value.__notes__ == ["This was the transform of the rows with ids [9, 10, 11] of arrays[train]."]
+
+
+def open_first(size):
+    return open_source({"image": np.zeros((size, 2, 2, 1), np.float32), "label": np.zeros(size, int)})
+
+
+def test_stages_are_measured_around_what_they_name():
+    seen = []
+
+    @contextlib.contextmanager
+    def measure(stage):
+        seen.append(stage)
+        yield
+        seen.append(f"/{stage}")
+
+    source = dataclasses.replace(SOURCE, read=lambda rows: seen.append("reads") or SOURCE.read(rows))
+    batches = eval_batches(source, 23, transform=lambda b: seen.append("transforms") or b, **ALONE)
+    list(prefetch(batches, lambda b: seen.append("places"), num_threads=0, measure=measure))
+    expected = "read reads /read transform transforms /transform place places /place"
+    assert seen == expected.split()

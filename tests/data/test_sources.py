@@ -124,6 +124,13 @@ def test_bad_files_get_a_sentence(tmp_path):
     broken.write_bytes(b"PK\x03\x04 and then nothing")
     with pytest.raises(ValueError, match=r"cannot be read as an .npz file of plain arrays"):
         open_source(f"npz:{broken}")
+    for save, reason in ((np.savez, "Bad CRC-32"), (np.savez_compressed, "Error -3 while decompressing|Bad CRC-32")):
+        save(broken, label=np.arange(4000) % 3, image=np.random.default_rng(0).integers(0, 9, (4000, 2, 2), np.uint8))
+        torn = bytearray(broken.read_bytes())
+        torn[len(torn) // 2 : len(torn) // 2 + 40] = bytes(range(200, 240))
+        broken.write_bytes(torn)
+        with pytest.raises(ValueError, match=rf"broken\.npz cannot be read .*\(array `\w+`: .*({reason})"):
+            open_source(f"npz:{broken}")
     np.savez(tmp_path / "objects.npz", image=np.array([{}, {}]), label=[0, 1])
     with pytest.raises(ValueError, match=r"cannot be read as an .npz file of plain arrays"):
         open_source(f"npz:{tmp_path}/objects.npz")

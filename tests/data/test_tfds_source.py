@@ -1,12 +1,14 @@
 """Sources from TFDS sets that the real library prepared."""
 
+import io
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
 
-from jaxkd.data import encode_bytes, eval_batches, open_source, prefetch, train_batches
+from jaxkd.data import encode_bytes, eval_batches, open_source, prefetch, tfds_source, train_batches
 
 
 def test_prepared_folder_gives_images_labels_and_plain_numbers(picture_folder, pictures, capfd):
@@ -142,6 +144,72 @@ def test_folders_that_cannot_be_read_get_a_sentence(picture_folder, tmp_path):
     (folder / "dataset_info.json").write_text("{")
     with pytest.raises(ValueError, match=r"cannot be read by TFDS .*prepare it anew"):
         open_source(folder)
+
+
+def test_a_torn_record_is_named_with_its_row_and_file(picture_folder, pictures, tmp_path):
+    """Through the reading threads, after the batches before it, and not when the set is opened."""
+    folder = shutil.copytree(picture_folder, tmp_path / "pictures" / "1.0.0")
+    (file,) = folder.glob("*train*")
+    data = bytearray(file.read_bytes())
+    written = np.flatnonzero(np.frombuffer(data, np.uint8))
+    data[written[len(written) // 2]] ^= 255
+    file.write_bytes(data)
+    source = open_source(folder)
+    rows = [row for row in range(15) if not readable(source, row)]
+    assert rows
+    assert min(rows) > 0
+    stream = prefetch(eval_batches(source, 2, process_index=0, process_count=1), dict)
+    for k in range(min(rows) // 2):
+        np.testing.assert_array_equal(next(stream)["image"], pictures[2 * k : 2 * k + 2])
+    sentence = (
+        rf"^row {min(rows)} of pictures/1\.0\.0\[train\] cannot be read from {file} \(RuntimeError: .*\): copy that"
+    )
+    with pytest.raises(ValueError, match=sentence) as caught:
+        next(stream)
+    assert "\n" not in str(caught.value)
+    np.testing.assert_array_equal(open_source(folder, f"train[:{min(rows)}]").read(np.arange(2))["image"], pictures[:2])
+
+
+def readable(source, row):
+    try:
+        source.read(np.array([row]))
+    except ValueError:
+        return False
+    return True
+
+
+def test_the_file_of_a_row_is_found_among_several():
+    info = types.SimpleNamespace(filepaths=["a", "b", "c"], shard_lengths=[3, 0, 4])
+
+    def parsed(bad):
+        def run(numbers):
+            if bad in numbers:
+                raise OSError("torn")
+
+        return run
+
+    for bad, file in ((0, "a"), (2, "a"), (3, "c"), (6, "c")):
+        said = tfds_source._unreadable("set[train]", np.array([5, bad]), parsed(bad), info, OSError("torn"))
+        assert said.startswith(f"row {bad} of set[train] cannot be read from {file} (OSError: torn)")
+    said = tfds_source._unreadable("set[train]", np.array([5, 6]), parsed(0), info, OSError("no answer"))
+    assert said.startswith(
+        "rows [5, 6] of set[train] could not be read (OSError: no answer) but can be now: run the same"
+    )
+
+
+def test_an_image_that_is_cut_off_is_named_with_its_row(prepare, png):
+    import tensorflow_datasets as tfds
+
+    features = {"image": tfds.features.Image(shape=(30, 30, 3)), "label": tfds.features.ClassLabel(num_classes=2)}
+    noise = np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8)
+    rows = [{"image": png(noise), "label": 0} for _ in range(4)]
+    rows[2]["image"] = io.BytesIO(png(noise).getvalue()[:600])
+    source = open_source(prepare("cut", features, {"train": rows}))
+    with pytest.raises(
+        ValueError, match=r"image in row 2 of cut/1.0.0\[train\] cannot be decoded .*prepare it anew, or"
+    ):
+        source.read(np.arange(4))
+    source.read(np.array([0, 1, 3]))
 
 
 def test_splits_of_a_set_are_listed(picture_folder):
