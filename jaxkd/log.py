@@ -164,7 +164,9 @@ class Logger:
         if stage not in self._events:
             folder = self._path / "tensorboard" / stage
             folder.mkdir(parents=True, exist_ok=True)
-            self._events[stage] = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+            # TensorBoard reads files in the order of their names, which the clock alone would leave to the clock.
+            start = sum(1 for _ in folder.glob("events.*"))
+            self._events[stage] = EventsWriter(str(folder / f"events.{start:05d}"), f".{os.getpid()}")
         return self._events[stage]
 
     def close(self) -> None:

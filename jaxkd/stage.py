@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from jaxkd import data, metrics, models, parallel, processes, students, train
-from jaxkd.checkpoint import Checkpoints
+from jaxkd.checkpoint import Best, Checkpoints
 from jaxkd.cli import main, parse_beside
 from jaxkd.clock import Clock
 from jaxkd.devices import Devices
@@ -24,6 +24,9 @@ from jaxkd.watch import USUAL, Divergence
 
 NOTHING = Variables({}, {})
 """Variables of `models.no_teacher()` and `models.cached()`."""
+
+MOST_ACCURATE = Best("validation/accuracy")
+"""The checkpoint that a stage keeps besides the newest."""
 
 
 def launch(
@@ -117,6 +120,7 @@ def train_stage(
     validation: tuple[Measure, data.Source] | None = None,
     every: int = 1000,
     log_every: int = 50,
+    best: Best | None = MOST_ACCURATE,
 ) -> TrainState:
     """Trains a student, or several at once, going on from the stage's newest checkpoint.
 
@@ -135,9 +139,13 @@ def train_stage(
       validation: What to measure during training, and on which split.
       every: Interval of validations and checkpoints, in updates; the last step has both.
       log_every: Interval of logged training metrics, in updates.
+      best: Which checkpoint is kept besides the newest two, if any.
 
     Returns:
       The state after the last step.
+
+    Raises:
+      ValueError: Whatever the parts say, or the checkpoints: made with another teacher, or of another layout.
     """
     parts = (student, models.no_teacher() if teacher is None else teacher, term, optimizer)
     size = min(setting.batch_size, source.size)
@@ -157,7 +165,10 @@ def train_stage(
     given: dict[str, Any] = {"prepare": setting.train_prepare, "axis_name": plan.axis_name, **setting.options}
     single = train.make_train_step(*parts, metrics={"accuracy": metrics.accuracy}, **given)
     step = plan.compile(students.vmap_students(single) if key.ndim else single)
-    checkpoints, clock = Checkpoints(setting.run.stage(name).checkpoints), Clock(size)
+    made_with = {f"{name} of the targets": value for name, value in source.made_with.items()}
+    made_with["teacher"] = data.fingerprint_variables(teacher_variables)
+    checkpoints = Checkpoints(setting.run.stage(name).checkpoints, best=best, fingerprint=made_with)
+    clock = Clock(size)
 
     def hook(state: TrainState) -> dict[str, Any]:
         measure, split = validation or (None, None)

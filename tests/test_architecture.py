@@ -37,6 +37,7 @@ LAYERS = (
         "optimizers",
         "testing",
         "accumulation",
+        "inventory",
     },
     {"train"},
     {"gradients", "students", "dispatch"},

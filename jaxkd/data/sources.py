@@ -28,6 +28,7 @@ class Source:
       read: Row numbers [B] in 0..size-1 -> fields stacked along B: `image` uint8 or float32, or texts; `label` int32
         [B]; `id` int32 [B], the row number in the whole split whatever slice of it this is; and any further fields.
       start: The `id` of the first row.
+      made_with: What joined targets depend on: the fingerprint of `with_targets`.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Source:
     image_shape: tuple[int, ...] | None
     read: Callable[[np.ndarray], dict[str, np.ndarray]]
     start: int = 0
+    made_with: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of rows."""

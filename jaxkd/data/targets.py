@@ -109,7 +109,7 @@ def with_targets(source: Source, path: str | os.PathLike[str], *, fingerprint: M
         chosen = rows[np.asarray(numbers)]
         return source.read(numbers) | {field: array[chosen] for field, array in targets.items()}
 
-    return dataclasses.replace(source, read=read)
+    return dataclasses.replace(source, read=read, made_with={**source.made_with, **written})
 
 
 def fingerprint_variables(tree: Any) -> str:
@@ -136,7 +136,7 @@ def _whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes its name only when it is complete."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as file:
             try:
                 yield file
                 file.flush()

@@ -1,0 +1,247 @@
+"""Kills a run with SIGKILL again and again and compares what it ends with, bit for bit, with an undisturbed run.
+
+The run is an ordinary experiment in a process of its own: on scikit-learn's digits a teacher, then a student with batch
+norm, dropout, augmentation, momentum, a moving average, a weight on a schedule and CRD's memory banks, with evaluations
+and checkpoints. Every second kill comes while a checkpoint is being written, the others between two log lines or while
+the run starts. Compared are parameters, states, optimizer, moving average, log lines, predictions, summary and which
+checkpoints are kept. Exit code 1 if anything differs.
+
+    python experiments/benchmarks/crash.py --kills 20
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+import optax
+
+from jaxkd import augment, data, losses, metrics, models, objectives, report
+from jaxkd.checkpoint import Checkpoints
+from jaxkd.cli import check_positive, main, parse
+from jaxkd.stage import Measure, Setting, launch, predict, train_stage, variables_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    kills: int = 20  # how often the run is killed
+    steps: int = 300  # updates of the student; the teacher gets a third
+    every: int = 15  # updates between two checkpoints
+    fault: Literal["none", "order", "bank"] = "none"  # what each resumed start gets wrong, to see that it is noticed
+    seed: int = 0  # of the moments of the kills
+    cache: bool = False  # let starts share compiled programs, which is quicker; else each compiles its own
+    timeout: float = 600.0  # seconds after which a start counts as hanging
+    out: str = "runs/crash.json"  # where the findings go
+
+
+SMALL = dict(kills=2, steps=24, every=4, cache=True)
+
+
+# The run that is killed.
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    name: str = "run"  # the run's folder
+    root: str = "runs"  # where the folders of all runs are
+    data_dir: str = "data"  # where the digits are kept
+    steps: int = 300  # updates of the student
+    every: int = 15  # updates between two evaluations and checkpoints
+    fault: Literal["none", "order", "bank"] = "none"  # what a resumed start gets wrong
+    wandb: bool = False  # log to Weights & Biases as well
+
+
+def procedure(config, run, logger, plan) -> None:
+    folder = data.prepare_digits(config.data_dir)
+    full, validation, test = (data.in_memory(data.open_source(folder, s)) for s in ("train", "validation", "test"))
+    clean = augment.compose(augment.to_float(), augment.normalize(*data.statistics(full)))
+    noisy = augment.augment_batch(augment.compose(augment.random_crop(1), clean), seed=0)
+    if run.resumed and config.fault == "bank":
+        Checkpoints.restore = without_memories(Checkpoints.restore)
+    order = int(run.resumed and config.fault == "order")
+    setting = Setting(run, logger, plan, order, 32, noisy, augment.augment_batch(clean, seed=0),
+                      options={"ema_decay": 0.9})  # fmt: skip
+    big, small = models.convnet(10, widths=(8,)), models.convnet(10, widths=(4,), dropout=0.2)
+
+    def train(name, model, measure, term, steps, **options):
+        optimizer = optax.sgd(optax.cosine_decay_schedule(0.05, steps), momentum=0.9)
+        return train_stage(setting, name, full, student=model, term=term, optimizer=optimizer, steps=steps,
+                           key=jax.random.key(0), validation=(measure, validation), every=config.every, log_every=5,
+                           **options)  # fmt: skip
+
+    on_labels = objectives.from_labels(losses.cross_entropy)
+    alone = Measure(setting, big, metrics.CLASSIFICATION)
+    taught = train("teacher", big, alone, on_labels, max(1, config.steps // 3))
+    teacher = variables_of(taught)
+    term = objectives.weighted(
+        label=on_labels,
+        kd=(optax.linear_schedule(1.0, 0.2, config.steps), objectives.from_logits(losses.kd, temperature=4.0)),
+        crd=(0.5, objectives.crd(student="pooled", teacher="pooled", examples=len(full), width=16, negatives=64)),
+    )
+    beside = Measure(setting, small, metrics.DISTILLATION, teacher=big, teacher_variables=teacher)
+    state = train("student", small, beside, term, config.steps, teacher=big, teacher_variables=teacher)
+    ids, logits = predict(setting, small, variables_of(state), test)
+    arrays = {**leaves("teacher", taught), **leaves("student", state), "test ids": ids, "test logits": logits}
+    np.savez(run.path / "final.npz", **arrays)
+    run.finish({"test": metrics.values(beside(state, test))})
+
+
+def leaves(name, tree):
+    """The arrays of a tree by their path."""
+    found = {}
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        plain = jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+        found[f"{name}.{jax.tree_util.keystr(path, simple=True, separator='.')}"] = np.asarray(plain)
+    return found
+
+
+def without_memories(restore):
+    """A restoring that forgets what the term remembers."""
+
+    @functools.wraps(restore)
+    def forgetful(self, like):
+        state = restore(self, like)
+        return state and state.replace(state={**state.state, "term": like.state["term"]})
+
+    return forgetful
+
+
+# What kills and compares it.
+
+
+def differences(one, other):
+    """What two finished runs differ in, as sentences."""
+    a, b = (dict(np.load(folder / "final.npz")) for folder in (one, other))
+    bits = [{name: (x.dtype, x.shape, x.tobytes()) for name, x in arrays.items()} for arrays in (a, b)]
+    found = [f"{name} differs" for name in sorted({*a, *b}) if bits[0].get(name) != bits[1].get(name)]
+    a, b = ((folder / "metrics.jsonl").read_text().splitlines() for folder in (one, other))
+    found += [f"metrics.jsonl has {len(a)} lines and {len(b)}"] if len(a) != len(b) else []
+    found += [f"line {n} of metrics.jsonl differs" for n, (x, y) in enumerate(zip(a, b, strict=False), 1) if x != y][:1]
+    a, b = (json.loads((folder / "summary.json").read_text()) for folder in (one, other))
+    clocks = ("wall_seconds", "examples_per_second")
+    found += [f"summary.json differs in {k}" for k in sorted({*a, *b}) if k not in clocks and a.get(k) != b.get(k)]
+    a, b = ({str(p.relative_to(folder)) for p in folder.glob("checkpoints/*/*")} for folder in (one, other))
+    return found + [f"{path} is kept by one of them" for path in sorted(a ^ b)]
+
+
+class Killer:
+    """Starts the run and kills it; knows its folder."""
+
+    def __init__(self, config, folder) -> None:
+        self.config, self.root, self.random = config, folder, np.random.default_rng(config.seed)
+        self.startup = 0.0
+
+    def start(self, name):
+        """One start of a run."""
+        options = {"name": name, "root": self.root, "data-dir": self.root / "data", "steps": self.config.steps,
+                   "every": self.config.every, "fault": self.config.fault}  # fmt: skip
+        words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+        command, shared = [sys.executable, __file__, "train", *words], {"JAX_COMPILATION_CACHE_DIR": self.root / "xla"}
+        with (self.root / f"{name}.txt").open("ab") as said:
+            environment = {**os.environ, **(shared if self.config.cache else {})}
+            return subprocess.Popen(command, stdout=said, stderr=said, env=environment)
+
+    def lines(self, name):
+        """How many lines the run has logged."""
+        log = self.root / name / "metrics.jsonl"
+        return log.read_bytes().count(b"\n") if log.exists() else 0
+
+    def saves(self, name):
+        """Checkpoints that are being written, or were when the run was killed."""
+        return set((self.root / name / "checkpoints").glob("*/*.orbax-checkpoint-tmp*"))
+
+    def finish(self, name) -> bool:
+        """Lets the run go on undisturbed to its end."""
+        return self.until(name, self.start(name), lambda: False)
+
+    def until(self, name, process, due) -> bool:
+        """Waits until something is due (then the process is still alive) or the run ended by itself, as it should."""
+        began = time.monotonic()
+        while process.poll() is None:
+            if due():
+                return False
+            if time.monotonic() - began > self.config.timeout:
+                process.kill()
+                raise RuntimeError(f"{name} was still running after {self.config.timeout} seconds: see {self.root}.")
+            time.sleep(0.0005)
+        if process.returncode:
+            said = (self.root / f"{name}.txt").read_text()[-2000:]
+            raise RuntimeError(f"{name} left with code {process.returncode} by itself:\n{said}")
+        return True
+
+    def kill(self, name, moment):
+        """Starts the run and kills it at some moment; None if it was finished before."""
+        process, began = self.start(name), time.monotonic()
+        lines, saves = self.lines(name), self.saves(name)
+        wait, more = self.random.uniform(0, self.startup), int(self.random.integers(1, 5))
+        due = {
+            "during a save": lambda: len(self.saves(name) - saves) > 0,
+            "between lines": lambda: self.lines(name) >= lines + more,
+            "while starting": lambda: time.monotonic() - began > wait,
+        }[moment]
+        if self.until(name, process, due):
+            return None
+        if moment != "during a save" or more % 2:  # half of the saves get a little further
+            time.sleep(self.random.uniform(0, 0.02))
+        process.kill()
+        process.wait()
+        half = bool(self.saves(name) - saves)
+        return {"moment": moment, "seconds": f"{time.monotonic() - began:.2f}", "lines": self.lines(name),
+                "half-written": "yes" if half else "no"}  # fmt: skip
+
+
+def compare(config, folder):
+    """All kills: what each met, and what the killed runs differ in from the undisturbed one."""
+    killer = Killer(config, folder)
+    began = time.monotonic()
+    process = killer.start("undisturbed")
+    killer.until("undisturbed", process, lambda: killer.lines("undisturbed") > 0)
+    killer.startup = time.monotonic() - began
+    killer.until("undisturbed", process, lambda: False)
+    rows, found, turn = [], [], 0
+    while len(rows) < config.kills:  # a run may end before all kills are done: then another one is begun
+        name, done, turn = f"killed-{turn}", False, turn + 1
+        while len(rows) < config.kills and not done:
+            moment = ("during a save", "between lines", "during a save", "while starting")[len(rows) % 4]
+            row = killer.kill(name, moment)
+            rows, done = (rows, True) if row is None else ([*rows, {"kill": len(rows) + 1, "run": name, **row}], False)
+        if not done:
+            killer.finish(name)
+        found += [f"{name}: {what}" for what in differences(folder / "undisturbed", folder / name)]
+    return rows, found
+
+
+def benchmark() -> None:
+    config = parse(Config, description=__doc__, smoke=SMALL)
+    check_positive(config, "kills", "steps", "every")
+    folder = Path(tempfile.mkdtemp(prefix="crash-"))
+    rows, found = compare(config, folder)
+    half = sum(row["half-written"] == "yes" for row in rows)
+    verdict = f"{len(found)} differences" if found else "every bit is the same"
+    caption = f"{len(rows)} kills, {half} of them with a checkpoint half-written: {verdict}"
+    columns = {"kill": "kill", "run": "run", "moment": "moment", "seconds": "seconds after the start",
+               "lines": "lines logged", "half-written": "checkpoint half-written"}  # fmt: skip
+    report.show(report.table(rows, columns, title="Killed and started again", caption=caption))
+    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+    Path(config.out).write_text(json.dumps({"kills": rows, "half_written": half, "differences": found}, indent=2))
+    if found:
+        print("\n".join([*found[:20], f"the runs are in {folder}"]), file=sys.stderr)
+        sys.exit(1)
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["train"]:  # the run itself, which the benchmark starts in processes of its own
+        del sys.argv[1]
+        launch(Training, procedure, description=__doc__, smoke={})
+    else:
+        main(benchmark)
