@@ -232,7 +232,14 @@ def _gathered(tree: PyTree, axis_name: str | None) -> PyTree:
     """The whole batch on every device, in the devices' order; XLA drops what nobody reads."""
     if axis_name is None:
         return tree
-    return jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), tree)
+
+    def gather(x: Any) -> Any:
+        if isinstance(x, Outputs):  # whose head is whole on every device
+            logits, features = jax.tree.map(gather, (x.logits, dict(x.features)))
+            return Outputs(logits, features, x.head)
+        return jax.lax.all_gather(x, axis_name, tiled=True)
+
+    return jax.tree.map(gather, tree, is_leaf=lambda x: isinstance(x, Outputs))
 
 
 def _averaged(tree: PyTree, axis_name: str | None) -> PyTree:

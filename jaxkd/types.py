@@ -25,10 +25,18 @@ Schedule: TypeAlias = Callable[[jax.Array], jax.Array]
 
 
 class Outputs(NamedTuple):
-    """What a model returns: logits [B, ..., K] and named intermediates [B, ...]."""
+    """What a model returns.
+
+    Attributes:
+      logits: [B, ..., K].
+      features: Name -> intermediate [B, ...].
+      head: The last layer, for losses that apply it themselves: {"kernel": [D, K]} and, if it has one, "bias" [K];
+        None unless `models.with_head` adds it. All examples share it, so it has no batch axis.
+    """
 
     logits: Any
     features: Mapping[str, Any] = {}
+    head: Mapping[str, Any] | None = None
 
 
 class Variables(NamedTuple):

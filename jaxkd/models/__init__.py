@@ -11,13 +11,16 @@ from jaxkd.models.functional import (
     mean_logits,
     mean_probabilities,
     no_teacher,
+    with_head,
 )
 from jaxkd.models.mlp import mlp
 from jaxkd.models.precision import Int8, cast, from_int8, in_dtype, to_int8
 from jaxkd.models.resnet import resnet
+from jaxkd.models.transformer import bert, language_model
 
 __all__ = [
     "Int8",
+    "bert",
     "cached",
     "cast",
     "convnet",
@@ -28,10 +31,12 @@ __all__ = [
     "from_nnx",
     "in_dtype",
     "join",
+    "language_model",
     "mean_logits",
     "mean_probabilities",
     "mlp",
     "no_teacher",
     "resnet",
     "to_int8",
+    "with_head",
 ]

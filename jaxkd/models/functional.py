@@ -125,7 +125,7 @@ def from_linen(module: nn.Module, *, inputs: Sequence[str] = ("image",), capture
             changed = dict(changed)
             found = changed.pop("intermediates", {})
             captured = {name: _captured(found, name, called, type(module).__name__) for name in capture}
-            outputs = Outputs(outputs.logits, {**outputs.features, **captured})
+            outputs = outputs._replace(features={**outputs.features, **captured})
         return outputs, {**variables.state, **changed}
 
     return Model(init, apply)
@@ -319,6 +319,47 @@ def cached(*, logits: str = "teacher_logits", features: Sequence[str] = ()) -> M
         return Outputs(read[0], dict(zip(features, read[1:], strict=True))), variables.state
 
     return Model(init, apply)
+
+
+def with_head(model: Model, path: str = "head") -> Model:
+    """The same model, whose outputs hold its last layer too, for losses that apply it to hidden states themselves.
+
+    Under `jit` the logits then cost nothing unless a loss or a metric reads them.
+
+    Args:
+      model: Any model.
+      path: Where the layer stands in the params, with slashes: one with a `kernel` [D, K] and perhaps a `bias` [K], or
+        an `embedding` [K, D], whose transpose is the kernel of a model that ties them.
+
+    Returns:
+      A model with the same variables.
+
+    Raises:
+      ValueError: If there is no such layer at the path (the sentence lists what stands there).
+    """
+
+    def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
+        outputs, state = model.apply(variables, batch, key, train)
+        return outputs._replace(head=_head(variables.params, path)), state
+
+    return Model(model.init, apply)
+
+
+def _head(params: PyTree, path: str) -> dict[str, jax.Array]:
+    """Kernel and bias of the layer at a path."""
+    layer, trail = params, ""
+    for name in path.split("/"):
+        if not isinstance(layer, Mapping) or name not in layer:
+            known = ", ".join(sorted(layer)) if isinstance(layer, Mapping) else "an array"
+            raise ValueError(
+                f"the params have no {path!r}: under {trail or 'the top'} there is {known}; name the path."
+            )
+        layer, trail = layer[name], f"{trail}/{name}".strip("/")
+    if isinstance(layer, Mapping) and "embedding" in layer:
+        return {"kernel": layer["embedding"].T}
+    if not isinstance(layer, Mapping) or "kernel" not in layer:
+        raise ValueError(f"the params at {path!r} are no linear layer: name one with a `kernel` or an `embedding`.")
+    return {name: layer[name] for name in ("kernel", "bias") if name in layer}
 
 
 def no_teacher() -> Model:

@@ -10,6 +10,7 @@ from jaxkd.objectives.adaptive import (
 )
 from jaxkd.objectives.banks import crd, info_nce_queue
 from jaxkd.objectives.heads import srd, tinybert, uskd
+from jaxkd.objectives.hidden import from_hidden
 from jaxkd.objectives.layers import review, semckd
 from jaxkd.objectives.methods import ab, fgd, ft, mgd, ofd, paraphrase, simkd, srrl, vid, vitkd
 from jaxkd.objectives.projections import Projection, connector, linear, mlp, regressor
@@ -42,6 +43,7 @@ __all__ = [
     "features_of",
     "fgd",
     "from_features",
+    "from_hidden",
     "from_labels",
     "from_logits",
     "from_outputs",

@@ -114,7 +114,8 @@ def pick(outputs: Outputs, name: str, whose: str) -> Any:
     return outputs.features[name]
 
 
-def _field(batch: Batch, name: str) -> Any:
+def read_field(batch: Batch, name: str) -> Any:
+    """The field of that name, or a sentence that lists those there are."""
     if name not in batch:
         raise ValueError(f"the batch has no field {name!r}: it has {', '.join(sorted(batch))}; add it in the pipeline.")
     return batch[name]
@@ -125,21 +126,35 @@ def _mean(values: jax.Array, batch: Batch, where: str | None) -> jax.Array:
 
     The means of micro-batches are scaled so that their own mean is that of the whole batch.
     """
-    weight, whole = _weight(values, batch, where), batch.get(WHOLE)
     if values.ndim == 0:
-        _check_coupled(weight, whole)
+        _check_coupled(_weight(values, batch, where), batch.get(WHOLE))
         return values
-    mean = numerics.masked_mean(values, weight)
+    return mean_over(values, lambda weight: numerics.masked_mean(values, weight), batch, where)
+
+
+def mean_over(like: jax.Array, mean: Callable[[Any], jax.Array], batch: Batch, where: str | None) -> jax.Array:
+    """A weighted mean over examples or tokens, scaled in a micro-batch so that all of them give the whole batch's.
+
+    Args:
+      like: Array [B, ...] of the examples or tokens, for the shape of the weights.
+      mean: (weights, whose axes broadcast against `like`, or None) -> scalar, sum(w v) / sum(w).
+      batch: The batch; its field `mask`, if there is one, counts as a weight.
+      where: Field of the batch with the term's own weights, over leading axes; none if None.
+
+    Returns:
+      Scalar.
+    """
+    weight, whole = _weight(like, batch, where), batch.get(WHOLE)
     if weight is None or whole is None:
-        return mean
-    usual = jnp.mean(_weight(values, whole.batch, where))
-    return mean * jnp.mean(weight) / jnp.where(usual > 0, usual, 1)
+        return mean(weight)
+    usual = jnp.mean(_weight(like, whole.batch, where))
+    return mean(weight) * jnp.mean(weight) / jnp.where(usual > 0, usual, 1)
 
 
 def _weight(values: jax.Array, batch: Batch, where: str | None) -> Any:
     """Product of the masks that there are, with axes appended to broadcast against the values; or None."""
     masks = [batch["mask"]] if "mask" in batch else []
-    masks += [_field(batch, where)] if where else []
+    masks += [read_field(batch, where)] if where else []
     return math.prod(numerics.per_example(m, values) for m in masks) if masks else None
 
 
@@ -302,7 +317,7 @@ def _read(paths: Sequence[str | Sequence[str]], student: Outputs, teacher: Outpu
             return [read(p) for p in path]
         whose, name = path.split(".", 1)
         if whose == "batch":
-            return _field(batch, name)
+            return read_field(batch, name)
         return pick(student if whose == "student" else teacher, name, whose)
 
     return [read(path) for path in paths]
