@@ -119,17 +119,18 @@ class Clock:
             done.set()
             watchdog.join()
 
-    def stepped(self, loss: Any) -> None:
-        """Ends a step, once the one before was looked at.
+    def stepped(self, loss: Any, count: int = 1) -> None:
+        """Ends a step, or a bundle of them, once the one before was looked at.
 
         Args:
-          loss: The step's loss, on the device; it is asked whether it is there, never waited for.
+          loss: Its loss, on the device; it is asked whether it is there, never waited for.
+          count: Steps in the bundle, which share its time.
         """
         if self._loss is not None:
-            self._steps.append(time.monotonic() - self._began)
+            self._steps += [(time.monotonic() - self._began) / count] * count
             self._waited += self._wait
         self._loss = loss
-        self._number += 1
+        self._number += count
 
     def figures(self) -> dict[str, float]:
         """What was measured since the last call; a warning comes with it where the input is slow.

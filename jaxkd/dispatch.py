@@ -18,6 +18,30 @@ ROW = "row"
 """Field of a batch with the numbers of its rows in a table."""
 
 
+def spans(start: int, stop: int, at_once: int, *intervals: int) -> list[range]:
+    """Which steps go together into one dispatch: none across a multiple of an interval, where something else is due.
+
+    Wherever a run was stopped, the same steps go together afterwards.
+
+    Args:
+      start: First step.
+      stop: Step after the last.
+      at_once: Most steps in one dispatch.
+      *intervals: Of evaluations and checkpoints, in steps.
+
+    Returns:
+      Consecutive ranges from start to stop.
+
+    Raises:
+      ValueError: If `at_once` or an interval is not positive.
+    """
+    every = (at_once, *intervals)
+    if min(every) < 1:
+        raise ValueError(f"steps at once and intervals are {every}: give positive numbers.")
+    cuts = sorted({stop, *(k for n in every for k in range((start // n + 1) * n, stop, n))} if start < stop else ())
+    return [range(first, last) for first, last in zip([start, *cuts], cuts, strict=False)]
+
+
 def scan_steps(step: StepFn) -> StepFn:
     """Several steps in one program, so that the host is asked once for all of them.
 

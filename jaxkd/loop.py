@@ -17,8 +17,8 @@ import numpy as np
 from jaxkd import processes
 from jaxkd.checkpoint import Checkpoints
 from jaxkd.clock import Clock
-from jaxkd.types import Batch, EvalFn, Metrics, StepFn, TrainState, Variables
-from jaxkd.watch import USUAL, Divergence, LossWatch
+from jaxkd.types import Batch, EvalFn, StepFn, TrainState, Variables
+from jaxkd.watch import USUAL, Divergence, Done, LossWatch
 
 Batches: TypeAlias = Callable[[int, int], Generator[Batch, None, None]]
 """(start, stop) -> device batches start..stop-1, as `functools.partial(prefetch, batches, place)` is."""
@@ -89,6 +89,7 @@ def fit(
     checkpoint_every: int = 1000,
     divergence: Divergence | None = USUAL,
     clock: Clock | None = None,
+    bundled: bool = False,
 ) -> TrainState:
     """Trains up to a number of updates, going on from the newest checkpoint if there is one.
 
@@ -108,6 +109,8 @@ def fit(
       clock: Measures steps, input and memory, if anything does: its figures are logged beside each training line under
         the split "system", and a batch that does not come is reported. A new one; give its `measure` to
         `data.prefetch`.
+      bundled: Whether the step is one of `dispatch.scan_steps` and the batches are bundles, cut by `dispatch.spans` at
+        the intervals of hooks and checkpoints.
 
     Returns:
       The state after the last step.
@@ -123,7 +126,7 @@ def fit(
     start = int(np.max(jax.device_get(state.step)))
     if log:
         log.truncate(start)
-    watch = LossWatch(start, checkpoints, divergence)
+    watch = LossWatch(checkpoints, divergence)
     after = _AfterStep(steps, log, log_every, hooks, checkpoints, checkpoint_every, watch, clock)
     with (
         _stop_signals() as stopped,
@@ -131,12 +134,15 @@ def fit(
         clock.watching(source, start) if clock else contextlib.nullcontext(source) as stream,
     ):
         try:
-            for number, batch in enumerate(stream, start + 1):
+            number = start
+            for batch in stream:
                 with jax.transfer_guard("disallow"):
                     state, metrics = step(state, teacher, batch)
                 if processes.stop_agreed():
                     stopped.append(signal.SIGTERM)
-                after(number, state, metrics, stopped)
+                done = Done(number, metrics, len(metrics["loss"]) if bundled else None)
+                number = done.last
+                after(done, state, stopped)
         finally:
             if checkpoints:
                 checkpoints.wait()
@@ -156,15 +162,19 @@ class _AfterStep:
     watch: LossWatch
     clock: Clock | None
 
-    def __call__(self, number: int, state: TrainState, metrics: Metrics, stopped: list[int]) -> None:
-        last = number == self.steps
-        self.watch.check_previous(number, metrics)
+    def __call__(self, done: Done, state: TrainState, stopped: list[int]) -> None:
+        number, last = done.last, done.last == self.steps
+        self._check_cut(done)
+        self.watch.check_previous(done)
         if self.clock:
-            self.clock.stepped(metrics["loss"])
-        if self.log and (last or number % self.log_every == 0):
-            self.log.write(number, "train", jax.device_get(dict(metrics)))
+            self.clock.stepped(done.metrics["loss"], done.count)
+        due = [n for n in done.numbers if n == self.steps or n % self.log_every == 0]
+        if self.log and due:
+            for n, metrics in done.each():
+                if n in due:
+                    self.log.write(n, "train", metrics)
             if self.clock:
-                self.log.write(number, "system", self.clock.figures())
+                self.log.write(due[-1], "system", self.clock.figures())
         measured: dict[str, Any] = {}
         for hook in self.hooks:
             if last or number % hook.steps == 0:
@@ -178,6 +188,16 @@ class _AfterStep:
                 self.checkpoints.save(number, state, measured)
         if stopped and not last:
             _leave(stopped[0], number, self.steps, self.checkpoints)
+
+    def _check_cut(self, done: Done) -> None:
+        """Refuses a bundle that goes past a step after which something else is due."""
+        intervals = [*(hook.steps for hook in self.hooks), *([self.checkpoint_every] if self.checkpoints else [])]
+        for number in done.numbers[:-1]:
+            if missed := [n for n in intervals if number % n == 0]:
+                raise ValueError(
+                    f"a bundle of steps {done.numbers[0]}..{done.last} goes past step {number}, after which an "
+                    f"evaluation or a checkpoint is due (every {missed[0]}): cut bundles with dispatch.spans."
+                )
 
 
 @contextlib.contextmanager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -10,6 +13,8 @@ import numpy as np
 
 from jaxkd.checkpoint import Checkpoints
 from jaxkd.types import Metrics, TrainState
+
+_LOG = logging.getLogger(__name__)
 
 PATIENCE = 100
 """Updates skipped in a row (see `train.make_train_step`) after which a run is given up."""
@@ -49,38 +54,74 @@ USUAL = Divergence()
 """What ordinary training never does."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """One dispatch: a step, or a bundle of them.
+
+    Attributes:
+      before: Steps done before.
+      metrics: Of the step, on the device; of a bundle, with a first axis of steps.
+      bundle: Number of steps in the bundle, or None.
+    """
+
+    before: int
+    metrics: Metrics
+    bundle: int | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of steps."""
+        return self.bundle or 1
+
+    @property
+    def last(self) -> int:
+        """Steps done afterwards."""
+        return self.before + self.count
+
+    @property
+    def numbers(self) -> range:
+        """Numbers of its steps, counted from 1."""
+        return range(self.before + 1, self.last + 1)
+
+    def each(self) -> Iterator[tuple[int, Metrics]]:
+        """Number and metrics of each step, on the host."""
+        found = jax.device_get(dict(self.metrics))
+        for i, number in enumerate(self.numbers):
+            yield number, found if self.bundle is None else {name: value[i] for name, value in found.items()}
+
+
 class LossWatch:
     """Looks at the loss one step late, so that the device never waits for the host.
 
+    Students of a stack whose step leaves out broken updates (`skip_nonfinite`) are given up one by one, with a warning;
+    the run ends when none is left.
+
     Args:
-      start: Steps done before the first look.
       checkpoints: Named in the errors, if there are any.
       divergence: What counts as exploding; None for nothing.
     """
 
-    def __init__(self, start: int, checkpoints: Checkpoints | None, divergence: Divergence | None) -> None:
+    def __init__(self, checkpoints: Checkpoints | None, divergence: Divergence | None) -> None:
         self._checkpoints = checkpoints
-        self._number = start
-        self._metrics: Metrics | None = None
+        self._done: Done | None = None
         self._skipped: np.ndarray | None = None
         self._in_a_row = np.zeros((), int)
+        self._lost = np.zeros((), bool)  # students of a stack that were given up
         self._guard = None if divergence is None else _Guard(divergence)
 
-    def check_previous(self, number: int, metrics: Metrics) -> None:
-        """Checks the step before this one.
+    def check_previous(self, done: Done) -> None:
+        """Checks the steps before these.
 
         Args:
-          number: This step.
-          metrics: Its metrics, on the device.
+          done: These.
 
         Raises:
           NonFiniteError: If the loss is not finite, or too many updates in a row were skipped.
           DivergenceError: If the loss has been exploding for too long.
         """
-        previous, self._metrics = self._metrics, metrics
-        before, self._number = self._number, number
+        previous, self._done = self._done, done
         if previous is not None:
-            self._check(before, previous)
+            self._check_all(previous)
 
     def check_state(self, number: int, state: TrainState) -> bool:
         """Checks this step and the parameters, before they are kept.
@@ -96,24 +137,44 @@ class LossWatch:
           NonFiniteError: If the loss or a parameter is not finite.
           DivergenceError: If the loss has been exploding for too long.
         """
-        if self._metrics is not None:
-            self._check(self._number, self._metrics)
-            self._metrics = None
+        if self._done is not None:
+            self._check_all(self._done)
+            self._done = None
         if not jax.device_get(_all_finite(state.params)):
             raise NonFiniteError(
                 f"the parameters are no longer finite after step {number} although the loss still was: {self._advice()}"
             )
         return self._guard is None or not np.any(self._guard.in_a_row)
 
-    def _check(self, number: int, metrics: Metrics) -> None:
-        loss = np.asarray(jax.device_get(metrics["loss"]))
+    def _check_all(self, done: Done) -> None:
+        watched = {name: done.metrics[name] for name in ("loss", "skipped") if name in done.metrics}
+        for i, (number, metrics) in enumerate(dataclasses.replace(done, metrics=watched).each()):
+            self._check(number, metrics, done, i)
+
+    def _check(self, number: int, metrics: Metrics, done: Done, place: int) -> None:
+        loss = np.asarray(metrics["loss"])
         broken = ~np.isfinite(loss)
         if "skipped" in metrics:
-            broken = self._skipped_too_often(np.asarray(jax.device_get(metrics["skipped"])))
+            broken = self._skipped_too_often(np.asarray(metrics["skipped"]))
+            if loss.ndim:
+                broken = self._newly_lost(broken, f"has had no finite update for {PATIENCE} steps", number)
         if np.any(broken):
-            raise NonFiniteError(self._non_finite(number, loss, broken, metrics))
+            raise NonFiniteError(self._non_finite(number, loss, broken, list(done.each())[place][1]))
+        loss = np.where(self._lost, 0.0, loss)
         if self._guard is not None and (found := self._guard.look(loss)) is not None:
-            raise DivergenceError(self._diverged(number, loss, found))
+            gone = np.arange(loss.size).reshape(loss.shape) == found[0]
+            if "skipped" not in metrics or not loss.ndim or np.any(self._newly_lost(gone, "has diverged", number)):
+                raise DivergenceError(self._diverged(number, loss, found))
+
+    def _newly_lost(self, gone: np.ndarray, what: str, number: int) -> np.ndarray:
+        """Gives up single students of a stack; gives them back as broken once none is left."""
+        new = gone & ~self._lost
+        self._lost = self._lost | gone
+        if np.all(self._lost):
+            return new
+        for student in np.flatnonzero(new):
+            _LOG.warning("student %d %s at step %d: the others go on without it.", student, what, number)
+        return np.zeros_like(new)
 
     def _skipped_too_often(self, skipped: np.ndarray) -> np.ndarray:
         """Which students have left out too many updates in a row."""
@@ -123,7 +184,7 @@ class LossWatch:
 
     def _non_finite(self, number: int, loss: np.ndarray, broken: np.ndarray, metrics: Metrics) -> str:
         """The sentence on a loss, or on gradients, that are not finite."""
-        values = {k: np.asarray(v) for k, v in jax.device_get(dict(metrics)).items() if not k.endswith("_weighted")}
+        values = {k: np.asarray(v) for k, v in metrics.items() if not k.endswith("_weighted")}
         terms = [k for k, v in values.items() if k != "loss" and not np.all(np.isfinite(v))]
         student = int(np.argmax(broken))
         who, worst = _who(loss, student), loss.ravel()[student]

@@ -1,12 +1,17 @@
 """Many steps in one dispatch, with data on the device: the same numbers as one step after the other."""
 
+import os
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import CLASSES, Setup, assert_trees_close, assert_trees_equal, make_batch
+from test_loop import Record
 
-from jaxkd import augment, data, dispatch, metrics, parallel, students, train
+from jaxkd import augment, data, dispatch, loop, metrics, parallel, students, train
+from jaxkd.checkpoint import Checkpoints
 
 SIZE, BATCH, STEPS = 40, 16, 5
 NOISY = augment.augment_batch(augment.compose(augment.random_crop(1), augment.flip()), seed=3)
@@ -115,3 +120,80 @@ def test_evaluation_from_a_table_counts_each_row_once():
         found.append(metrics.values(jax.tree.map(lambda *x: np.sum(np.stack(x), axis=0), *sums)))
         assert sum(float(s["accuracy"].count) for s in sums) == SIZE
     assert_trees_close(found[1], found[0], rtol=1e-6)
+
+
+def fit(at_once, steps, folder=None, during=None, log=None, every=4):
+    """A whole training, in bundles or step by step."""
+    plan = PLANS["one device"]()
+    parts = setup(plan)
+    fields, rows = data.table(source())
+    step = dispatch.from_table(parts.step)
+    batches = data.train_batches(rows, BATCH, seed=0)
+
+    def feed(start, stop):
+        if at_once == 1:
+            yield from data.prefetch(batches, plan.place, start=start, stop=stop)
+            return
+        for bundle in data.prefetch(data.bundles(batches, dispatch.spans(start, stop, at_once, every)), plan.place):
+            yield bundle
+            if during:
+                during()
+
+    known = plan.put((jax.tree.map(jnp.copy, parts.teacher_variables), fields))
+    checkpoints = Checkpoints(folder) if folder else None
+    return loop.fit(
+        plan.compile(dispatch.scan_steps(step) if at_once > 1 else step),
+        plan.put(jax.tree.map(jnp.copy, parts.state)),
+        known,
+        feed,
+        steps=steps,
+        log=log,
+        log_every=3,
+        hooks=[loop.Every(every, "validation", lambda state: {"step": float(state.step)})],
+        checkpoints=checkpoints,
+        checkpoint_every=every,
+        bundled=at_once > 1,
+    )
+
+
+def test_a_run_in_bundles_logs_and_measures_what_a_run_in_steps_does():
+    single, bundled = Record(), Record()
+    one, many = fit(1, 10, log=single), fit(3, 10, log=bundled)
+    assert [line[:2] for line in bundled.lines] == [line[:2] for line in single.lines]
+    for a, b in zip(bundled.lines, single.lines, strict=True):
+        assert_trees_close(a[2], b[2], rtol=1e-5, atol=1e-6)
+    assert_trees_close(many.params, one.params, rtol=0, atol=1e-5)
+
+
+def test_a_run_in_bundles_resumes_bit_for_bit(tmp_path):
+    whole, log = Record(), Record()
+    expected = fit(3, 11, log=whole)
+    with pytest.raises(SystemExit):
+        fit(3, 11, tmp_path, during=lambda: os.kill(os.getpid(), signal.SIGTERM), log=log)
+    assert Checkpoints(tmp_path).latest() == 4  # the end of the bundle after the signal
+    assert_trees_equal(fit(3, 11, tmp_path, log=log), expected)
+    assert log.lines == whole.lines
+
+
+def test_bundles_end_where_something_is_due():
+    assert dispatch.spans(0, 10, 3, 4) == [range(3), range(3, 4), range(4, 6), range(6, 8), range(8, 9), range(9, 10)]
+    assert dispatch.spans(6, 10, 3, 4) == dispatch.spans(0, 10, 3, 4)[3:]
+    assert dispatch.spans(5, 5, 3) == []
+    assert dispatch.spans(0, 6, 3) == [range(3), range(3, 6)]
+    with pytest.raises(ValueError, match=r"\(0, 4\): give positive numbers"):
+        dispatch.spans(0, 10, 0, 4)
+
+
+def test_a_bundle_that_goes_too_far_is_refused():
+    plan = PLANS["one device"]()
+    parts = setup(plan)
+    bundles = data.bundles(data.train_batches(source(), BATCH, seed=0), dispatch.spans(0, 6, 3))
+    arguments = (
+        plan.compile(dispatch.scan_steps(parts.step)),
+        plan.put(jax.tree.map(jnp.copy, parts.state)),
+        plan.put(parts.teacher_variables),
+        lambda a, b: data.prefetch(bundles, plan.place),
+    )
+    hooks = [loop.Every(5, "validation", lambda state: {})]
+    with pytest.raises(ValueError, match=r"steps 4..6 goes past step 5.*\(every 5\): cut bundles with dispatch.spans"):
+        loop.fit(*arguments, steps=6, hooks=hooks, bundled=True)

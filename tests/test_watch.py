@@ -7,18 +7,16 @@ from test_loop import Record, parts
 
 from jaxkd import loop, parallel, watch
 from jaxkd.checkpoint import Checkpoints
-from jaxkd.watch import Divergence, DivergenceError, LossWatch, NonFiniteError
+from jaxkd.watch import Divergence, DivergenceError, Done, LossWatch, NonFiniteError
 
 QUICK = Divergence(factor=10.0, looks=4)
 
 
 def feed(losses, divergence=watch.USUAL, start=0, **more):
     """Shows a watch the losses of steps start+1, start+2, ..."""
-    eye = LossWatch(start, None, divergence)
-    for number, loss in enumerate([*losses, np.zeros_like(losses[-1])], start + 1):
-        eye.check_previous(
-            number, {"loss": np.asarray(loss), **{name: v[number - start - 1] for name, v in more.items()}}
-        )
+    eye = LossWatch(None, divergence)
+    for i, loss in enumerate([*losses, np.zeros_like(losses[-1])]):
+        eye.check_previous(Done(start + i, {"loss": np.asarray(loss), **{name: v[i] for name, v in more.items()}}))
     return eye
 
 
@@ -187,3 +185,41 @@ def test_the_last_state_is_kept_even_if_its_loss_is_high(tmp_path):
     levels[38:] = 1e5
     state = run(tmp_path, levels, checkpoint_every=5, divergence=QUICK)
     assert int(jax.device_get(state.step)) == Checkpoints(tmp_path).latest() == 40
+
+
+@pytest.mark.parametrize("bad", [1e9, np.nan])
+def test_a_student_of_a_sweep_is_given_up_alone(bad, caplog, monkeypatch):
+    """With updates that may be skipped, one student may go; the last one's end is the run's."""
+    monkeypatch.setattr(watch, "PATIENCE", 5)
+    losses = np.random.default_rng(0).uniform(1, 2, (120, 3))
+    skipped = np.zeros((121, 3), int)
+    for student in (0, 2):
+        losses[40 + 20 * student :, student] = bad
+    if np.isnan(bad):
+        skipped[:120] = np.cumsum(np.isnan(losses), axis=0)
+    eye = feed(losses, QUICK, skipped=skipped)
+    assert [("student 0" in r.message, "student 2" in r.message) for r in caplog.records] == [(1, 0), (0, 1)]
+    assert not np.any(eye._guard.in_a_row), "checkpoints are due again"
+    losses[100:, 1] = bad
+    if np.isnan(bad):
+        skipped[:120] = np.cumsum(np.isnan(losses), axis=0)
+    with pytest.raises((DivergenceError, NonFiniteError), match="of student 1"):
+        feed(losses, QUICK, skipped=skipped)
+    with pytest.raises((DivergenceError, NonFiniteError), match="of student 0"):
+        feed(losses, QUICK)
+
+
+@pytest.mark.parametrize("at", [2, 3, 4])
+def test_a_bundle_is_looked_at_step_by_step(at):
+    losses = np.ones(6)
+    losses[at] = np.nan
+    eye = LossWatch(None, None)
+
+    def look():
+        for first in (0, 3):
+            part = losses[first : first + 3]
+            eye.check_previous(Done(10 + first, {"loss": part, "kd": part, "other": np.ones(3)}, bundle=3))
+        eye.check_previous(Done(16, {"loss": np.ones(1)}, bundle=1))
+
+    with pytest.raises(NonFiniteError, match=rf"at step {11 + at} \(term kd\)"):
+        look()
