@@ -45,6 +45,14 @@ class _About(NamedTuple):
     arrays: Mapping[str, Entry]
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, which leaves it to the loop to ask whether all processes stop: that counts the questions."""
+
+    def reached_preemption(self, step: int) -> bool:
+        """Never."""
+        return False
+
+
 class _Keep:
     """Orbax's rule for what stays: the newest checkpoints, and the best one besides."""
 
@@ -105,7 +113,7 @@ class Checkpoints:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             options = ocp.CheckpointManagerOptions(preservation_policy=self._keep, cleanup_tmp_directories=True)
-            self._manager = ocp.CheckpointManager(self.path, options=options)
+            self._manager = _Manager(self.path, options=options)
         except OSError as error:
             raise OSError(
                 f"cannot keep checkpoints in {self.path} ({error.strerror or error}): choose a folder that can be "
