@@ -59,7 +59,7 @@ def procedure(config, run, logger, plan) -> None:
     def train(name, source, model, term, steps, rate, *, measure, key=None, **options):
         key = jax.random.split(keys, config.seeds) if key is None else key  # several keys: several students at once
         adam = optax.adamw(optax.cosine_decay_schedule(rate, steps), weight_decay=1e-3)
-        return train_stage(setting, name, source, student=model, term=term, optimizer=adam, steps=steps, key=key,
+        return train_stage(setting, name, source, student=model, objective=(term, adam), steps=steps, key=key,
                            validation=(measure, validation), every=max(1, steps // 5), **options)  # fmt: skip
 
     # 1. A teacher, trained on all labels.

@@ -81,7 +81,7 @@ def procedure(config, run, logger, plan) -> None:
             optax.add_decayed_weights(config.weight_decay),
             optax.sgd(optax.cosine_decay_schedule(config.learning_rate, steps), momentum=0.9),
         )
-        state = train_stage(setting, name, full, student=model, term=term, optimizer=optimizer, steps=steps,
+        state = train_stage(setting, name, full, student=model, objective=(term, optimizer), steps=steps,
                             key=jax.random.key(config.seed), validation=(measure, validation), every=epoch,
                             **options)  # fmt: skip
         variables = variables_of(state)

@@ -8,10 +8,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 LOST = 75
@@ -119,6 +120,21 @@ def barrier(name: str, seconds: float = _WAIT_SECONDS) -> None:
             f"waited {seconds:g} s at the barrier {name!r} for other processes that did not come "
             f"({_reason(error)}): {_ADVICE}."
         ) from error
+
+
+def agree(choice: str, choices: Sequence[str]) -> str:
+    """What process 0 has chosen.
+
+    Args:
+      choice: This process's own choice.
+      choices: What there is to choose from, the same in all processes.
+
+    Returns:
+      The choice of process 0.
+    """
+    if jax.process_count() == 1:
+        return choice
+    return choices[int(multihost_utils.broadcast_one_to_all(np.int32(choices.index(choice))))]
 
 
 def stop_agreed() -> bool:

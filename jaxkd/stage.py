@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 import optax
 
-from jaxkd import data, metrics, models, parallel, processes, students, train
+from jaxkd import data, dispatch, metrics, models, parallel, processes, students, train
 from jaxkd.checkpoint import Best, Checkpoints
 from jaxkd.cli import main, parse_beside
 from jaxkd.clock import Clock
 from jaxkd.devices import Devices
 from jaxkd.log import Logger, Progress
-from jaxkd.loop import Every, evaluate, fit
-from jaxkd.run import Run, open_run
+from jaxkd.loop import Batches, Every, evaluate, fit
+from jaxkd.run import Run, open_run, write_atomically
 from jaxkd.types import Batch, Model, Term, TrainState, Variables
 from jaxkd.watch import USUAL, Divergence
 
@@ -91,6 +92,9 @@ class Setting(NamedTuple):
       eval_prepare: Normalisation of evaluation batches, on the device.
       options: Further options of `train.make_train_step`, such as `ema_decay` or `skip_nonfinite`.
       divergence: What counts as an exploding loss, at which a training stops; None for nothing.
+      at_once: Most steps in one dispatch; the numbers are the same, the host is asked less often.
+      resident: Whether training data stay on the devices, so that only row numbers cross over.
+      form: How a stack of students is computed, "vmap" or "map", or "fastest" to measure once for each stage.
     """
 
     run: Run
@@ -102,6 +106,13 @@ class Setting(NamedTuple):
     eval_prepare: train.Prepare
     options: Mapping[str, Any] = MappingProxyType({})
     divergence: Divergence | None = USUAL
+    at_once: int = 1
+    resident: bool = False
+    form: str = "vmap"
+
+
+Make: TypeAlias = Callable[..., tuple[Term, optax.GradientTransformation]]
+"""(**point) -> term and optimizer of one student of a sweep; called with traced numbers."""
 
 
 def train_stage(
@@ -110,10 +121,10 @@ def train_stage(
     source: data.Source,
     *,
     student: Model,
-    term: Term,
-    optimizer: optax.GradientTransformation,
+    objective: tuple[Term, optax.GradientTransformation] | Make,
     steps: int,
     key: jax.Array,
+    points: Mapping[str, Any] | None = None,
     teacher: Model | None = None,
     teacher_variables: Variables = NOTHING,
     start: Variables | None = None,
@@ -129,10 +140,10 @@ def train_stage(
       name: The stage's name, in the metrics and among the checkpoints.
       source: What it learns from.
       student: The model that learns.
-      term: The objective.
-      optimizer: The optax transformation.
+      objective: Term and optax transformation; for a sweep a function that makes them from a point.
       steps: Updates.
       key: Typed PRNG key [], or [S] for S students at once.
+      points: Name -> [S] for a sweep of S students (`students.grid`); those that diverge are left behind.
       teacher: The model that it learns from, if any.
       teacher_variables: The teacher's variables.
       start: Where the student starts; freshly initialised if None.
@@ -147,40 +158,36 @@ def train_stage(
     Raises:
       ValueError: Whatever the parts say, or the checkpoints: made with another teacher, or of another layout.
     """
-    parts = (student, models.no_teacher() if teacher is None else teacher, term, optimizer)
-    size = min(setting.batch_size, source.size)
-    batches = data.train_batches(source, size, seed=setting.seed)
-    plan = setting.plan
-    example = parallel.put_batch(batches[0], plan.mesh)
+    plan, size = setting.plan, min(setting.batch_size, source.size)
+    networks = (student, models.no_teacher() if teacher is None else teacher)
+    example = parallel.put_batch(data.train_batches(source, size, seed=setting.seed)[0], plan.mesh)
     known = plan.put(teacher_variables)
-    state = train.init_state(
-        *parts,
-        key=key,
-        batch=example,
-        teacher_variables=known,
-        prepare=setting.train_prepare,
-        student_variables=start,
-        ema=setting.options.get("ema_decay") is not None,
-    )
-    given: dict[str, Any] = {"prepare": setting.train_prepare, "axis_name": plan.axis_name, **setting.options}
-    single = train.make_train_step(*parts, metrics={"accuracy": metrics.accuracy}, **given)
-    step = plan.compile(students.vmap_students(single) if key.ndim else single)
-    made_with = {f"{name} of the targets": value for name, value in source.made_with.items()}
-    made_with["teacher"] = data.fingerprint_variables(teacher_variables)
-    checkpoints = Checkpoints(setting.run.stage(name).checkpoints, best=best, fingerprint=made_with)
-    clock = Clock(size)
+    state, single = _begin(setting, networks, objective, points, key, example, known, start)
+    state = plan.put(state)
+    if setting.resident:
+        fields, source = data.table(source)
+        single, known = dispatch.from_table(single), (known, plan.put(fields))
+    batches = data.train_batches(source, size, seed=setting.seed)
+    if points is not None or key.ndim:
+        first = data.prefetch(batches, plan.place, stop=1)
+        single = students.FORMS[_form(setting, name, single, state, known, first)](single)
+    bundled, clock = setting.at_once > 1, Clock(size)
+    step = plan.compile(dispatch.scan_steps(single) if bundled else single)
 
     def hook(state: TrainState) -> dict[str, Any]:
         measure, split = validation or (None, None)
         return metrics.values(measure(state, split)) if measure and split else {}
 
+    made_with = {f"{name} of the targets": value for name, value in source.made_with.items()}
+    made_with["teacher"] = data.fingerprint_variables(teacher_variables)
+    checkpoints = Checkpoints(setting.run.stage(name).checkpoints, best=best, fingerprint=made_with)
     try:
         with Progress(name, steps, batch_size=setting.batch_size) as progress:
             state = fit(
                 step,
-                plan.put(state),
+                state,
                 known,
-                lambda first, last: data.prefetch(batches, plan.place, start=first, stop=last, measure=clock.measure),
+                _feed(setting, batches, every, clock),
                 steps=steps,
                 log=setting.logger.stage(name, progress),
                 log_every=log_every,
@@ -189,11 +196,66 @@ def train_stage(
                 checkpoint_every=every,
                 divergence=setting.divergence,
                 clock=clock,
+                bundled=bundled,
             )
         setting.run.examples_per_second[name] = progress.examples_per_second
         return state
     finally:
         checkpoints.close()
+
+
+def _begin(
+    setting: Setting,
+    networks: tuple[Model, Model],
+    objective: tuple[Term, optax.GradientTransformation] | Make,
+    points: Mapping[str, Any] | None,
+    key: jax.Array,
+    batch: Batch,
+    known: Variables,
+    start: Variables | None,
+) -> tuple[TrainState, train.Step]:
+    """The state before the first step, of one student or of a stack, and the step of one."""
+    options: dict[str, Any] = {"prepare": setting.train_prepare, "axis_name": setting.plan.axis_name, **setting.options}
+    options["metrics"] = {"accuracy": metrics.accuracy}
+    begin: dict[str, Any] = {"key": key, "batch": batch, "teacher_variables": known, "prepare": setting.train_prepare}
+    begin |= {"student_variables": start, "ema": options.get("ema_decay") is not None}
+    if points is None:
+        if callable(objective):
+            raise ValueError(f"the objective {objective!r} is made from points but there are none: give points.")
+        return train.init_state(*networks, *objective, **begin), train.make_train_step(*networks, *objective, **options)
+    if not callable(objective):
+        raise ValueError("a sweep has points but one objective: give a function that makes term and optimizer of each.")
+    swept = students.sweep(lambda **point: (*networks, *objective(**point)), points)
+    return swept.init(**begin), swept.make_step(**{"skip_nonfinite": True, **options})
+
+
+def _feed(setting: Setting, batches: Any, every: int, clock: Clock) -> Batches:
+    """What `fit` asks for the batches of some steps, one by one or in bundles."""
+    place = setting.plan.place
+
+    def feed(first: int, last: int) -> Generator[Batch, None, None]:
+        if setting.at_once == 1:
+            return data.prefetch(batches, place, start=first, stop=last, measure=clock.measure)
+        spans = dispatch.spans(first, last, setting.at_once, every)
+        return data.prefetch(data.bundles(batches, spans), place, measure=clock.measure)
+
+    return feed
+
+
+def _form(
+    setting: Setting, name: str, step: train.Step, state: TrainState, known: Any, batches: Iterable[Batch]
+) -> str:
+    """How this stage computes its stack; what was measured is kept in the run's folder, as exact resuming needs."""
+    if setting.form != "fastest":
+        return setting.form
+    file = setting.run.path / "forms.json"
+    chosen = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if name not in chosen:
+        found = students.fastest_form(step, setting.plan.compile, state, known, next(iter(batches)))
+        chosen[name] = processes.agree(found, list(students.FORMS))
+        if processes.is_first():
+            write_atomically(file, json.dumps(chosen, indent=2) + "\n")
+    return chosen[name]
 
 
 class Measure:

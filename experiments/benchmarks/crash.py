@@ -74,7 +74,7 @@ def procedure(config, run, logger, plan) -> None:
 
     def train(name, model, measure, term, steps, **options):
         optimizer = optax.sgd(optax.cosine_decay_schedule(0.05, steps), momentum=0.9)
-        return train_stage(setting, name, full, student=model, term=term, optimizer=optimizer, steps=steps,
+        return train_stage(setting, name, full, student=model, objective=(term, optimizer), steps=steps,
                            key=jax.random.key(0), validation=(measure, validation), every=config.every, log_every=5,
                            **options)  # fmt: skip
 
