@@ -68,8 +68,7 @@ def start(
             process_id,
             cluster_detection_method=None if coordinator == AUTO else "deactivate",
             initialization_timeout=round(start_timeout),
-            # Longer than the watch below, which says more.
-            heartbeat_timeout_seconds=round(2 * peer_timeout),
+            heartbeat_timeout_seconds=round(max(100, 2 * peer_timeout)),  # longer than the watch, which says more
             shutdown_timeout_seconds=round(peer_timeout),
         )
     except (RuntimeError, ValueError) as error:
