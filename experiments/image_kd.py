@@ -2,6 +2,7 @@
 
     python experiments/image_kd.py --source fashion_mnist --teacher resnet32 --student resnet8
     python experiments/image_kd.py --source npz:cifar100_{split}.npz --epochs 60 --crop 4 --flip
+    python experiments/image_kd.py --seeds 4 --grid temperature=1,2,4,8 --form fastest --at-once 20 --resident
 
 Interrupt it with Ctrl-C and run the same command to go on. The last slice of the training split is the validation
 split; the test split is read once, at the end.
@@ -9,14 +10,16 @@ split; the test split is read once, at the end.
 
 import dataclasses
 import functools
+from typing import Annotated
 
 import jax
 import optax
+import tyro
 
-from jaxkd import augment, data, losses, metrics, models, objectives, parallel, processes, report
-from jaxkd.cli import check_positive
+from jaxkd import augment, data, losses, metrics, models, objectives, parallel, processes, report, students
+from jaxkd.cli import check_positive, parse_grid
 from jaxkd.log import read_metrics
-from jaxkd.stage import Measure, Setting, launch, train_stage, variables_of
+from jaxkd.stage import Measure, Setting, Training, launch, train_stage, variables_of
 
 NETWORKS = {
     "mlp": lambda classes: models.mlp(classes, hidden=(128,)),
@@ -46,20 +49,23 @@ class Config:
     weight_decay: float = 5e-4  # added to the gradient
     temperature: float = 4.0  # T
     alpha: float = 0.1  # weight of the labels; the soft labels have the rest
+    seeds: int = 1  # students of each kind, trained at once
+    grid: tuple[str, ...] = ()  # distilled students to compare, such as temperature=1,2,4 learning_rate=0.05,0.1
     crop: int = 0  # padding of the random crop, in pixels
     flip: bool = False  # flip images left to right at random
-    skip_nonfinite: bool = False  # leave updates with a NaN or an infinity out and count them, instead of stopping
+    training: Annotated[Training, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Training)
     seed: int = 0  # of everything
     wandb: bool = False  # log to Weights & Biases as well
 
 
 SMALL = dict(name="image-kd-smoke", teacher="convnet", student="mlp", epochs=1, batch_size=32, learning_rate=0.01,
              train_split="train[:96]", validation_split="train[96:128]", test_split="test[:64]")  # fmt: skip
+SWEPT = ("temperature", "alpha", "learning_rate", "weight_decay")
 COLUMNS = {key: header for key, header in report.RESULTS.items() if key != "labels"}
 
 
 def procedure(config, run, logger, plan) -> None:
-    check_positive(config, "epochs", "batch_size")
+    check_positive(config, "epochs", "batch_size", "seeds")
     for name in (config.teacher, config.student):
         if name not in NETWORKS:
             raise ValueError(f"there is no network {name!r}: choose one of {', '.join(NETWORKS)}.")
@@ -70,37 +76,42 @@ def procedure(config, run, logger, plan) -> None:
     moves = [augment.random_crop(config.crop)] * bool(config.crop) + [augment.flip()] * config.flip
     noisy = augment.augment_batch(augment.compose(*moves, clean), seed=config.seed)
     clean = augment.augment_batch(clean, seed=config.seed)
-    setting = Setting(run, logger, plan, config.seed, config.batch_size, noisy, clean,
-                      {"skip_nonfinite": config.skip_nonfinite})  # fmt: skip
+    setting = Setting(run, logger, plan, config.seed, config.batch_size, noisy, clean, config.training)
     big, small = NETWORKS[config.teacher](full.num_classes), NETWORKS[config.student](full.num_classes)
-    epoch = data.steps_per_epoch(full, min(config.batch_size, len(full)))
+    epoch, rows = data.steps_per_epoch(full, min(config.batch_size, len(full))), []
 
-    def train(name, model, measure, term, **options):
-        steps = config.epochs * epoch
-        optimizer = optax.chain(
-            optax.add_decayed_weights(config.weight_decay),
-            optax.sgd(optax.cosine_decay_schedule(config.learning_rate, steps), momentum=0.9),
-        )
-        state = train_stage(setting, name, full, student=model, objective=(term, optimizer), steps=steps,
-                            key=jax.random.key(config.seed), validation=(measure, validation), every=epoch,
-                            **options)  # fmt: skip
-        variables = variables_of(state)
-        found = metrics.values(measure(state, test))
-        rows.append(report.result(f"{name}: {names[model]}", found, parameters=models.count_parameters(variables)))
+    def objective(make_term, **point):
+        given = dataclasses.replace(config, **point)
+        schedule = optax.cosine_decay_schedule(given.learning_rate, config.epochs * epoch)
+        sgd = optax.sgd(schedule, momentum=0.9)
+        return make_term(given), optax.chain(optax.add_decayed_weights(given.weight_decay), sgd)
+
+    def train(name, model, measure, make_term, points=None, **options):
+        make = functools.partial(objective, make_term)
+        state = train_stage(setting, name, full, student=model, objective=make() if points is None else make,
+                            points=points, steps=config.epochs * epoch, key=jax.random.key(config.seed),
+                            validation=(measure, validation), every=epoch, **options)  # fmt: skip
+        found, variables = metrics.values(measure(state, test)), variables_of(state)
+        parameters = models.count_parameters(variables) // (1 if points is None else len(points["seed"]))
+        for label, part in report.by_point(found, points):
+            rows.append(report.result(f"{name}{label}: {names[model]}", part, parameters=parameters))
         return variables
 
-    rows, names = [], {big: config.teacher, small: config.student}
-    on_labels = objectives.from_labels(losses.cross_entropy)
-    on_both = objectives.weighted(
-        label=(config.alpha, on_labels),
-        kd=(1 - config.alpha, objectives.from_logits(losses.kd, temperature=config.temperature)),
-    )
+    def both(given):
+        kd = objectives.from_logits(losses.kd, temperature=given.temperature)
+        return objectives.weighted(label=(given.alpha, on_labels(given)), kd=(1 - given.alpha, kd))
+
+    def on_labels(given):
+        return objectives.from_labels(losses.cross_entropy)
+
+    names = {big: config.teacher, small: config.student}
     teacher = train("teacher", big, Measure(setting, big, metrics.CLASSIFICATION), on_labels)
-    measure = Measure(setting, small, metrics.DISTILLATION, teacher=big, teacher_variables=teacher)
-    train("alone", small, measure, on_labels)
-    train("distilled", small, measure, on_both, teacher=big, teacher_variables=teacher)
+    measure = Measure(setting, small, metrics.DISTILLATION, stacked=True, teacher=big, teacher_variables=teacher)
+    train("alone", small, measure, on_labels, students.grid(seed=range(config.seeds)))
+    points = students.grid(**parse_grid(config.grid, SWEPT), seed=range(config.seeds))
+    train("distilled", small, measure, both, points, teacher=big, teacher_variables=teacher)
     if processes.is_first():
-        report.show(report.table(rows, COLUMNS, title=f"{test.name}: {len(test):,} images, one seed"))
+        report.show(report.table(rows, COLUMNS, title=f"{test.name}: {len(test):,} images, {config.seeds} seed(s)"))
         run.finish({"table": rows, "validation": report.last_and_best(read_metrics(run.path))})
         print(f"metrics and checkpoints are in {run.path}")
 

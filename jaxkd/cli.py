@@ -95,6 +95,32 @@ def _parse(
     return parsed.config, *(getattr(parsed, f"beside{i}") for i, _ in enumerate(beside))
 
 
+def parse_grid(words: Sequence[str], names: Sequence[str]) -> dict[str, list[float]]:
+    """Reads the points of a sweep, such as `temperature=1,2,4`.
+
+    Args:
+      words: One a name.
+      names: Which names there are.
+
+    Returns:
+      Name -> values, in the order given.
+
+    Raises:
+      ValueError: If a word has another form, a name is not one of those, or stands twice.
+    """
+    found: dict[str, list[float]] = {}
+    for word in words:
+        name, _, values = word.partition("=")
+        if name not in names or name in found:
+            what = "stands twice in the grid" if name in found else "is nothing that a grid can vary"
+            raise ValueError(f"{name!r} {what}: give each of {', '.join(names)} once at most.")
+        try:
+            found[name] = [float(value) for value in values.split(",")]
+        except ValueError:
+            raise ValueError(f"{word!r} is no part of a grid: write {name}=1,2,4.") from None
+    return found
+
+
 def check_positive(config: Any, *names: str) -> None:
     """Refuses a configuration in which a count is not positive.
 

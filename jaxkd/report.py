@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,6 +134,31 @@ def result(
     nats = {"kl": mean_std(values["kl"], digits=3)} if "kl" in values else {}
     seen = {} if labels is None else {"labels": f"{labels:,}"}
     return {"network": network, "parameters": f"{parameters:,}", **seen, **percent, **nats}
+
+
+def by_point(
+    values: Mapping[str, ArrayLike], points: Mapping[str, ArrayLike] | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Splits the metrics of a sweep by what its students differ in besides the seed.
+
+    Args:
+      values: Metric -> [S].
+      points: Name -> [S], as `students.grid` gives them; None where there is one student.
+
+    Yields:
+      " temperature=2" (nothing where only the seeds differ), and metric -> the values of those students.
+    """
+    if points is None:
+        yield "", dict(values)
+        return
+    varied = [name for name in points if name != "seed"]
+    columns = [np.asarray(points[name]) for name in varied]
+    labels = [
+        "".join(f" {n}={c[i]:g}" for n, c in zip(varied, columns, strict=True)) for i in range(len(points["seed"]))
+    ]
+    for label in dict.fromkeys(labels):
+        mine = np.array([other == label for other in labels])
+        yield label, {name: np.asarray(value)[mine] for name, value in values.items()}
 
 
 def gain(before: ArrayLike, after: ArrayLike, *, unit: str = "points") -> tuple[float, float, str]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -79,6 +79,62 @@ def variables_of(state: TrainState) -> Variables:
     return Variables(state.params["student"], state.state["student"])
 
 
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How steps are made, as flags that every experiment can have: none of them changes what is trained for."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"  # of what is computed; params and losses stay in float32
+    teacher_weights: Literal["float32", "bfloat16", "int8"] = "float32"  # how the teacher is held
+    micro_batches: int = 1  # parts of a batch that pass through the networks one after the other
+    clip: float | None = None  # longest gradient
+    ema_decay: float | None = None  # of a moving average of the student, measured beside it
+    skip_nonfinite: bool = False  # leave updates with a NaN or an infinity out and count them, instead of stopping
+    at_once: int = 1  # steps in one dispatch
+    resident: bool = False  # keep the training data on the devices
+    form: Literal["vmap", "map", "fastest"] = "vmap"  # how a stack of students is computed; fastest measures
+
+    def student(self, model: Model) -> Model:
+        """The model as it is computed.
+
+        Args:
+          model: The model.
+
+        Returns:
+          A model with the same variables.
+        """
+        return model if self.precision == "float32" else models.in_dtype(model)
+
+    def teacher(self, model: Model | None, variables: Variables) -> tuple[Model, Variables]:
+        """A teacher as it is computed and held.
+
+        Args:
+          model: The model, if there is one.
+          variables: Its variables.
+
+        Returns:
+          Model and variables.
+        """
+        if model is None:
+            return models.no_teacher(), variables
+        if not jax.tree.leaves(variables.params):  # its outputs are cached
+            return model, variables
+        computed = self.student(model)
+        if self.teacher_weights == "int8":
+            return models.from_int8(computed), models.to_int8(variables)
+        return computed, variables if self.teacher_weights == "float32" else models.cast(variables)
+
+    def optimizer(self, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+        """An optimizer of clipped gradients.
+
+        Args:
+          optimizer: The optax transformation.
+
+        Returns:
+          An optax transformation.
+        """
+        return optimizer if self.clip is None else optax.chain(optax.clip_by_global_norm(self.clip), optimizer)
+
+
 class Setting(NamedTuple):
     """What all trainings of an experiment share.
 
@@ -90,11 +146,8 @@ class Setting(NamedTuple):
       batch_size: Examples a step, over all devices and processes.
       train_prepare: Augmentation and normalisation of training batches, on the device.
       eval_prepare: Normalisation of evaluation batches, on the device.
-      options: Further options of `train.make_train_step`, such as `ema_decay` or `skip_nonfinite`.
+      training: How steps are made.
       divergence: What counts as an exploding loss, at which a training stops; None for nothing.
-      at_once: Most steps in one dispatch; the numbers are the same, the host is asked less often.
-      resident: Whether training data stay on the devices, so that only row numbers cross over.
-      form: How a stack of students is computed, "vmap" or "map", or "fastest" to measure once for each stage.
     """
 
     run: Run
@@ -104,11 +157,8 @@ class Setting(NamedTuple):
     batch_size: int
     train_prepare: train.Prepare
     eval_prepare: train.Prepare
-    options: Mapping[str, Any] = MappingProxyType({})
+    training: Training = Training()
     divergence: Divergence | None = USUAL
-    at_once: int = 1
-    resident: bool = False
-    form: str = "vmap"
 
 
 Make: TypeAlias = Callable[..., tuple[Term, optax.GradientTransformation]]
@@ -159,19 +209,20 @@ def train_stage(
       ValueError: Whatever the parts say, or the checkpoints: made with another teacher, or of another layout.
     """
     plan, size = setting.plan, min(setting.batch_size, source.size)
-    networks = (student, models.no_teacher() if teacher is None else teacher)
+    taught, held = setting.training.teacher(teacher, teacher_variables)
+    networks = (setting.training.student(student), taught)
     example = parallel.put_batch(data.train_batches(source, size, seed=setting.seed)[0], plan.mesh)
-    known = plan.put(teacher_variables)
+    known = plan.put(held)
     state, single = _begin(setting, networks, objective, points, key, example, known, start)
     state = plan.put(state)
-    if setting.resident:
+    if setting.training.resident:
         fields, source = data.table(source)
         single, known = dispatch.from_table(single), (known, plan.put(fields))
     batches = data.train_batches(source, size, seed=setting.seed)
     if points is not None or key.ndim:
         first = data.prefetch(batches, plan.place, stop=1)
         single = students.FORMS[_form(setting, name, single, state, known, first)](single)
-    bundled, clock = setting.at_once > 1, Clock(size)
+    bundled, clock = setting.training.at_once > 1, Clock(size)
     step = plan.compile(dispatch.scan_steps(single) if bundled else single)
 
     def hook(state: TrainState) -> dict[str, Any]:
@@ -215,18 +266,25 @@ def _begin(
     start: Variables | None,
 ) -> tuple[TrainState, train.Step]:
     """The state before the first step, of one student or of a stack, and the step of one."""
-    options: dict[str, Any] = {"prepare": setting.train_prepare, "axis_name": setting.plan.axis_name, **setting.options}
-    options["metrics"] = {"accuracy": metrics.accuracy}
+    given = setting.training
+    options: dict[str, Any] = {"prepare": setting.train_prepare, "axis_name": setting.plan.axis_name}
+    options |= {"metrics": {"accuracy": metrics.accuracy}, "skip_nonfinite": given.skip_nonfinite or points is not None}
+    options |= {"ema_decay": given.ema_decay, "micro_batches": given.micro_batches}
     begin: dict[str, Any] = {"key": key, "batch": batch, "teacher_variables": known, "prepare": setting.train_prepare}
-    begin |= {"student_variables": start, "ema": options.get("ema_decay") is not None}
-    if points is None:
-        if callable(objective):
-            raise ValueError(f"the objective {objective!r} is made from points but there are none: give points.")
-        return train.init_state(*networks, *objective, **begin), train.make_train_step(*networks, *objective, **options)
+    begin |= {"student_variables": start, "ema": given.ema_decay is not None}
+
+    def parts(term: Term, optimizer: optax.GradientTransformation) -> students.Parts:
+        return *networks, term, given.optimizer(optimizer)
+
+    if callable(objective) != (points is not None):
+        raise ValueError(
+            "a sweep needs points and a function that makes term and optimizer of each; one training needs neither."
+        )
     if not callable(objective):
-        raise ValueError("a sweep has points but one objective: give a function that makes term and optimizer of each.")
-    swept = students.sweep(lambda **point: (*networks, *objective(**point)), points)
-    return swept.init(**begin), swept.make_step(**{"skip_nonfinite": True, **options})
+        chosen = parts(*objective)
+        return train.init_state(*chosen, **begin), train.make_train_step(*chosen, **options)
+    swept = students.sweep(lambda **point: parts(*objective(**point)), points or {})
+    return swept.init(**begin), swept.make_step(**options)
 
 
 def _feed(setting: Setting, batches: Any, every: int, clock: Clock) -> Batches:
@@ -234,9 +292,9 @@ def _feed(setting: Setting, batches: Any, every: int, clock: Clock) -> Batches:
     place = setting.plan.place
 
     def feed(first: int, last: int) -> Generator[Batch, None, None]:
-        if setting.at_once == 1:
+        if setting.training.at_once == 1:
             return data.prefetch(batches, place, start=first, stop=last, measure=clock.measure)
-        spans = dispatch.spans(first, last, setting.at_once, every)
+        spans = dispatch.spans(first, last, setting.training.at_once, every)
         return data.prefetch(data.bundles(batches, spans), place, measure=clock.measure)
 
     return feed
@@ -246,8 +304,8 @@ def _form(
     setting: Setting, name: str, step: train.Step, state: TrainState, known: Any, batches: Iterable[Batch]
 ) -> str:
     """How this stage computes its stack; what was measured is kept in the run's folder, as exact resuming needs."""
-    if setting.form != "fastest":
-        return setting.form
+    if setting.training.form != "fastest":
+        return setting.training.form
     file = setting.run.path / "forms.json"
     chosen = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     if name not in chosen:
@@ -280,15 +338,18 @@ class Measure:
         teacher: Model | None = None,
         teacher_variables: Variables = NOTHING,
     ) -> None:
-        plan, pair = setting.plan, (student, teacher or models.no_teacher())
+        plan = setting.plan
+        taught, held = setting.training.teacher(teacher, teacher_variables)
+        pair = (setting.training.student(student), taught)
 
         def compiled(ema: bool) -> Any:
             options: dict[str, Any] = {"prepare": setting.eval_prepare, "axis_name": plan.axis_name}
             step = train.make_eval_step(*pair, chosen, ema=ema, **options)
-            return plan.compile(students.vmap_students(step) if stacked else step, donate_state=False)
+            form = students.FORMS["vmap" if setting.training.form == "vmap" else "map"]
+            return plan.compile(form(step) if stacked else step, donate_state=False)
 
         self._steps = {"": compiled(ema=False), "ema_": compiled(ema=True)}
-        self._known, self._place = plan.put(teacher_variables), plan.place
+        self._known, self._place = plan.put(held), plan.place
         self._size = 256 * plan.mesh.size
 
     def __call__(self, state: TrainState, source: data.Source) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from jaxkd import augment, data, losses, metrics, models, objectives, report
 from jaxkd.checkpoint import Checkpoints
 from jaxkd.cli import check_positive, main, parse
 from jaxkd.stage import Measure, Setting, launch, predict, train_stage, variables_of
+from jaxkd.stage import Training as Steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ def procedure(config, run, logger, plan) -> None:
         Checkpoints.restore = without_memories(Checkpoints.restore)
     order = int(run.resumed and config.fault == "order")
     setting = Setting(run, logger, plan, order, 32, noisy, augment.augment_batch(clean, seed=0),
-                      options={"ema_decay": 0.9})  # fmt: skip
+                      Steps(ema_decay=0.9))  # fmt: skip
     big, small = models.convnet(10, widths=(8,)), models.convnet(10, widths=(4,), dropout=0.2)
 
     def train(name, model, measure, term, steps, **options):
