@@ -153,9 +153,8 @@ def by_point(
         return
     varied = [name for name in points if name != "seed"]
     columns = [np.asarray(points[name]) for name in varied]
-    labels = [
-        "".join(f" {n}={c[i]:g}" for n, c in zip(varied, columns, strict=True)) for i in range(len(points["seed"]))
-    ]
+    count = np.asarray(next(iter(points.values()))).size
+    labels = ["".join(f" {n}={c[i]:g}" for n, c in zip(varied, columns, strict=True)) for i in range(count)]
     for label in dict.fromkeys(labels):
         mine = np.array([other == label for other in labels])
         yield label, {name: np.asarray(value)[mine] for name, value in values.items()}
