@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -22,6 +23,8 @@ import orbax.checkpoint as ocp
 from jaxkd.inventory import Entry, differences, inventory
 from jaxkd.types import TrainState
 
+_CENTURY = 100 * 365 * 24 * 3600
+_PATIENCE = 1200  # seconds that processes wait for each other in a save
 _LOG = logging.getLogger(__name__)
 
 
@@ -85,6 +88,8 @@ class Checkpoints:
     A checkpoint appears under its step number only when it is complete; what a killed process left half-written is
     removed at the next opening. Where several processes run, all of them make the same calls.
 
+    A context manager; leaving it waits for the last save.
+
     Args:
       path: Folder of the checkpoints; made if it is not there.
       keep: How many of the newest are kept.
@@ -112,7 +117,9 @@ class Checkpoints:
         self._keep, self._fingerprint = _Keep(keep, best), fingerprint
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            options = ocp.CheckpointManagerOptions(preservation_policy=self._keep, cleanup_tmp_directories=True)
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=self._keep, cleanup_tmp_directories=True, async_options=_asynchronous()
+            )
             self._manager = _Manager(self.path, options=options)
         except OSError as error:
             raise OSError(
@@ -198,6 +205,14 @@ class Checkpoints:
         with self._readable_errors():
             self._manager.close()
 
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     def _first_readable(self, steps: Sequence[int], like: TrainState) -> TrainState | None:
         """The state of the first step that can be read; those before it are removed."""
         target = jax.tree.map(_abstract, like)
@@ -280,6 +295,12 @@ class Checkpoints:
                 f"cannot write a checkpoint to {self.path} ({_reason(error)}); {kept}: free space or choose another "
                 "folder, then run the same command to go on."
             ) from error
+
+
+def _asynchronous() -> ocp.AsyncOptions:
+    """How saves run in the background: one process waits for nobody, so that a wall clock that jumps may not end it."""
+    alone = jax.process_count() == 1
+    return ocp.AsyncOptions(timeout_secs=_CENTURY if alone else _PATIENCE, create_directories_asynchronously=not alone)
 
 
 def _digest(about: Mapping[str, Any]) -> str:
