@@ -284,6 +284,13 @@ def test_tensorboard_is_told_to_hide_the_steps_after_a_resume(tmp_path, killed):
     assert starts == [6]  # hides everything from step 6 on
 
 
+def test_tensorboard_files_stay_in_order_where_the_clock_goes_back(tmp_path, monkeypatch, killed):
+    for step, clock in enumerate((2e9, 1e9, 3e9, 1e9)):
+        monkeypatch.setattr(log.time, "time", lambda now=clock: now)
+        killed(Logger(tmp_path)).write(step, "train", {"loss": 1.0})
+    assert [step for step, _, _ in scalars(tmp_path)] == [0, 1, 2, 3]
+
+
 def test_the_tests_own_reader_agrees_with_the_writer(tmp_path):
     (tmp_path / "tensorboard").mkdir()
     writer = RecordWriter(str(tmp_path / "tensorboard" / "events"))

@@ -1,8 +1,10 @@
 """The loop: resuming, stopping, and refusing to go on from nonsense."""
 
 import functools
+import itertools
 import os
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +69,14 @@ def test_six_steps_equal_three_save_restore_three_bit_for_bit(tmp_path):
     assert_trees_equal(resumed, whole)
     assert log.lines == whole_log.lines
     assert [line[0] for line in log.lines] == [1, 2, 3, 4, 5, 6]
+
+
+def test_clock_that_jumps_by_years_changes_nothing(tmp_path, monkeypatch):
+    now, jumps = time.time(), itertools.cycle([0, 1e9, -7e8, 5, -1, 3e7])
+    monkeypatch.setattr(time, "time", lambda: now + next(jumps))
+    monkeypatch.setattr(time, "time_ns", lambda: int(1e9 * time.time()))
+    fit(3, tmp_path, checkpoint_every=1)
+    assert_trees_equal(fit(6, tmp_path, checkpoint_every=1), fit(6))
 
 
 def test_comparison_of_resumed_runs_can_fail(tmp_path):

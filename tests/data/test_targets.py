@@ -34,6 +34,14 @@ def test_targets_are_joined_by_id(path):
     np.testing.assert_array_equal(batch["id"], [17, 18, 19, 19])
 
 
+def test_source_says_what_its_targets_were_made_with(path, tmp_path):
+    assert SOURCE.made_with == {}
+    joined = with_targets(SOURCE, path, fingerprint=PRINT)
+    assert joined.made_with == PRINT
+    write_targets(tmp_path / "more.npz", SOURCE.ids, {"y": np.zeros(SOURCE.size)}, {"depth": "3"})
+    assert with_targets(joined, tmp_path / "more.npz", fingerprint={"depth": "3"}).made_with == {**PRINT, "depth": "3"}
+
+
 def test_another_fingerprint_is_named(path):
     with pytest.raises(ValueError, match="were made with teacher = abc, not xyz: write them again"):
         with_targets(SOURCE, path, fingerprint=PRINT | {"teacher": "xyz"})
