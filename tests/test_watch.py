@@ -29,7 +29,7 @@ def ordinary(name, steps=3000):
         "noisy around zero": rng.standard_t(2, steps),
         "negative": -3 - np.log1p(t) + rng.normal(0, 0.3, steps),
         "single spikes": 0.1 * noise * np.where(t % 97 == 0, 1e6, 1),
-        "warm restarts of a memorised set": np.where(t % 500 < 250, 0.5, 1e-8) * noise,
+        "warm restarts of a memorised set": np.where(t % 900 < 150, 0.1, 1e-8) * noise,
         "weight that ramps up from nothing": t * noise,
         "term that joins late": np.where(t < 1500, 0.3, 20.0) * noise,
         "constant": np.full(steps, 2.0),
@@ -103,6 +103,15 @@ def test_high_looks_do_not_become_usual():
     losses[800:] = 50.0
     with pytest.raises(DivergenceError, match="its usual 1 for 4 steps"):
         feed(losses, QUICK)
+
+
+def test_high_is_measured_from_the_usual_level():
+    losses = np.tile([1.0, 3.0, 5.0], 100)  # m = 3, q = 1 and so 3 + 0.5 * 4
+    losses[150:] = 4.9
+    feed(losses, Divergence(0.5, 4))
+    losses[150:] = 5.1
+    with pytest.raises(DivergenceError, match=r"it is 5\.1 at step 154 .* usual 3 "):
+        feed(losses, Divergence(0.5, 4))
 
 
 def test_nothing_is_stopped_without_a_guard_or_before_there_is_a_level():
