@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import logging
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -69,8 +68,8 @@ class Clock:
         self._batch_size, self._patience, self._share = batch_size, patience, share
         self._lock = threading.Lock()
         self._running: dict[tuple[int, str], float] = {}  # (thread, stage) -> when it began
-        self._seconds: collections.defaultdict[str, float] = collections.defaultdict(float)
-        self._counts: collections.Counter[str] = collections.Counter()
+        self._stages: dict[str, np.ndarray] = {}  # stage -> seconds and batches, in all
+        self._before: dict[str, np.ndarray] = {}  # the same, when the figures were last asked for
         self._asked: float | None = None  # when the batch that is waited for was asked for
         self._began = self._wait = 0.0
         self._loss: Any = None  # of the step before; None before the first
@@ -95,8 +94,8 @@ class Clock:
         finally:
             with self._lock:
                 del self._running[key]
-                self._seconds[stage] += time.monotonic() - began
-                self._counts[stage] += 1
+                spent = np.array([time.monotonic() - began, 1.0])
+                self._stages[stage] = self._stages.get(stage, 0.0) + spent
 
     @contextlib.contextmanager
     def watching(self, stream: Iterable[Batch], start: int) -> Iterator[Iterator[Batch]]:
@@ -142,9 +141,9 @@ class Clock:
         steps, waited = np.array(self._steps), self._waited
         self._steps, self._waited = [], 0.0
         with self._lock:
-            stages = {name: 1e3 * seconds / self._counts[name] for name, seconds in self._seconds.items()}
-            self._seconds.clear()
-            self._counts.clear()
+            stages = dict(self._stages)
+        new = {name: sums - self._before.get(name, 0.0) for name, sums in stages.items()}
+        self._before = stages
         found: dict[str, float] = {}
         if steps.size:
             seconds = float(steps.sum())
@@ -152,8 +151,8 @@ class Clock:
             if self._batch_size:
                 found["examples_per_second"] = self._batch_size * len(steps) / seconds
             found["waiting_share"] = waited / seconds
-            self._judge(seconds, waited, stages)
-        return found | {f"{name}_ms": value for name, value in stages.items()} | memory()
+            self._judge(seconds, waited, _milliseconds(stages))
+        return found | {f"{name}_ms": value for name, value in _milliseconds(new).items()} | memory()
 
     def _timed(self, stream: Iterator[Batch]) -> Iterator[Batch]:
         """The batches of a stream, each wait for one measured."""
@@ -210,6 +209,11 @@ class Clock:
                 "up to step %d, %.0f %% of the time went on waiting for data (%s a batch): %s.",
                 *(self._number, 100 * share, times or "no stage measured", _STAGES[slowest].slow),
             )
+
+
+def _milliseconds(stages: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Mean time of a batch in each stage that any went through."""
+    return {name: float(1e3 * seconds / count) for name, (seconds, count) in stages.items() if count}
 
 
 def memory() -> dict[str, float]:

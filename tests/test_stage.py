@@ -1,16 +1,19 @@
 """What all trainings of an experiment share: the options of the step, and what is measured."""
 
 import dataclasses
+import logging
 
 import jax
 import numpy as np
+import optax
 import pytest
 from helpers import Setup, make_batch
 
-from jaxkd import data, metrics, parallel
-from jaxkd.log import Logger
+from jaxkd import clock, data, losses, metrics, models, objectives, parallel
+from jaxkd.log import Logger, read_metrics
 from jaxkd.run import open_run
-from jaxkd.stage import Measure, Setting, train_stage, variables_of
+from jaxkd.stage import Measure, Setting, Training, train_stage, variables_of
+from jaxkd.watch import Divergence, DivergenceError, NonFiniteError
 
 
 def same(batch):
@@ -53,8 +56,8 @@ def test_stage_goes_on_with_the_same_teacher_alone(tmp_path):
         setting = Setting(run, logger, parallel.with_jit(), 0, 16, same, same)
 
         def train(steps, teacher_variables, source=source):
-            return train_stage(setting, "student", source, student=setup.student, term=setup.term, steps=steps,
-                               optimizer=setup.optimizer, key=jax.random.key(0), teacher=setup.teacher,
+            return train_stage(setting, "student", source, student=setup.student, steps=steps,
+                               objective=(setup.term, setup.optimizer), key=jax.random.key(0), teacher=setup.teacher,
                                teacher_variables=teacher_variables)  # fmt: skip
 
         train(1, setup.teacher_variables)
@@ -77,7 +80,73 @@ def test_stage_keeps_its_best_validation(tmp_path):
         def measure(state, split):
             return {"accuracy": metrics.Mean(next(accuracies), 1)}
 
-        train_stage(setting, "student", source, student=setup.student, term=setup.term, optimizer=setup.optimizer,
+        train_stage(setting, "student", source, student=setup.student, objective=(setup.term, setup.optimizer),
                     steps=5, key=jax.random.key(0), teacher=setup.teacher, teacher_variables=setup.teacher_variables,
                     validation=(measure, source), every=1)  # fmt: skip
         assert {int(p.name) for p in run.stage("student").checkpoints.iterdir()} == {2, 4, 5}
+
+
+def train(folder, *, bad=(), rate=0.1, steps=6, every=2, **options):
+    """A small training, in which the rows `bad` hold a NaN."""
+    whole = data.open_source({"image": np.ones((24, 2, 2, 1), np.float32), "label": np.arange(24) % 3})
+
+    def read(rows):
+        batch = whole.read(rows)
+        batch["image"][np.isin(batch["id"], bad)] = np.nan
+        return batch
+
+    with open_run(Config(), root=folder) as run, Logger(run.path, tensorboard=False) as logger:
+        plan = parallel.with_jit(parallel.make_mesh(jax.devices()[:1]))
+        state = train_stage(
+            Setting(run, logger, plan, 0, 4, same, same, **options),
+            "stage",
+            dataclasses.replace(whole, read=read),
+            student=models.mlp(3, hidden=(4,)),
+            objective=(objectives.from_labels(losses.cross_entropy), optax.sgd(rate)),
+            steps=steps,
+            key=jax.random.key(0),
+            every=every,
+            log_every=1,
+        )
+        return state, run.path
+
+
+def test_a_nan_in_a_batch_stops_a_stage_or_is_skipped_and_counted_as_its_setting_says(tmp_path):
+    with pytest.raises(NonFiniteError, match="the loss became nan at step"):
+        train(tmp_path / "stop", bad=[7])
+    state, path = train(tmp_path / "skip", bad=[7], training=Training(skip_nonfinite=True))
+    assert int(state.skipped) == 1, "six steps of four rows are one epoch, in which the row comes once"
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state.params))
+    assert [line["skipped"] for line in read_metrics(path)][-1] == 1
+
+
+def test_a_stage_writes_what_it_measured_beside_its_metrics_and_not_among_them(tmp_path):
+    _, path = train(tmp_path)
+    lines = read_metrics(path / "system.jsonl")
+    assert [(line["stage"], line["step"], line["split"]) for line in lines] == [
+        ("stage", step, "system") for step in range(1, 7)
+    ]
+    figures = {"step_ms_median", "examples_per_second", "waiting_share", "read_ms", "place_ms", "host_peak_bytes"}
+    assert figures <= set().union(*lines)
+    assert {line["split"] for line in read_metrics(path)} == {"train"}
+    again = train(tmp_path / "again")[1]
+    assert (again / "metrics.jsonl").read_bytes() == (path / "metrics.jsonl").read_bytes()
+
+
+def test_a_stage_that_diverges_is_stopped_unless_its_setting_lets_it(tmp_path):
+    """Steps that climb: the loss grows by three orders of magnitude and is finite all the time."""
+    quick = Divergence(factor=3.0, looks=3)
+    climb = {"rate": lambda step: -1.0 * (step > 24)}
+    with pytest.raises(DivergenceError, match="the last good checkpoint is step"):
+        train(tmp_path / "watched", steps=60, every=20, divergence=quick, **climb)
+    state, _ = train(tmp_path / "free", steps=60, every=60, divergence=None, **climb)
+    assert int(state.step) == 60
+
+
+def test_a_slow_source_is_reported_by_its_stage(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("jaxkd.stage.Clock", lambda size: clock.Clock(size, patience=1e-6, share=-1.0))
+    with caplog.at_level(logging.WARNING, "jaxkd.clock"):
+        train(tmp_path)
+    said = [r.getMessage() for r in caplog.records if "waiting for data" in r.getMessage()]
+    assert len(said) == 1
+    assert "reading the source" in said[0]
