@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import rich.box
-import rich.console
-import rich.table
 from jax.typing import ArrayLike
 
 from jaxkd import processes
 from jaxkd.run import writing
 
 if TYPE_CHECKING:
+    import rich.table
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -65,6 +63,9 @@ def table(
     Returns:
       A rich table: `rich.print` it.
     """
+    import rich.box
+    import rich.table
+
     headers = _headers(columns)
     result = rich.table.Table(title=title, caption=caption, box=rich.box.SIMPLE_HEAD, caption_justify="left")
     for index, header in enumerate(headers.values()):
@@ -82,6 +83,8 @@ def show(result: rich.table.Table) -> None:
     Args:
       result: From `table`.
     """
+    import rich.console
+
     if not processes.is_first():
         return
     console = rich.console.Console()

@@ -199,8 +199,9 @@ def test_a_path_that_is_no_layer_is_refused(path, message):
 
 def test_a_tied_embedding_is_a_head():
     tied = models.with_head(STUDENT, "encoder/token")
-    variables = jax.eval_shape(tied.init, jax.random.key(0), make_batch())
-    out, _ = jax.eval_shape(lambda v: tied.apply(v, make_batch(), None, False), variables)
+    batch = make_batch()
+    variables = jax.eval_shape(tied.init, jax.random.key(0), batch)
+    out, _ = jax.eval_shape(lambda v: tied.apply(v, batch, None, False), variables)
     assert out.head["kernel"].shape == (8, V)
     assert set(out.head) == {"kernel"}
     assert Outputs(out.logits).head is None

@@ -1,0 +1,135 @@
+"""What the benchmarks share: flags, rounds in which peers alternate, tables, and JSON and Markdown files.
+
+It needs neither tyro nor rich, so that a bare machine with an accelerator runs the benchmarks too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxkd import report
+
+
+def flags(description: str, *, smoke: Mapping[str, Any], **fields: tuple[Any, str]) -> argparse.Namespace:
+    """Reads the command line: a flag for every field, and `--smoke`.
+
+    Args:
+      description: Shown by `--help`.
+      smoke: Field -> the default that `--smoke` puts in place of the usual one.
+      **fields: Name -> (default, help); a tuple as default takes several words of its members' type.
+
+    Returns:
+      Name -> value.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="shrink everything to a run that shows that it works")
+    for name, (default, text) in fields.items():
+        options: dict[str, Any] = {"help": f"{text} (default: {default})", "default": default}
+        if isinstance(default, bool):
+            options["action"] = argparse.BooleanOptionalAction
+        elif isinstance(default, tuple):
+            options |= {"nargs": "*", "type": type(default[0])}
+        else:
+            options["type"] = type(default)
+        parser.add_argument(f"--{name.replace('_', '-')}", **options)
+    if parser.parse_known_args()[0].smoke:
+        parser.set_defaults(**smoke)
+    return parser.parse_args()
+
+
+def alternate(
+    contestants: Mapping[str, Callable[[], Any]], *, rounds: int, seconds: float
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Seconds a call of each contestant, each timed once a round, with another one first in every round.
+
+    Args:
+      contestants: Name -> what is timed; it waits for its own result.
+      rounds: Number of rounds.
+      seconds: Least length of one contestant's turn.
+
+    Returns:
+      Name -> [rounds].
+    """
+    names = list(contestants)
+    times = {name: np.empty(rounds) for name in names}
+    for number in range(rounds):
+        start = number % len(names)
+        for name in names[start:] + names[:start]:
+            times[name][number] = seconds_per_call(contestants[name], seconds)
+    return times
+
+
+def seconds_per_call(call: Callable[[], Any], least: float) -> float:
+    """Mean over as many calls as fill the least length."""
+    start, count, elapsed = time.perf_counter(), 0, 0.0
+    while count == 0 or elapsed < least:
+        call()
+        count, elapsed = count + 1, time.perf_counter() - start
+    return elapsed / count
+
+
+def spread(values: Any, *, scale: float = 1.0) -> str:
+    """"median (lower quartile..upper quartile)"."""
+    low, middle, high = (f"{scale * x:.4g}" for x in np.percentile(values, [25, 50, 75]))
+    return f"{middle} ({low}..{high})"
+
+
+def ratio(one: Any, other: Any) -> str:
+    """Spread of one / other, round by round."""
+    return spread(np.asarray(one) / np.asarray(other))
+
+
+def device_line() -> str:
+    """Devices, cores and versions, for the head of a table."""
+    device = jax.devices()[0]
+    kind = f"{jax.device_count()} x {device.device_kind}" if jax.device_count() > 1 else device.device_kind
+    return f"{kind} ({device.platform}), {os.cpu_count()} host cores, jax {jax.__version__}, {platform.machine()}"
+
+
+def is_accelerator() -> bool:
+    """Whether sizes fit for an accelerator make sense."""
+    return jax.default_backend() != "cpu"
+
+
+def publish(
+    out: str,
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    columns: Mapping[str, str],
+    *,
+    notes: Sequence[str] = (),
+    **more: Any,
+) -> None:
+    """Prints a table and writes it as JSON, and as Markdown beside it.
+
+    Args:
+      out: The JSON file; the Markdown file has its name with another ending.
+      title: What was measured.
+      rows: Key -> value of each row; keys that are no column go into the JSON alone.
+      columns: Key -> header.
+      notes: Sentences below the table.
+      **more: Further entries of the JSON.
+    """
+    text = f"{title}\n{device_line()}\n\n{report.markdown(rows, columns)}"
+    text += "".join(f"\n{note}" for note in notes) + ("\n" if notes else "")
+    print(text, flush=True)
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = {"title": title, "device": device_line(), "rows": rows, "notes": list(notes), **more}
+    path.write_text(json.dumps(found, indent=2, default=_plain))
+    path.with_suffix(".md").write_text(text)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no form for, as lists and numbers."""
+    return np.asarray(value).tolist()

@@ -1,0 +1,80 @@
+"""The same global batch on one device and on all of them, under `jit` and `pmap`.
+
+On CPUs the devices are eight slices of the same cores, so the figure is what splitting costs; on accelerators it is
+what more of them gain.
+
+    python experiments/benchmarks/devices.py        about two minutes on two CPU cores
+"""
+
+import _timing as timing
+import jax
+import numpy as np
+import optax
+
+from jaxkd import losses, models, objectives, parallel, train
+from jaxkd.cli import main
+
+SMALL = {"batch_size": 16, "teacher": "mlp", "student": "mlp", "rounds": 1, "seconds": 0.01}
+
+
+def network(name):
+    if name == "mlp":
+        return models.mlp(100)
+    return models.resnet(100, depth=int(name.removeprefix("resnet")), axis_name=parallel.DATA)
+
+
+def stepper(plan, parts, batch, known):
+    """Does one step and waits for it."""
+    state = train.init_state(*parts, key=jax.random.key(0), batch=batch, teacher_variables=known)
+    step = plan.compile(train.make_train_step(*parts, axis_name=plan.axis_name))
+    held = {"state": plan.put(jax.tree.map(lambda x: x.copy(), state))}
+    known, placed = plan.put(known), plan.place(batch)
+
+    def call():
+        held["state"], metrics = step(held["state"], known, placed)
+        return metrics["loss"].block_until_ready()
+
+    return call
+
+
+def benchmark() -> None:
+    config = timing.flags(
+        __doc__,
+        smoke=SMALL,
+        batch_size=(64, "examples a step, over all devices"),
+        teacher=("resnet20", "resnet<depth> or mlp"),
+        student=("resnet8", "resnet<depth> or mlp"),
+        devices=(8, "devices that a CPU is cut into"),
+        rounds=(10, "alternating rounds"),
+        seconds=(0.5, "least length of one side of a round"),
+        out=("runs/devices.json", "where the figures go"),
+    )
+    jax.config.update("jax_num_cpu_devices", config.devices)  # before any back end starts; accelerators ignore it
+    everything = jax.devices()
+    rng = np.random.default_rng(0)
+    batch = {"image": rng.standard_normal((config.batch_size, 32, 32, 3)).astype(np.float32),
+             "label": rng.integers(0, 100, config.batch_size).astype(np.int32)}  # fmt: skip
+    teacher, student = map(network, (config.teacher, config.student))
+    term = objectives.weighted(label=(0.1, objectives.from_labels(losses.cross_entropy)),
+                               kd=(0.9, objectives.from_logits(losses.kd, temperature=4.0)))  # fmt: skip
+    known = jax.jit(teacher.init)(jax.random.key(1), batch)
+    plans = {"1 device": parallel.with_jit(parallel.make_mesh(everything[:1]))}
+    if len(everything) > 1:
+        plans |= {f"{len(everything)} devices, jit": parallel.with_jit(),
+                  f"{len(everything)} devices, pmap": parallel.with_pmap()}  # fmt: skip
+    parts = (student, teacher, term, optax.sgd(0.01, momentum=0.9))
+    calls = {name: stepper(plan, parts, batch, known) for name, plan in plans.items()}
+    seen = {name: [float(call()) for _ in range(3)] for name, call in calls.items()}
+    for found in seen.values():  # the same mathematics
+        np.testing.assert_allclose(found, seen["1 device"], rtol=2e-2 if timing.is_accelerator() else 1e-3)
+    times = timing.alternate(calls, rounds=config.rounds, seconds=config.seconds)
+    rows = [{"where": name, "step": timing.spread(t, scale=1e3), "rate": round(config.batch_size / np.median(t)),
+             "speed": timing.ratio(times["1 device"], t), "seconds": t} for name, t in times.items()]  # fmt: skip
+    columns = {"where": "where", "step": "ms a step", "rate": "examples/s", "speed": "times one device"}
+    notes = ["Median (quartiles)."] + (["There is one device, so nothing to compare."] if len(plans) == 1 else [])
+    title = f"{config.teacher} -> {config.student}, 32x32 images, global batch {config.batch_size}"
+    timing.publish(config.out, title, rows, columns, notes=notes, config=vars(config))
+
+
+if __name__ == "__main__":
+    main(benchmark)

@@ -1,0 +1,138 @@
+"""Where the floating-point operations of a distillation run go, and how much of the device's peak rate it reaches.
+
+Operations are counted from the program as written (products and convolutions, and one for each other element), not
+from what the compiler makes of it, which is shown beside them. The peak is that of a large square matrix product of
+the same format, measured here. Backward is the whole step without the other parts.
+
+    python experiments/benchmarks/flops.py        about two minutes on two CPU cores
+"""
+
+import _costs as costs
+import _timing as timing
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxkd import losses, models, objectives, train
+from jaxkd.cli import main
+from jaxkd.types import Outputs, Variables
+
+SMALL = {"pairs": ("bert",), "batch_size": 4, "layers": (2, 1), "width": 16, "heads": 2, "vocabulary": 50,
+         "length": 8, "rounds": 1, "seconds": 0.01, "run_steps": 10, "formats": ("float32",)}  # fmt: skip
+
+
+def networks(pair, config):
+    """(teacher, student, batch)."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 100, config.batch_size).astype(np.int32)
+    if pair == "resnet":
+        image = rng.standard_normal((config.batch_size, 32, 32, 3)).astype(np.float32)
+        return *(models.resnet(100, depth=d) for d in config.depths), {"image": image, "label": label}
+    sizes = {"vocabulary": config.vocabulary, "width": config.width, "heads": config.heads, "dropout": 0.0}
+    tokens = rng.integers(0, config.vocabulary, (config.batch_size, config.length)).astype(np.int32)
+    batch = {"tokens": tokens, "token_mask": np.ones(tokens.shape, bool), "label": label}
+    return *(models.bert(100, layers=n, **sizes) for n in config.layers), batch
+
+
+def parts_of(pair, format_, config):
+    """Name -> (function, arguments) of the parts of a step."""
+    teacher, student, batch = networks(pair, config)
+    variables = jax.jit(teacher.init)(jax.random.key(1), batch)
+    if format_ == "bfloat16":
+        teacher, student, variables = models.in_dtype(teacher), models.in_dtype(student), models.cast(variables)
+    optimizer = optax.sgd(0.01, momentum=0.9)
+    term = objectives.weighted(label=(0.1, objectives.from_labels(losses.cross_entropy)),
+                               kd=(0.9, objectives.from_logits(losses.kd, temperature=4.0)))  # fmt: skip
+    parts = (student, teacher, term, optimizer)
+    state = train.init_state(*parts, key=jax.random.key(0), batch=batch, teacher_variables=variables)
+    batch = jax.device_put(batch)
+    own = Variables(state.params["student"], state.state["student"])
+    of_teacher = jax.jit(lambda v, b: teacher.apply(v, b, None, False)[0].logits)
+    of_student = jax.jit(lambda v, b: student.apply(v, b, jax.random.key(0), True)[0].logits)
+    logits = of_student(own, batch), of_teacher(variables, batch)
+
+    def loss(s, t, batch):
+        owned = Variables(state.params["term"], state.state["term"])
+        return term.apply(owned, Outputs(s), Outputs(t), batch, jax.random.key(0), jnp.int32(0))[0]
+
+    def update(grads, opt_state, params):
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    step = jax.jit(train.make_train_step(*parts))
+    return {
+        "teacher forward": (of_teacher, (variables, batch)),
+        "student forward": (of_student, (own, batch)),
+        "loss and its gradient": (jax.jit(jax.value_and_grad(loss)), (*logits, batch)),
+        "update": (jax.jit(update), (state.params, state.opt_state, state.params)),
+        "whole step": (step, (state, variables, batch)),
+    }
+
+
+def measure(pair, format_, peaks, config):
+    parts = parts_of(pair, format_, config)
+    programs = {name: f.lower(*arguments).compile() for name, (f, arguments) in parts.items()}
+    calls = {n: lambda n=n: jax.block_until_ready(programs[n](*parts[n][1])) for n in parts}
+    for call in calls.values():
+        call()
+    times = timing.alternate(calls, rounds=config.rounds, seconds=config.seconds)
+    work = {name: costs.work(f, *arguments) for name, (f, arguments) in parts.items()}
+    whole = work["whole step"]
+    rest = (sum(w[i] for n, w in work.items() if n != "whole step") for i in range(2))
+    work["backward"] = costs.Work(*(a - b for a, b in zip(whole, rest, strict=True)))
+    rows = []
+    for name in ("teacher forward", "student forward", "loss and its gradient", "backward", "update", "whole step"):
+        row = {"pair": f"{pair}, {format_}", "part": name, "products": work[name].products / 1e9,
+               "elements": work[name].elements / 1e9, "share": 100 * work[name].total / whole.total}  # fmt: skip
+        if name in times:
+            achieved = work[name].products / np.median(times[name])
+            row |= {"ms": timing.spread(times[name], scale=1e3), "peak": 100 * achieved / peaks[format_],
+                    "compiler": compiler_count(programs[name]), "seconds": times[name]}  # fmt: skip
+        rows.append(row)
+    return rows, whole.total
+
+
+def compiler_count(program):
+    """The compiler's own count in 1e9, which leaves out what it hands to libraries; None if it gives none."""
+    found = program.cost_analysis() or {}
+    return found["flops"] / 1e9 if found.get("flops", 0) > 0 else None
+
+
+def benchmark() -> None:
+    fast = timing.is_accelerator()
+    config = timing.flags(
+        __doc__,
+        smoke=SMALL,
+        pairs=(("resnet", "bert"), "which teachers and students: resnet, bert"),
+        formats=(("float32", "bfloat16") if fast else ("float32",), "number formats of the computation"),
+        batch_size=(512 if fast else 64, "examples a step"),
+        depths=((56, 20), "of the residual networks, teacher and student"),
+        layers=((12, 6), "of the transformers, teacher and student"),
+        width=(768 if fast else 128, "hidden size of the transformers"),
+        heads=(12 if fast else 4, "heads of their attention"),
+        vocabulary=(30522 if fast else 2000, "tokens they know"),
+        length=(128, "tokens of an example"),
+        run_steps=(100_000, "steps of the run that the report is about"),
+        rounds=(20 if fast else 5, "alternating rounds"),
+        seconds=(0.3, "least length of one part of a round"),
+        out=("runs/flops.json", "where the figures go"),
+    )
+    peaks = costs.peaks(seconds=config.seconds, small=config.rounds == 1)
+    rows, notes = [], ["Median (quartiles); measured peaks of products: "
+                       + ", ".join(f"{n} {r / 1e9:,.0f} GFLOP/s" for n, r in peaks.items() if n != "bytes") + "."]  # fmt: skip
+    for pair in config.pairs:
+        for format_ in config.formats:
+            more, whole = measure(pair, format_, peaks, config)
+            rows += more
+            total = whole * config.run_steps / 1e15
+            notes.append(f"A run of {config.run_steps:,} steps, {pair}, {format_}: {total:.4g} PFLOP.")
+    columns = {"pair": "pair", "part": "part", "products": "products GFLOP", "elements": "elements GFLOP",
+               "share": "share %", "compiler": "compiler's GFLOP", "ms": "ms alone",
+               "peak": "% of the peak"}  # fmt: skip
+    title = f"Operations of a distillation step, batch {config.batch_size}"
+    timing.publish(config.out, title, rows, columns, notes=notes, peaks=peaks, config=vars(config))
+
+
+if __name__ == "__main__":
+    main(benchmark)
