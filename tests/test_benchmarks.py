@@ -82,7 +82,7 @@ def test_resnet_20_forward_is_what_its_architecture_says():
     model, image = models.resnet(10, depth=20), jnp.zeros((1, 32, 32, 3))
     variables = jax.eval_shape(model.init, jax.random.key(0), {"image": image})
     found = _costs.work(lambda v: model.apply(v, {"image": image}, None, False)[0].logits, variables)
-    stages = [2 * 9 * 16 * 3 * 1024] + [6 * 2 * 9 * 16 * 16 * 1024]
+    stages = [2 * 9 * 16 * 3 * 1024, 6 * 2 * 9 * 16 * 16 * 1024]
     for width, pixels in ((32, 256), (64, 64)):
         stages += [2 * 9 * width * (width // 2 + 5 * width) * pixels, 2 * width * width // 2 * pixels]
     assert found.products == sum(stages) + 2 * 64 * 10
@@ -118,3 +118,18 @@ def test_tables_are_written_as_json_and_markdown(tmp_path, capsys):
     text = (tmp_path / "deep" / "t.md").read_text()
     assert text in capsys.readouterr().out
     assert "| x | 2 (1.5..2.5) |" in text
+
+
+def test_every_loss_has_inputs_on_which_it_and_its_gradient_can_be_traced():
+    import argparse
+
+    import loss_costs
+
+    from jaxkd import losses
+
+    table = loss_costs.cases(loss_costs.Draw(argparse.Namespace(**loss_costs.SMALL)))
+    assert set(table) == set(losses.__all__)
+    for name, (function, arrays) in table.items():
+        value, gradient = jax.eval_shape(loss_costs.forward_and_gradient(function)["gradient"], *arrays)
+        assert value.shape == (), name
+        assert jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, arrays[0]), name

@@ -34,7 +34,7 @@ def arguments(path, folder, images):
         return ["--root", folder, "--data-dir", folder / "data"]
     if path.stem == "image_kd":
         return ["--root", folder, "--source", images]
-    return ["--out", folder / "out.json"]
+    return ["--out", folder if path.stem == "all" else folder / "out.json"]
 
 
 def run(path, *more, check=True, **options):
@@ -52,6 +52,7 @@ def here(monkeypatch, capsys):
 
     def start(path, *more):
         monkeypatch.setattr(sys, "argv", [str(path), *map(str, more)])
+        monkeypatch.syspath_prepend(str(path.parent))  # as Python does for a script
         try:
             runpy.run_path(str(path), run_name="__main__")
             code = 0

@@ -1,4 +1,4 @@
-"""What a program costs by its own arithmetic, and what a device can do: floating-point operations, bytes, peak rates."""
+"""What a program costs by its own arithmetic, and what a device can do: operations, bytes, peak rates."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 from _timing import seconds_per_call
 
-_FREE = frozenset(
-    "broadcast_in_dim convert_element_type copy copy_p gather iota pad reshape reverse rng_bit_generator scatter "
-    "select_n slice dynamic_slice dynamic_update_slice squeeze stop_gradient concatenate transpose random_bits "
-    "random_wrap random_unwrap random_fold_in random_seed split expand_dims device_put sharding_constraint".split()
-)
+_FREE = {
+    "broadcast_in_dim", "convert_element_type", "copy", "copy_p", "gather", "iota", "pad", "reshape", "reverse",
+    "rng_bit_generator", "scatter", "select_n", "slice", "dynamic_slice", "dynamic_update_slice", "squeeze",
+    "stop_gradient", "concatenate", "transpose", "random_bits", "random_wrap", "random_unwrap", "random_fold_in",
+    "random_seed", "split", "expand_dims", "device_put", "sharding_constraint",
+}  # fmt: skip
 """Primitives that move numbers and compute none."""
 
 

@@ -79,7 +79,7 @@ def seconds_per_call(call: Callable[[], Any], least: float) -> float:
 
 
 def spread(values: Any, *, scale: float = 1.0) -> str:
-    """"median (lower quartile..upper quartile)"."""
+    """ "median (lower quartile..upper quartile)"."""
     low, middle, high = (f"{scale * x:.4g}" for x in np.percentile(values, [25, 50, 75]))
     return f"{middle} ({low}..{high})"
 

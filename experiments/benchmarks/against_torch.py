@@ -74,7 +74,7 @@ def library(pair, config, batch):
 
 
 def by_path(variables):
-    """"block/conv/kernel" -> array, params and running statistics."""
+    """ "block/conv/kernel" -> array, params and running statistics."""
     trees = (variables.params, variables.state.get("batch_stats", {}))
     return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x)
             for tree in trees for path, x in jax.tree.leaves_with_path(tree)}  # fmt: skip
@@ -164,7 +164,8 @@ def measure(pair, batch_size, config):
     tolerance = 3e-2 if timing.is_accelerator() else 1e-3  # of float32, and of TF32
     for name, found in seen.items():  # the same mathematics
         np.testing.assert_allclose(found, seen["jaxkd"], rtol=tolerance, err_msg=name)
-    steps = {n: lambda s=s, placed=s[1](batch): s[2](s[0](placed)) for n, s in sides.items()}
+    placed = {name: place(batch) for name, (_, place, _) in sides.items()}
+    steps = {n: lambda s=s, rows=placed[n]: s[2](s[0](rows)) for n, s in sides.items()}
     step = timing.alternate(steps, rounds=config.rounds, seconds=config.seconds)
     epochs = {n: lambda s=s: epoch(s, source, batch_size) for n, s in sides.items()}
     whole = timing.alternate(epochs, rounds=config.epochs, seconds=0)

@@ -119,8 +119,8 @@ def benchmark() -> None:
         out=("runs/flops.json", "where the figures go"),
     )
     peaks = costs.peaks(seconds=config.seconds, small=config.rounds == 1)
-    rows, notes = [], ["Median (quartiles); measured peaks of products: "
-                       + ", ".join(f"{n} {r / 1e9:,.0f} GFLOP/s" for n, r in peaks.items() if n != "bytes") + "."]  # fmt: skip
+    rates = ", ".join(f"{peaks[n] / 1e9:,.0f} GFLOP/s in {n}" for n in config.formats)
+    rows, notes = [], [f"Median (quartiles); measured peak of products: {rates}."]
     for pair in config.pairs:
         for format_ in config.formats:
             more, whole = measure(pair, format_, peaks, config)

@@ -6,30 +6,16 @@ library / hand-written, and the median of the rounds is what counts.
     python experiments/benchmarks/step_overhead.py        about two minutes on two CPU cores
 """
 
-import dataclasses
-import json
-import time
-from pathlib import Path
-
+import _timing as timing
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxkd import losses, models, objectives, parallel, report, train
-from jaxkd.cli import main, parse
+from jaxkd import losses, models, objectives, parallel, train
+from jaxkd.cli import main
 from jaxkd.models.mlp import MLP
 from jaxkd.models.resnet import ResNet
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    rounds: int = 40  # alternating rounds of each pair
-    seconds: float = 0.6  # least length of one side of a round
-    batch_size: int = 64  # examples a step
-    pairs: tuple[str, ...] = ("mlp", "resnet")  # which teachers and students
-    out: str = "runs/step_overhead.json"  # where the figures go
-
 
 SMALL = dict(rounds=1, seconds=0.01, batch_size=8, pairs=("mlp",))
 T, ALPHA = 4.0, 0.1
@@ -92,37 +78,28 @@ def contestants(teacher_module, student_module, config):
     return step_library, step_by_hand
 
 
-def seconds_per_step(step, least):
-    start, count, elapsed = time.perf_counter(), 0, 0.0
-    while count == 0 or elapsed < least:
-        step()
-        count, elapsed = count + 1, time.perf_counter() - start
-    return elapsed / count
-
-
 def benchmark() -> None:
-    config = parse(Config, description=__doc__, smoke=SMALL)
+    config = timing.flags(
+        __doc__,
+        smoke=SMALL,
+        rounds=(40, "alternating rounds of each pair"),
+        seconds=(0.6, "least length of one side of a round"),
+        batch_size=(64, "examples a step"),
+        pairs=(("mlp", "resnet"), "which teachers and students: mlp, resnet"),
+        out=("runs/step_overhead.json", "where the figures go"),
+    )
     rows = []
     for name, *modules in (PAIRS[pair] for pair in config.pairs):
         library, by_hand = contestants(*modules, config)
         losses_seen = [(float(library()), float(by_hand())) for _ in range(3)]
         np.testing.assert_allclose(*zip(*losses_seen, strict=True), rtol=1e-4)  # the same mathematics
-        times = np.empty((config.rounds, 2))
-        for number in range(config.rounds):
-            for side in (0, 1) if number % 2 else (1, 0):  # neither is always first
-                times[number, side] = seconds_per_step((library, by_hand)[side], config.seconds)
-        ratio = times[:, 0] / times[:, 1]
-        low, middle, high = np.percentile(ratio, [25, 50, 75])
-        rows.append({"pair": name, "library": f"{1e3 * np.median(times[:, 0]):.2f}",
-                     "hand": f"{1e3 * np.median(times[:, 1]):.2f}", "ratio": f"{middle:.3f} ({low:.3f}..{high:.3f})",
-                     "ratio_median": middle})  # fmt: skip
-    device = jax.devices()[0]
-    columns = dict(pair="pair", library="library ms", hand="hand-written ms", ratio="ratio, median (quartiles)")
-    report.show(
-        report.table(rows, columns, title=f"batch {config.batch_size} on {device.device_kind} ({device.platform})")
-    )
-    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(config.out).write_text(json.dumps({"device": device.device_kind, "rows": rows}, indent=2))
+        times = timing.alternate({"library": library, "hand": by_hand}, rounds=config.rounds, seconds=config.seconds)
+        rows.append({"pair": name, **{side: timing.spread(t, scale=1e3) for side, t in times.items()},
+                     "ratio": timing.ratio(times["library"], times["hand"]),
+                     "ratio_median": np.median(times["library"] / times["hand"]), "seconds": times})  # fmt: skip
+    columns = {"pair": "pair", "library": "library ms", "hand": "hand-written ms", "ratio": "ratio"}
+    title = f"A step of the library beside one written by hand, batch {config.batch_size}"
+    timing.publish(config.out, title, rows, columns, notes=["Median (quartiles)."], config=vars(config))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,50 @@
+"""Every benchmark in this folder, one after the other in a process of its own, with sizes that fit the device.
+
+Each writes its figures into NAME.json and its table into NAME.md; one that fails is reported at the end, after the
+others have run.
+
+    python experiments/benchmarks/all.py --out runs/benchmarks
+    python experiments/benchmarks/all.py --out runs/benchmarks --only against_torch large_vocabulary
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import _timing as timing
+
+from jaxkd.cli import main
+
+FOLDER = Path(__file__).parent
+THERE = tuple(sorted(p.stem for p in FOLDER.glob("*.py") if not p.stem.startswith("_") and p.stem != "all"))
+
+
+def succeeds(name, config):
+    """Runs one and passes on what it prints."""
+    print(f"== {name}", flush=True)
+    words = ["--out", str(Path(config.out) / f"{name}.json"), *(["--smoke"] if config.smoke else [])]
+    try:
+        done = subprocess.run([sys.executable, str(FOLDER / f"{name}.py"), *words], timeout=config.limit, check=False)
+    except subprocess.TimeoutExpired:
+        print(f"{name} took longer than {config.limit} seconds", file=sys.stderr)
+        return False
+    return done.returncode == 0
+
+
+def benchmark() -> None:
+    config = timing.flags(
+        __doc__,
+        smoke={"only": ("large_vocabulary",)},
+        only=(THERE, "which of them"),
+        limit=(3600, "seconds that one may take"),
+        out=("runs/benchmarks", "folder for the figures and tables"),
+    )
+    if unknown := set(config.only) - set(THERE):
+        raise ValueError(f"there is no benchmark {', '.join(sorted(unknown))}: choose among {', '.join(THERE)}.")
+    failed = [name for name in config.only if not succeeds(name, config)]
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}; what they printed stands above")
+
+
+if __name__ == "__main__":
+    main(benchmark)
