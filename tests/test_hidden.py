@@ -200,8 +200,7 @@ def test_a_path_that_is_no_layer_is_refused(path, message):
 def test_a_tied_embedding_is_a_head():
     tied = models.with_head(STUDENT, "encoder/token")
     batch = make_batch()
-    variables = jax.eval_shape(tied.init, jax.random.key(0), batch)
-    out, _ = jax.eval_shape(lambda v: tied.apply(v, batch, None, False), variables)
+    out, _ = tied.apply(tied.init(jax.random.key(0), batch), batch, None, False)
     assert out.head["kernel"].shape == (8, V)
     assert set(out.head) == {"kernel"}
     assert Outputs(out.logits).head is None

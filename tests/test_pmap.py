@@ -1,59 +1,16 @@
 """The step under pmap: what eight devices make of it equals one device's step, and the gather is what makes it so."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from helpers import CLASSES, assert_trees_close, make_batch
+from matrix import TERMS, Parts
 
-from jaxkd import losses, metrics, models, objectives, parallel, train
+from jaxkd import losses, models, objectives, parallel, train
 from jaxkd.types import Variables
 
 DATA = parallel.DATA
-POOLED = {"student": "pooled", "teacher": "pooled"}
-TERMS = {
-    "per example": objectives.weighted(
-        label=(0.5, objectives.from_labels(losses.cross_entropy)), kd=objectives.from_logits(losses.kd)
-    ),
-    "couples the batch": objectives.weighted(
-        sp=objectives.from_features(losses.sp, **POOLED), dist=objectives.from_logits(losses.dist)
-    ),
-    "trained projection": objectives.from_features(losses.hint, **POOLED, project=objectives.linear()),
-    "batch norm": objectives.from_features(
-        losses.ickd, student="stage2", teacher="stage2", project=objectives.connector(), normalize=True
-    ),
-    "bank": objectives.weighted(
-        crd=(0.02, objectives.crd(**POOLED, examples=16, width=5, negatives=8)),
-        queue=objectives.info_nce_queue(**POOLED, size=32, width=5),
-    ),
-}
-
-
-class Parts:
-    """A student with batch norm, a wider teacher, a term, and a state before the first step."""
-
-    def __init__(self, term, axis_name=DATA):
-        self.prepare = lambda batch: {**batch, "id": batch["id"] % 16}  # rows of a bank of 16
-        self.student = models.convnet(CLASSES, widths=(4, 6), axis_name=axis_name)
-        self.teacher = models.convnet(CLASSES, widths=(6, 8))
-        self.optimizer = optax.sgd(0.05, momentum=0.9)
-        self.makers = (self.student, self.teacher, term, self.optimizer)
-        self.known = jax.jit(self.teacher.init)(jax.random.key(9), make_batch())
-        self.state = train.init_state(
-            *self.makers, key=jax.random.key(0), batch=make_batch(), teacher_variables=self.known, prepare=self.prepare
-        )
-
-    def run(self, plan, steps=3):
-        step = plan.compile(train.make_train_step(*self.makers, prepare=self.prepare, axis_name=plan.axis_name))
-        state, known = plan.put(jax.tree.map(jnp.copy, (self.state, self.known)))
-        batches = [plan.place(make_batch(seed=number)) for number in range(steps)]
-        with jax.transfer_guard("disallow"):
-            for batch in batches:
-                state, found = step(state, known, batch)
-        return state, found
-
-
 ONE = parallel.with_jit(parallel.make_mesh(jax.devices()[:1]))
 
 
@@ -91,13 +48,7 @@ def test_local_batch_norm_differs_and_synchronised_does_not():
 
 def test_evaluation_counts_the_whole_batch():
     parts = Parts(TERMS["per example"])
-    chosen = {"accuracy": metrics.accuracy, "kl": metrics.kl_to_teacher}
-    batch = {**make_batch(), "mask": np.arange(16) < 11}
-    found = []
-    for plan in (ONE, parallel.with_pmap()):
-        step = train.make_eval_step(parts.student, parts.teacher, chosen, axis_name=plan.axis_name)
-        step = plan.compile(step, donate_state=False)
-        found.append(step(*plan.put((parts.state, parts.known)), plan.place(batch)))
+    found = [parts.measure(plan) for plan in (ONE, parallel.with_pmap())]
     assert_trees_close(found[1], found[0], rtol=1e-5)
     assert float(found[1]["accuracy"].count) == 11
 

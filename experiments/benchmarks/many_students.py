@@ -7,29 +7,14 @@ are measured, batched (vmap) and one after the other (map), alternating with the
     python experiments/benchmarks/many_students.py        about five minutes on two CPU cores
 """
 
-import dataclasses
-import json
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from step_overhead import seconds_per_step
+from _timing import alternate, flags, publish, spread
 
-from jaxkd import losses, models, objectives, parallel, report, students
-from jaxkd.cli import main, parse
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    rounds: int = 12  # alternating rounds
-    seconds: float = 0.3  # least length of one side of a round
-    batch_size: int = 64  # examples a step
-    counts: tuple[int, ...] = (1, 2, 4, 8, 16, 32)  # N
-    pairs: tuple[str, ...] = ("mlp", "convnet", "resnet")  # which teachers and students
-    out: str = "runs/many_students.json"  # where the figures go
-
+from jaxkd import losses, models, objectives, parallel, students
+from jaxkd.cli import main
 
 SMALL = dict(rounds=1, seconds=0.001, batch_size=8, counts=(2,), pairs=("mlp",))
 PAIRS = {
@@ -89,40 +74,38 @@ def measure(pair, config, mesh):
     sides = dict(contestants(*networks, config, mesh))
     for run in sides.values():  # compile
         run()
-    times = {name: np.empty(config.rounds) for name in sides}
-    for number in range(config.rounds):
-        order = list(sides) if number % 2 else list(reversed(sides))
-        for name in order:
-            times[name][number] = seconds_per_step(sides[name], config.seconds)
+    times = alternate(sides, rounds=config.rounds, seconds=config.seconds)
     T, S, single = (np.median(times[name]) for name in ("teacher", "student", "single"))
     for count in config.counts:
-        ideal = (T + count * S) / (count * (T + S))
-        row = {"pair": title, "students": count, "teacher_ms": 1e3 * T, "student_ms": 1e3 * S, "ideal": ideal}
-        for form in students.FORMS:
-            ratio = times[f"{form} {count}"] / (count * times["single"])
-            row[form] = [float(q) for q in np.percentile(ratio, [25, 50, 75])]
-        row["best_over_ideal"] = min(row[form][1] for form in students.FORMS) / ideal
-        yield row | {"single_ms": 1e3 * single}
+        row = {"pair": title, "students": count, "teacher_ms": 1e3 * T, "student_ms": 1e3 * S}
+        ratios = {f"{form}_ratios": times[f"{form} {count}"] / (count * times["single"]) for form in students.FORMS}
+        yield row | ratios | {"ideal_ratio": (T + count * S) / (count * (T + S)), "single_ms": 1e3 * single}
 
 
 def shown(row):
     """The row as the table has it."""
-    ratios = {form: f"{row[form][1]:.3f} ({row[form][0]:.3f}..{row[form][2]:.3f})" for form in students.FORMS}
-    parts = {"parts": f"{row['teacher_ms']:.1f} + {row['student_ms']:.1f}"}
-    return {**row, **ratios, **parts, "ideal": f"{row['ideal']:.3f}", "best": f"{row['best_over_ideal']:.2f}"}
+    ratios = {form: spread(row[f"{form}_ratios"]) for form in students.FORMS}
+    parts = f"{row['teacher_ms']:.1f} + {row['student_ms']:.1f}"
+    best = min(np.median(row[f"{form}_ratios"]) for form in students.FORMS) / row["ideal_ratio"]
+    return {**row, **ratios, "parts": parts, "ideal": f"{row['ideal_ratio']:.3f}", "best": f"{best:.2f}"}
 
 
-def benchmark() -> None:
-    config = parse(Config, description=__doc__, smoke=SMALL)
+def benchmark():
+    config = flags(
+        __doc__,
+        smoke=SMALL,
+        rounds=(12, "alternating rounds"),
+        seconds=(0.3, "least length of one side of a round"),
+        batch_size=(64, "examples a step"),
+        counts=((1, 2, 4, 8, 16, 32), "numbers of students"),
+        pairs=(("mlp", "convnet", "resnet"), "which teachers and students"),
+        out=("runs/benchmarks/many_students.json", "JSON file to write"),
+    )
     mesh = parallel.make_mesh(jax.devices()[:1])
-    rows = [row for pair in config.pairs for row in measure(pair, config, mesh)]
-    device = jax.devices()[0]
+    rows = [shown(row) for pair in config.pairs for row in measure(pair, config, mesh)]
     columns = dict(pair="teacher -> student", parts="T + S, ms", students="N", ideal="ideal", vmap="vmap / N runs",
                    map="map / N runs", best="best / ideal")  # fmt: skip
-    title = f"batch {config.batch_size} on {device.device_kind} ({device.platform}); ratios: median (quartiles)"
-    report.show(report.table([shown(row) for row in rows], columns, title=title))
-    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(config.out).write_text(json.dumps({"device": device.device_kind, "rows": rows}, indent=2))
+    publish(config.out, f"N students beside one teacher, batch {config.batch_size}", rows, columns)
 
 
 if __name__ == "__main__":

@@ -226,3 +226,6 @@ def test_stages_are_measured_around_what_they_name():
     list(prefetch(batches, lambda b: seen.append("places"), num_threads=0, measure=measure))
     expected = "read reads /read transform transforms /transform place places /place"
     assert seen == expected.split()
+    seen.clear()
+    batches[0]
+    assert seen == ["reads", "transforms"], "only prefetch measures"

@@ -1,0 +1,67 @@
+"""The objectives that every way of spreading a step over devices and processes is tried with, and the parts around."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from helpers import CLASSES, make_batch
+
+from jaxkd import losses, metrics, models, objectives, parallel, train
+
+DATA = parallel.DATA
+POOLED = {"student": "pooled", "teacher": "pooled"}
+TERMS = {
+    "per example": objectives.weighted(
+        label=(0.5, objectives.from_labels(losses.cross_entropy)), kd=objectives.from_logits(losses.kd)
+    ),
+    "couples the batch": objectives.weighted(
+        sp=objectives.from_features(losses.sp, **POOLED), dist=objectives.from_logits(losses.dist)
+    ),
+    "trained projection": objectives.from_features(losses.hint, **POOLED, project=objectives.linear()),
+    "batch norm": objectives.from_features(
+        losses.ickd, student="stage2", teacher="stage2", project=objectives.connector(), normalize=True
+    ),
+    "bank": objectives.weighted(
+        crd=(0.02, objectives.crd(**POOLED, examples=16, width=5, negatives=8)),
+        queue=objectives.info_nce_queue(**POOLED, size=32, width=5),
+    ),
+}
+
+
+def own_rows(batch):
+    """The share of a batch that this process reads."""
+    share = len(batch["id"]) // jax.process_count()
+    start = share * jax.process_index()
+    return {name: value[start : start + share] for name, value in batch.items()}
+
+
+class Parts:
+    """A student with batch norm, a wider teacher, a term, and a state before the first step."""
+
+    def __init__(self, term, axis_name=DATA):
+        self.prepare = lambda batch: {**batch, "id": batch["id"] % 16}  # rows of a bank of 16
+        self.student = models.convnet(CLASSES, widths=(4, 6), axis_name=axis_name)
+        self.teacher = models.convnet(CLASSES, widths=(6, 8))
+        self.optimizer = optax.sgd(0.05, momentum=0.9)
+        self.makers = (self.student, self.teacher, term, self.optimizer)
+        self.known = jax.jit(self.teacher.init)(jax.random.key(9), make_batch())
+        self.state = train.init_state(
+            *self.makers, key=jax.random.key(0), batch=make_batch(), teacher_variables=self.known, prepare=self.prepare
+        )
+
+    def run(self, plan, steps=3):
+        step = plan.compile(train.make_train_step(*self.makers, prepare=self.prepare, axis_name=plan.axis_name))
+        state, known = plan.put(jax.tree.map(jnp.copy, (self.state, self.known)))
+        batches = [plan.place(own_rows(make_batch(seed=number))) for number in range(steps)]
+        with jax.transfer_guard("disallow"):
+            for batch in batches:
+                state, found = step(state, known, batch)
+        return state, found
+
+    def measure(self, plan):
+        """Metrics of a batch of which the last rows are padding."""
+        chosen = {"accuracy": metrics.accuracy, "kl": metrics.kl_to_teacher}
+        step = train.make_eval_step(self.student, self.teacher, chosen, axis_name=plan.axis_name)
+        step = plan.compile(step, donate_state=False)
+        batch = {**make_batch(), "mask": np.arange(16) < 11}
+        return step(*plan.put((self.state, self.known)), plan.place(own_rows(batch)))

@@ -1,0 +1,99 @@
+"""What `test_processes.py` starts several times over: it writes down what this process finds."""
+
+import pathlib
+import pickle
+import sys
+
+import jax
+from jax.sharding import PartitionSpec
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", 2)
+
+from jaxkd import data, parallel, processes, stage, train  # noqa: E402 - the devices are counted before anything starts
+
+INPUTS = PartitionSpec(None, None, "model")  # of a convolution
+SPLIT = {"student": {r"stage2_conv1/kernel": INPUTS}, "teacher": {r"stage2_conv2/kernel": INPUTS}}
+PLANS = {
+    "jit": lambda: parallel.with_jit(),
+    "pmap": lambda: parallel.with_pmap(),
+    "model": lambda: parallel.with_jit(parallel.make_mesh(model=4), **SPLIT),
+}
+
+
+def spread(names, ways):
+    """Results of each objective under each way, whole and on the host, and how much of two kernels lies here."""
+    from matrix import TERMS, Parts
+
+    found = {}
+    for name in names:
+        parts = Parts(TERMS[name])
+        for way in ways:
+            plan = PLANS[way]()
+            state, metrics = parts.run(plan)
+            found[name, way] = parallel.fetch((metrics, state.params, state.state))
+            if way == "model":
+                student, teacher = state.params["student"], plan.put(parts.known).params
+                kernels = [student["stage2_conv1"], teacher["stage2_conv2"], student["stage2_conv2"]]
+                kernels = [layer["kernel"] for layer in kernels]
+                found["shares"] = [kernel.addressable_shards[0].data.size / kernel.size for kernel in kernels]
+                found["fingerprint"] = data.fingerprint_variables(plan.put(parts.known))
+    return found
+
+
+def without_gather():
+    """Negative control: each device on its own share, under pmap over all processes."""
+    from matrix import TERMS, Parts
+
+    train._gathered = lambda tree, axis_name: tree
+    _, metrics = Parts(TERMS["couples the batch"]).run(parallel.with_pmap(), steps=1)
+    return parallel.fetch(metrics["loss"])
+
+
+def measured():
+    """Evaluation of a padded batch, and a model's predictions for rows that do not fill a batch."""
+    from helpers import make_batch
+    from matrix import TERMS, Parts
+
+    parts, found = Parts(TERMS["per example"]), {}
+    batch = make_batch(21)
+    source = data.open_source({name: batch[name] for name in ("image", "label")})
+    for way in ("jit", "pmap"):
+        plan = PLANS[way]()
+        setting = stage.Setting(None, None, plan, 0, 16, lambda batch: batch, lambda batch: batch)
+        found[way] = jax.device_get(parts.measure(plan)), stage.predict(setting, parts.teacher, parts.known, source)
+    return found
+
+
+def sentences():
+    """What is said of a barrier to which one process does not come, and of rows that cannot be shared."""
+    said = {}
+    if processes.is_first():
+        try:
+            processes.barrier("the tea", 0.5)
+        except ValueError as error:
+            said["barrier"] = str(error)
+    processes.barrier("after tea")
+    try:
+        parallel.put_batch({"image": jax.numpy.zeros((3, 2))}, parallel.make_mesh())
+    except ValueError as error:
+        said["rows"] = str(error)
+    return said
+
+
+def work(folder, names, ways, more):
+    found = spread(names, ways)
+    if more:
+        found |= {"measured": measured(), "sentences": sentences(), "control": without_gather()}
+    path = pathlib.Path(folder) / f"{jax.process_index()}.pickle"
+    path.write_bytes(pickle.dumps(found))
+
+
+if __name__ == "__main__":
+    coordinator, count, number, folder, names, ways, more = sys.argv[1:]
+
+    def main():
+        processes.start(coordinator, int(count), int(number), peer_timeout=60)
+        work(folder, names.split(","), ways.split(","), more == "more")
+
+    processes.run(main)
