@@ -161,12 +161,14 @@ def run(function: Callable[[], Any]) -> None:
     except BaseException as error:
         if not jax.distributed.is_initialized() or _met(3.0):
             raise
+        if isinstance(error, jax.errors.JaxRuntimeError):  # perhaps a broken connection: the watch knows who is gone
+            time.sleep(1.5 * _watch.timeout)
+        _watch.end()
         if isinstance(error, SystemExit):
             code = error.code if isinstance(error.code, int) else 1
         else:
             traceback.print_exc()
             code = 1
-        _watch.end()
         if is_first():  # whose end JAX takes for a crash of all: let the others find out in their own words
             time.sleep(1.5 * _watch.timeout)
         _exit(code)

@@ -1,0 +1,247 @@
+"""Several processes on this machine equal one device, stop together, and do not wait for one that is lost."""
+
+import json
+import os
+import pathlib
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from helpers import assert_trees_close, make_batch
+from matrix import TERMS, Parts
+
+from jaxkd import data, parallel, processes, stage
+
+HERE = pathlib.Path(__file__).parent
+ROOT = HERE.parent
+ONE = parallel.with_jit(parallel.make_mesh(jax.devices()[:1]))
+FEW = ["couples the batch", "batch norm"]
+
+
+def start(count, program, *words, devices=2):
+    """Processes that find each other on a free port."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)]),
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or "",
+    }
+
+    def own(number):
+        return [str(word).format(address=address, count=count, number=number) for word in words]
+
+    return [
+        subprocess.Popen(
+            [sys.executable, str(program), *own(number)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(count)
+    ]
+
+
+def ends(started):
+    """Exit codes, and what was said on both streams."""
+    said = [one.communicate(timeout=240) for one in started]
+    return [one.returncode for one in started], said
+
+
+def together(folder, count, names, ways, more):
+    """What each of several processes wrote down."""
+    words = ("{address}", "{count}", "{number}", folder, ",".join(names), ",".join(ways), "more" if more else "")
+    codes, said = ends(start(count, HERE / "process_worker.py", *words))
+    assert codes == [0] * count, said
+    return [pickle.loads((folder / f"{number}.pickle").read_bytes()) for number in range(count)]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    return together(tmp_path_factory.mktemp("two"), 2, list(TERMS), ["jit", "pmap", "model"], more=True)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """Name of an objective -> what one device makes of it."""
+    found = {}
+
+    def run(name):
+        if name not in found:
+            state, metrics = Parts(TERMS[name]).run(ONE)
+            found[name] = (metrics, state.params, state.state)
+        return found[name]
+
+    return run
+
+
+def assert_same(many, one):
+    assert_trees_close(many[0], one[0], rtol=2e-6, atol=1e-6)
+    assert_trees_close(many[1], one[1], rtol=0, atol=1e-5)
+    assert_trees_close(many[2], one[2], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["jit", "pmap", "model"])
+@pytest.mark.parametrize("name", TERMS)
+def test_two_processes_equal_one_device(name, way, two, alone):
+    for one in two:
+        assert_same(one[name, way], alone(name))
+
+
+def test_four_processes_equal_one_device(tmp_path, alone):
+    for one in together(tmp_path, 4, FEW, ["jit"], more=False):
+        for name in FEW:
+            assert_same(one[name, "jit"], alone(name))
+
+
+def test_without_the_gather_the_comparison_fails(two, alone):
+    """Negative control, over two processes."""
+    parts = Parts(TERMS["couples the batch"])
+    _, metrics = parts.run(ONE, steps=1)
+    for one in two:
+        assert abs(float(one["control"]) - float(metrics["loss"])) > 1e-3 * abs(float(metrics["loss"]))
+
+
+def test_params_split_over_processes_have_one_fingerprint(two):
+    whole = data.fingerprint_variables(Parts(TERMS["per example"]).known)
+    for one in two:
+        assert one["shares"] == [0.25, 0.25, 1.0]
+        assert one["fingerprint"] == whole
+
+
+def test_evaluation_and_prediction_see_every_row_once(two):
+    parts, batch = Parts(TERMS["per example"]), make_batch(21)
+    source = data.open_source({name: batch[name] for name in ("image", "label")})
+    setting = stage.Setting(None, None, ONE, 0, 16, lambda batch: batch, lambda batch: batch)
+    sums, (ids, logits) = parts.measure(ONE), stage.predict(setting, parts.teacher, parts.known, source)
+    for one in two:
+        for found, (ids_there, logits_there) in one["measured"].values():
+            assert_trees_close(found, sums, rtol=1e-5)
+            np.testing.assert_array_equal(ids_there, ids)
+            np.testing.assert_allclose(logits_there, logits, rtol=1e-5, atol=1e-6)
+
+
+def test_a_barrier_says_which_one_it_is_and_how_long_it_waited(two):
+    said = two[0]["sentences"]["barrier"]
+    assert "waited 0.5 s at the barrier 'the tea'" in said
+    assert "missing: process 1" in said
+    assert "run the same command again everywhere" in said
+    assert "\n" not in said
+
+
+def test_rows_are_counted_for_each_process(two):
+    assert (
+        "has 3 rows, which 2 devices cannot share evenly: choose a batch size that is a multiple of 4"
+        in (two[1]["sentences"]["rows"])
+    )
+
+
+# --- a whole experiment ---
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for split, size in (("train", 160), ("test", 64)):
+        label = rng.integers(0, 4, size)
+        image = (rng.integers(0, 80, (size, 6, 6, 1)) + 40 * label[:, None, None, None]).astype(np.uint8)
+        np.savez(folder / f"{split}.npz", image=image, label=label)
+    return f"npz:{folder}/{{{{split}}}}.npz"
+
+
+def experiment(count, root, pictures, devices):
+    more = ("--teacher", "mlp", "--epochs", "12", "--flip", "--root", root)
+    many = ("--coordinator", "{address}", "--num-processes", "{count}", "--process-id", "{number}", "--peer-timeout", 8)
+    words = ("--smoke", "--source", pictures, *more, *(many if count > 1 else ()))
+    return start(count, ROOT / "experiments" / "image_kd.py", *words, devices=devices)
+
+
+def when_training(started, root, stage):
+    """Waits until a stage has logged something."""
+    log = root / "image-kd-smoke" / "metrics.jsonl"
+    while not (log.exists() and f'"{stage}"' in log.read_text()):
+        assert all(one.poll() is None for one in started), ends(started)
+        time.sleep(0.02)
+
+
+def logged(root):
+    """Where each line belongs, and its numbers."""
+    lines = [json.loads(line) for line in (root / "image-kd-smoke" / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if line["split"] != "system"]
+    places = [(line.pop("stage"), line.pop("step"), line.pop("split"), tuple(line)) for line in lines]
+    return places, [list(line.values()) for line in lines]
+
+
+def test_an_experiment_stops_loses_a_process_goes_on_and_equals_one_process(tmp_path, pictures):
+    many, one = tmp_path / "many", tmp_path / "one"
+
+    stopped = experiment(2, many, pictures, devices=2)
+    when_training(stopped, many, "teacher")
+    stopped[1].send_signal(signal.SIGTERM)  # to one of them: both agree on a step
+    codes, said = ends(stopped)
+    assert codes == [143, 143], said
+    assert "checkpoint saved: run the same command to go on" in said[0][0]
+    assert "checkpoint saved" not in said[1][0]
+
+    lost = experiment(2, many, pictures, devices=2)
+    when_training(lost, many, "alone")
+    lost[1].kill()
+    codes, said = ends(lost)
+    assert codes == [processes.LOST, -signal.SIGKILL], said
+    assert "error: process 0 of 2 has waited 8 s for a sign of life of another process" in said[0][1]
+    assert "run the same command again everywhere" in said[0][1]
+
+    codes, said = ends(experiment(2, many, pictures, devices=2))
+    assert codes == [0, 0], said
+    assert "agrees" in said[0][0]
+    assert said[1][0].replace("[Gloo]", "").count("step") == 0, "the first process alone speaks"
+
+    codes, said = ends(experiment(1, one, pictures, devices=4))
+    assert codes == [0], said
+    (places, numbers), (places_one, numbers_one) = logged(many), logged(one)
+    assert places == places_one
+    for row, row_one in zip(numbers, numbers_one, strict=True):
+        np.testing.assert_allclose(row, row_one, rtol=1e-4, atol=1e-5)
+    tables = [json.loads((root / "image-kd-smoke" / "summary.json").read_text())["table"] for root in (many, one)]
+    assert tables[0] == tables[1]
+
+
+def test_a_process_that_fails_alone_tells_the_others(tmp_path, pictures):
+    """The first cannot write; the other does not wait for it for ever."""
+    root = tmp_path / "file"
+    root.write_text("where the folder should be")
+    codes, said = ends(experiment(2, root, pictures, devices=1))
+    assert codes == [2, 2], said
+    assert "error:" in said[0][1]
+    assert "process 0 could not open" in said[1][1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((None, 2, 0), "no coordinator"),
+        (("somewhere", 2, 0), "is 'somewhere': give HOST:PORT"),
+        (("localhost:1", 2, None), "number of processes is 2 and that of this one None"),
+        (("localhost:1", 2, 2), "process 2 of 2 does not exist: give 0..1"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        processes.start(*arguments)
+
+
+def test_one_process_waits_for_nobody():
+    processes.barrier("nobody")
+    assert processes.is_first()
+    assert not processes.stop_agreed()
