@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxkd.models.convolution import Conv
 from jaxkd.models.functional import bound, from_linen
 from jaxkd.types import Model, Outputs
 
@@ -34,7 +35,7 @@ class ConvNet(nn.Module):
         for stage, width in enumerate(self.widths, 1):
             for i in (1, 2):
                 stride = 2 if stage > 1 and i == 1 else 1
-                x = nn.Conv(width, (3, 3), stride, use_bias=False, name=f"stage{stage}_conv{i}")(x)
+                x = Conv(width, (3, 3), stride, use_bias=False, name=f"stage{stage}_conv{i}")(x)
                 x = nn.relu(
                     nn.BatchNorm(
                         not train, momentum=0.9, axis_name=bound(self.axis_name), name=f"stage{stage}_norm{i}"

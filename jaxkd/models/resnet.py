@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxkd.models.convolution import Conv
 from jaxkd.models.functional import bound, from_linen, rematerialised
 from jaxkd.types import Model, Outputs
 
@@ -26,12 +27,12 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, H, W, C] -> [B, H / stride, W / stride, width]."""
-        y = nn.Conv(self.width, (3, 3), self.stride, padding=1, use_bias=False, name="conv1")(x)
+        y = Conv(self.width, (3, 3), self.stride, padding=1, use_bias=False, name="conv1")(x)
         y = nn.relu(nn.BatchNorm(not train, momentum=0.9, axis_name=bound(self.axis_name), name="norm1")(y))
-        y = nn.Conv(self.width, (3, 3), padding=1, use_bias=False, name="conv2")(y)
+        y = Conv(self.width, (3, 3), padding=1, use_bias=False, name="conv2")(y)
         y = nn.BatchNorm(not train, momentum=0.9, axis_name=bound(self.axis_name), name="norm2")(y)
         if x.shape != y.shape:
-            x = nn.Conv(self.width, (1, 1), self.stride, use_bias=False, name="shortcut_conv")(x)
+            x = Conv(self.width, (1, 1), self.stride, use_bias=False, name="shortcut_conv")(x)
             x = nn.BatchNorm(not train, momentum=0.9, axis_name=bound(self.axis_name), name="shortcut_norm")(x)
         return nn.relu(x + y)
 
@@ -56,7 +57,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> Outputs:
         """Images [B, H, W, C] -> Outputs with logits [B, K]."""
-        x = nn.Conv(16, (3, 3), padding=1, use_bias=False, name="stem_conv")(x)
+        x = Conv(16, (3, 3), padding=1, use_bias=False, name="stem_conv")(x)
         x = nn.relu(nn.BatchNorm(not train, momentum=0.9, axis_name=bound(self.axis_name), name="stem_norm")(x))
         features = {"stem": x}
         for number in (1, 2, 3):
