@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import platform
+from pathlib import Path
 from typing import Literal
 
 import jax
@@ -69,3 +72,19 @@ def _sizes(text: str, count: int) -> dict[str, int]:
             f"{count}."
         )
     return sizes
+
+
+def keep_programs() -> None:
+    """Keeps what JAX compiles for later starts, in the user's cache folder, apart for each machine.
+
+    The environment variable `JAX_COMPILATION_CACHE_DIR` names another folder, or, where it is empty, none.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.jax_compilation_cache_dir:
+        return
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(home) / "jaxkd" / "xla" / (platform.node() or "here")  # a home may be shared by unlike processors
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # nothing is lost but time
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -16,7 +16,7 @@ from jaxkd import data, dispatch, metrics, models, parallel, processes, students
 from jaxkd.checkpoint import Best, Checkpoints
 from jaxkd.cli import main, parse_beside
 from jaxkd.clock import Clock
-from jaxkd.devices import Devices
+from jaxkd.devices import Devices, keep_programs
 from jaxkd.log import Logger, Progress
 from jaxkd.loop import Batches, Every, evaluate, fit
 from jaxkd.run import Run, open_run, write_atomically
@@ -54,6 +54,7 @@ def launch(
     @functools.wraps(procedure)
     def start() -> None:
         config, devices = parse_beside(config_class, Devices, description=description, smoke=smoke)
+        keep_programs()
         devices.start()
         plan = devices.plan()
         with open_run(config, root=config.root, ignore=ignore) as run:

@@ -116,7 +116,8 @@ def test_losses_that_couple_the_batch_are_refused_unless_the_approximation_is_as
     setup = Setup(student=models.mlp(CLASSES, hidden=(6,)), term=SP, micro_batches=2, approximate=True)
     state, found = jax.jit(setup.step)(setup.state, setup.teacher_variables, plain)
     halves = Setup(student=models.mlp(CLASSES, hidden=(6,)), term=SP)
-    each = [halves.step(setup.state, setup.teacher_variables, {k: v[i::2] for k, v in plain.items()}) for i in range(2)]
+    step = jax.jit(halves.step)
+    each = [step(setup.state, setup.teacher_variables, {k: v[i::2] for k, v in plain.items()}) for i in range(2)]
     np.testing.assert_allclose(found["loss"], np.mean([f["loss"] for _, f in each]), rtol=1e-5)
     mean = jax.tree.map(lambda a, b: (a + b) / 2, each[0][0].params, each[1][0].params)
     assert_trees_close(state.params, mean, rtol=0, atol=1e-6)
@@ -139,8 +140,13 @@ def test_a_term_is_refused_exactly_if_its_halves_do_not_add_up(name):
 
     def apply(cut, approximate):
         student, teacher = (jax.tree.map(lambda x: x[cut], side) for side in (STUDENT, TEACHER))
-        part = {**{k: v[cut] for k, v in rows.items()}, WHOLE: Whole(rows, approximate)}
-        return term.apply(owned, student, teacher, part, jax.random.key(1), jnp.int32(0))
+
+        @jax.jit
+        def value(student, teacher, rows):
+            part = {**{k: v[cut] for k, v in rows.items()}, WHOLE: Whole(rows, approximate)}
+            return term.apply(owned, student, teacher, part, jax.random.key(1), jnp.int32(0))
+
+        return value(student, teacher, rows)
 
     def works(function):
         try:

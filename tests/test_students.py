@@ -39,13 +39,15 @@ def run(step, state, steps=3):
     return state, found
 
 
-def alone(point, **options):
+@functools.cache
+def alone(i):
     """The same point trained by itself."""
+    point = {name: values[i] for name, values in POINTS.items()}
     hyper = {name: float(value) for name, value in point.items() if name != "seed"}
     parts = make_parts(**hyper)
     key = jax.random.fold_in(jax.random.key(0), int(point["seed"]))
     state = train.init_state(*parts, key=key, batch=make_batch(), teacher_variables=KNOWN)
-    return run(train.make_train_step(*parts, **options), state)
+    return run(train.make_train_step(*parts, metrics={"accuracy": metrics.accuracy}), state)
 
 
 def begin(points=POINTS, **options):
@@ -60,8 +62,7 @@ def test_a_sweep_is_its_points_one_by_one(form):
     state, found = run(FORMS[form](step), state)
     losses_seen = set()
     for i in (0, 3, 4, 7):
-        point = {name: values[i] for name, values in POINTS.items()}
-        expected, numbers = alone(point, metrics={"accuracy": metrics.accuracy})
+        expected, numbers = alone(i)
         mine = students.pick_student(state, i)
         assert_trees_close((mine.params, mine.state), (expected.params, expected.state), rtol=1e-4, atol=2e-5)
         assert_trees_close(students.pick_student(found, i), numbers, rtol=1e-4, atol=1e-5)
@@ -120,10 +121,10 @@ def test_evaluation_of_a_stack_in_every_form():
     state, _ = run(students.vmap_students(step), state, steps=1)
     student, teacher, *_ = make_parts(1.0, 0.1)
     measure = train.make_eval_step(student, teacher, metrics.DISTILLATION)
-    found = [metrics.values(FORMS[form](measure)(state, KNOWN, make_batch())) for form in FORMS]
+    found = [metrics.values(jax.jit(FORMS[form](measure))(state, KNOWN, make_batch())) for form in FORMS]
     for other in found[1:]:
         assert_trees_close(other, found[0], rtol=1e-4, atol=1e-5)
-    one = metrics.values(measure(students.pick_student(state, 3), KNOWN, make_batch()))
+    one = metrics.values(jax.jit(measure)(students.pick_student(state, 3), KNOWN, make_batch()))
     assert_trees_close({name: values[3] for name, values in found[0].items()}, one, rtol=1e-4, atol=1e-5)
 
 
@@ -193,7 +194,7 @@ def test_what_does_not_fit_fails_before_anything_compiles():
 
 def test_students_may_start_from_given_variables():
     student, *_ = make_parts(1.0, 0.1)
-    start = student.init(jax.random.key(5), make_batch())
+    start = jax.jit(student.init)(jax.random.key(5), make_batch())
     state = students.sweep(make_parts, POINTS).init(
         key=jax.random.key(0), batch=make_batch(), teacher_variables=KNOWN, student_variables=start, ema=True
     )
