@@ -21,14 +21,17 @@ PLANS = {
 }
 
 
-def spread(names, ways):
+FEW = ("couples the batch", "batch norm")  # objectives whose params are split over a second axis as well
+
+
+def spread(names, ways, more):
     """Results of each objective under each way, whole and on the host, and how much of two kernels lies here."""
     from matrix import TERMS, Parts
 
     found = {}
     for name in names:
         parts = Parts(TERMS[name])
-        for way in ways:
+        for way in [*ways, *(["model"] if more and name in FEW else [])]:
             plan = PLANS[way]()
             state, metrics = parts.run(plan)
             found[name, way] = parallel.fetch((metrics, state.params, state.state))
@@ -82,7 +85,7 @@ def sentences():
 
 
 def work(folder, names, ways, more):
-    found = spread(names, ways)
+    found = spread(names, ways, more)
     if more:
         found |= {"measured": measured(), "sentences": sentences(), "control": without_gather()}
     path = pathlib.Path(folder) / f"{jax.process_index()}.pickle"

@@ -1,5 +1,6 @@
 """Several processes on this machine equal one device, stop together, and do not wait for one that is lost."""
 
+import functools
 import json
 import os
 import pathlib
@@ -66,23 +67,11 @@ def together(folder, count, names, ways, more):
     return [pickle.loads((folder / f"{number}.pickle").read_bytes()) for number in range(count)]
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    return together(tmp_path_factory.mktemp("two"), 2, list(TERMS), ["jit", "pmap", "model"], more=True)
-
-
-@pytest.fixture(scope="module")
-def alone():
-    """Name of an objective -> what one device makes of it."""
-    found = {}
-
-    def run(name):
-        if name not in found:
-            state, metrics = Parts(TERMS[name]).run(ONE)
-            found[name] = (metrics, state.params, state.state)
-        return found[name]
-
-    return run
+@functools.cache
+def alone(name):
+    """What one device makes of an objective."""
+    state, metrics = Parts(TERMS[name]).run(ONE)
+    return metrics, state.params, state.state
 
 
 def assert_same(many, one):
@@ -91,59 +80,51 @@ def assert_same(many, one):
     assert_trees_close(many[2], one[2], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("way", ["jit", "pmap", "model"])
-@pytest.mark.parametrize("name", TERMS)
-def test_two_processes_equal_one_device(name, way, two, alone):
+def test_two_processes_equal_one_device(tmp_path):
+    """One start for all that there is to see, since starting costs more than looking."""
+    two = together(tmp_path, 2, list(TERMS), ["jit", "pmap"], more=True)
     for one in two:
-        assert_same(one[name, way], alone(name))
-
-
-def test_four_processes_equal_one_device(tmp_path, alone):
-    for one in together(tmp_path, 4, FEW, ["jit"], more=False):
-        for name in FEW:
-            assert_same(one[name, "jit"], alone(name))
-
-
-def test_without_the_gather_the_comparison_fails(two, alone):
-    """Negative control, over two processes."""
-    parts = Parts(TERMS["couples the batch"])
-    _, metrics = parts.run(ONE, steps=1)
-    for one in two:
-        assert abs(float(one["control"]) - float(metrics["loss"])) > 1e-3 * abs(float(metrics["loss"]))
-
-
-def test_params_split_over_processes_have_one_fingerprint(two):
-    whole = data.fingerprint_variables(Parts(TERMS["per example"]).known)
-    for one in two:
-        assert one["shares"] == [0.25, 0.25, 1.0]
-        assert one["fingerprint"] == whole
-
-
-def test_evaluation_and_prediction_see_every_row_once(two):
-    parts, batch = Parts(TERMS["per example"]), make_batch(21)
-    source = data.open_source({name: batch[name] for name in ("image", "label")})
-    setting = stage.Setting(None, None, ONE, 0, 16, lambda batch: batch, lambda batch: batch)
-    sums, (ids, logits) = parts.measure(ONE), stage.predict(setting, parts.teacher, parts.known, source)
-    for one in two:
-        for found, (ids_there, logits_there) in one["measured"].values():
-            assert_trees_close(found, sums, rtol=1e-5)
-            np.testing.assert_array_equal(ids_there, ids)
-            np.testing.assert_allclose(logits_there, logits, rtol=1e-5, atol=1e-6)
-
-
-def test_a_barrier_says_which_one_it_is_and_how_long_it_waited(two):
+        for name in TERMS:
+            for way in ("jit", "pmap", *(["model"] if name in FEW else [])):
+                assert_same(one[name, way], alone(name))
+        split_params_have_one_fingerprint(one)
+        without_the_gather_the_comparison_fails(one)
+        evaluation_and_prediction_see_every_row_once(one)
     said = two[0]["sentences"]["barrier"]
     assert "waited 0.5 s at the barrier 'the tea'" in said
     assert "missing: process 1" in said
     assert "run the same command again everywhere" in said
     assert "\n" not in said
+    said = two[1]["sentences"]["rows"]
+    assert "has 3 rows, which 2 devices cannot share evenly: choose a batch size that is a multiple of 4" in said
 
 
-def test_rows_are_counted_for_each_process(two):
-    assert (
-        "has 3 rows, which 2 devices cannot share evenly: choose a batch size that is a multiple of 4"
-        in (two[1]["sentences"]["rows"])
-    )
+def without_the_gather_the_comparison_fails(one):
+    """Negative control: two hundred times what a comparison allows."""
+    whole = float(Parts(TERMS["couples the batch"]).run(ONE, steps=1)[1]["loss"])
+    assert abs(float(one["control"]) - whole) > 1e-3 * abs(whole)
+
+
+def split_params_have_one_fingerprint(one):
+    assert one["shares"] == [0.25, 0.25, 1.0]
+    assert one["fingerprint"] == data.fingerprint_variables(Parts(TERMS["per example"]).known)
+
+
+def evaluation_and_prediction_see_every_row_once(one):
+    parts, batch = Parts(TERMS["per example"]), make_batch(21)
+    source = data.open_source({name: batch[name] for name in ("image", "label")})
+    setting = stage.Setting(None, None, ONE, 0, 16, lambda batch: batch, lambda batch: batch)
+    sums, (ids, logits) = parts.measure(ONE), stage.predict(setting, parts.teacher, parts.known, source)
+    for found, (ids_there, logits_there) in one["measured"].values():
+        assert_trees_close(found, sums, rtol=1e-5)
+        np.testing.assert_array_equal(ids_there, ids)
+        np.testing.assert_allclose(logits_there, logits, rtol=1e-5, atol=1e-6)
+
+
+def test_four_processes_equal_one_device(tmp_path):
+    for one in together(tmp_path, 4, FEW, ["jit"], more=False):
+        for name in FEW:
+            assert_same(one[name, "jit"], alone(name))
 
 
 # --- a whole experiment ---
