@@ -11,8 +11,11 @@ import jax.numpy as jnp
 from jaxkd.train import Step
 from jaxkd.types import Batch, Metrics, StepFn, TrainState, Variables
 
-Table: TypeAlias = Mapping[str, jax.Array]
-"""Fields of all rows of a source, on the device: name -> [N, ...]."""
+Table: TypeAlias = Mapping[str, Any]
+"""Fields of all rows of a source, on the device: name -> [N, ...], and under `BY_VIEW` name -> [N, V, ...]."""
+
+BY_VIEW = "by_view"
+"""Fields of a table that every view of an example has its own of."""
 
 ROW = "row"
 """Field of a batch with the numbers of its rows in a table."""
@@ -73,8 +76,9 @@ def from_table(step: Step) -> Step:
 
     def share(known: tuple[Variables, Table], batch: Batch) -> Any:
         teacher_variables, table = known
-        rest = {name: value for name, value in batch.items() if name != ROW}
-        rows = batch[ROW]
-        return step.share(teacher_variables, {**{name: values[rows] for name, values in table.items()}, **rest})
+        rows, rest = batch[ROW], {name: value for name, value in batch.items() if name != ROW}
+        fields = {name: values[rows] for name, values in table.items() if name != BY_VIEW}
+        of_views = {name: values[rows, batch["view"]] for name, values in table.get(BY_VIEW, {}).items()}
+        return step.share(teacher_variables, {**fields, **of_views, **rest})
 
     return Step(share, step.each)

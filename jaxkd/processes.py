@@ -136,6 +136,20 @@ def agree(choice: str, choices: Sequence[str]) -> str:
     return choices[int(multihost_utils.broadcast_one_to_all(np.int32(choices.index(choice))))]
 
 
+def any_of(flags: np.ndarray) -> np.ndarray:
+    """Where any process has a flag.
+
+    Args:
+      flags: Booleans [N] of this process, as many in all of them.
+
+    Returns:
+      Booleans [N], the same in all of them.
+    """
+    if jax.process_count() == 1:
+        return flags
+    return np.any(multihost_utils.process_allgather(flags), axis=0)
+
+
 def stop_agreed() -> bool:
     """Whether all processes are to stop after this step, since SIGTERM came to one of them.
 

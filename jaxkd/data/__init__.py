@@ -1,9 +1,18 @@
 """Data: sources of any kind, pipelines with random access, targets joined by example, and the digits."""
 
 from jaxkd.data.digits import prepare_digits
-from jaxkd.data.pipelines import HostBatch, bundles, eval_batches, prefetch, steps_per_epoch, train_batches
-from jaxkd.data.sources import Source, Spec, in_memory, open_source, statistics, table
-from jaxkd.data.targets import fingerprint_variables, with_targets, write_targets
+from jaxkd.data.fingerprints import fingerprint_variables
+from jaxkd.data.pipelines import (
+    HostBatch,
+    bundles,
+    chosen_batches,
+    eval_batches,
+    prefetch,
+    steps_per_epoch,
+    train_batches,
+)
+from jaxkd.data.sources import Source, Spec, in_memory, open_source, statistics, table, with_fields
+from jaxkd.data.targets import with_targets
 from jaxkd.data.text import SEPARATOR, VOCABULARY, Transform, encode_bytes
 
 __all__ = [
@@ -14,6 +23,7 @@ __all__ = [
     "Spec",
     "Transform",
     "bundles",
+    "chosen_batches",
     "encode_bytes",
     "eval_batches",
     "fingerprint_variables",
@@ -25,6 +35,6 @@ __all__ = [
     "steps_per_epoch",
     "table",
     "train_batches",
+    "with_fields",
     "with_targets",
-    "write_targets",
 ]

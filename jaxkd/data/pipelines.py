@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import contextvars
+import dataclasses
 import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -57,7 +58,7 @@ def train_batches(
 
     Returns:
       Dataset whose element k is a mapping of arrays [B / process_count, ...]: the source's fields and `view` int32, the
-      epoch, so that (seed, `id`, `view`) is the key of an example's augmentation.
+      epoch (modulo the source's `views`), so that (seed, `id`, `view`) is the key of an example's augmentation.
 
     Raises:
       ValueError: If the batch is larger than the source or cannot be divided by the processes, or the seed is no seed.
@@ -75,7 +76,7 @@ def train_batches(
     def read(k: int, step: int) -> HostBatch:
         epoch = k // steps
         rows = order(epoch)[step * batch_size : (step + 1) * batch_size]
-        return _read(source, rows[mine], transform, view=epoch)
+        return _read(source, rows[mine], transform, view=epoch % source.views if source.views else epoch)
 
     return grain.MapDataset.range(steps).repeat(None).map_with_index(read)
 
@@ -150,6 +151,28 @@ def eval_batches(
         return _read(source, np.minimum(rows, source.size - 1), transform, view=0, mask=rows < source.size)
 
     return grain.MapDataset.range(-(-source.size // batch_size)).map(read)
+
+
+def chosen_batches(
+    source: Source, batch_size: int, choices: Sequence[tuple[range, int]]
+) -> grain.MapDataset[HostBatch]:
+    """Batches of this process's own choice, as a cache is written from.
+
+    Args:
+      source: What to read.
+      batch_size: Rows of this process in a batch, b.
+      choices: Rows, at least one and at most b, and their view, for each batch.
+
+    Returns:
+      Dataset of arrays [b, ...]: the source's fields and `view`; where there are fewer rows the last is repeated.
+    """
+
+    def read(choice: tuple[range, int]) -> HostBatch:
+        rows, view = choice
+        numbers = np.minimum(rows.start + np.arange(batch_size), rows.stop - 1)
+        return _read(dataclasses.replace(source, targets=None), numbers, None, view=view)
+
+    return grain.MapDataset.source(choices).map(read)
 
 
 def prefetch(
@@ -251,7 +274,8 @@ def _read(
     """Reads rows, adds `view` and `mask`, transforms, and checks that a device can take the result."""
     measure = _MEASURE.get()
     with measure("read"):
-        batch: HostBatch = source.read(rows) | {"view": np.full(len(rows), view, np.int32)}
+        targets = source.targets(rows, view) if source.targets is not None else {}
+        batch: HostBatch = source.read(rows) | targets | {"view": np.full(len(rows), view, np.int32)}
     if mask is not None:
         batch = {**batch, "mask": mask}
     if transform is not None:

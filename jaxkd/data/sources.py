@@ -10,6 +10,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from jaxkd.dispatch import BY_VIEW
+
 Spec: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any]"
 """What names a source: a TFDS name, a prepared folder, npz:PATH, or a mapping of arrays."""
 
@@ -29,6 +31,9 @@ class Source:
         [B]; `id` int32 [B], the row number in the whole split whatever slice of it this is; and any further fields.
       start: The `id` of the first row.
       made_with: What joined targets depend on: the fingerprint of `with_targets`.
+      views: How many views of an example there are: epoch e shows view e % views; None for a new one in every epoch.
+      targets: (row numbers [B], view) -> fields that belong to one view of an example, such as a teacher's logits; the
+        pipelines add them. None if there are none.
     """
 
     name: str
@@ -38,6 +43,8 @@ class Source:
     read: Callable[[np.ndarray], dict[str, np.ndarray]]
     start: int = 0
     made_with: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    views: int | None = None
+    targets: Callable[[np.ndarray, int], dict[str, np.ndarray]] | None = None
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -102,34 +109,59 @@ def open_source(
     return tfds_source.from_name(text, split, data_dir, num_classes, size)
 
 
-def table(source: Source) -> tuple[dict[str, np.ndarray], Source]:
+def table(source: Source) -> tuple[dict[str, Any], Source]:
     """Splits a source into its fields, for the device, and row numbers, for the pipeline: `jaxkd.dispatch.from_table`.
 
     Args:
       source: A source that fits into the memory of a device.
 
     Returns:
-      Name -> array [size, ...] in the source's order, and a source with the same order of rows whose only field is
-      `row`, int32 numbers into those arrays.
+      Name -> array [size, ...] in the source's order, with its targets, if it has any, [size, views, ...] under
+      `dispatch.BY_VIEW`; and a source with the same order of rows whose only field is `row`, int32 numbers into those
+      arrays.
     """
-    chunks = list(_chunks(source, source.size))
-    fields = {field: np.concatenate([chunk[field] for chunk in chunks]) for field in chunks[0]}
-    return fields, dataclasses.replace(source, read=lambda rows: {"row": np.asarray(rows, np.int32)})
+    fields: dict[str, Any] = _fields(source)
+    if source.targets is not None:
+        rows = np.arange(source.size)
+        views = [source.targets(rows, view) for view in range(source.views or 1)]
+        fields[BY_VIEW] = {field: np.stack([view[field] for view in views], axis=1) for field in views[0]}
+    return fields, dataclasses.replace(source, read=lambda rows: {"row": np.asarray(rows, np.int32)}, targets=None)
 
 
 def in_memory(source: Source) -> Source:
     """Reads a source once and serves it from memory, for sets that fit and are read for many epochs.
 
     Args:
-      source: Any source.
+      source: Any source; its targets stay where they are.
 
     Returns:
       A source with the same rows, already decoded and checked.
     """
-    fields, _ = table(source)
+    return with_fields(dataclasses.replace(source, read=lambda rows: {}), **_fields(source))
+
+
+def with_fields(source: Source, **fields: np.ndarray) -> Source:
+    """Adds fields to a source, such as marks of examples.
+
+    Args:
+      source: The source.
+      **fields: Name -> array [size, ...] in the source's order.
+
+    Returns:
+      A source with the same rows.
+
+    Raises:
+      ValueError: If an array has another length, or the source has the field already.
+    """
+    have = source.read(np.zeros(1, np.int64))
+    for field, values in fields.items():
+        if len(values) != source.size:
+            raise ValueError(f"`{field}` has {len(values)} rows but {source.name} has {source.size}: give one each.")
+        if field in have:
+            raise ValueError(f"{source.name} already has the field `{field}`: give another name.")
 
     def read(rows: np.ndarray) -> dict[str, np.ndarray]:
-        return {field: values[rows] for field, values in fields.items()}
+        return source.read(rows) | {field: values[rows] for field, values in fields.items()}
 
     return dataclasses.replace(source, read=read)
 
@@ -163,6 +195,12 @@ def statistics(source: Source, limit: int = 10_000) -> tuple[np.ndarray, np.ndar
     std = np.sqrt(np.maximum(squares / count - np.square(total / count), 0))
     constant = std <= 1e-6 * np.abs(origin)
     return (origin + total / count).astype(np.float32), np.where(constant, 1.0, std).astype(np.float32)
+
+
+def _fields(source: Source) -> dict[str, np.ndarray]:
+    """All rows of each field."""
+    chunks = list(_chunks(source, source.size))
+    return {field: np.concatenate([chunk[field] for chunk in chunks]) for field in chunks[0]}
 
 
 def _chunks(source: Source, stop: int) -> Iterator[dict[str, np.ndarray]]:

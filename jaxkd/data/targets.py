@@ -1,167 +1,251 @@
-"""Targets computed once, such as a teacher's logits: written beside the data and joined to a source by `id`."""
+"""A teacher's targets, computed once for each view of each example and read for every student: the reading side."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
+import functools
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import jax
 import numpy as np
-from jax.typing import ArrayLike
 
-from jaxkd import processes
-from jaxkd.data.checks import RESERVED
+from jaxkd.data import fingerprints, shards
 from jaxkd.data.sources import Source
-from jaxkd.meshes import fetch
+from jaxkd.train import Prepare
 
-_FINGERPRINT = "fingerprint"
-_UNUSABLE = (*RESERVED, _FINGERPRINT, "file", "allow_pickle")  # the last two are parameters of np.savez
+FORMAT = 1
+_MANIFEST = "manifest.json"
+_IN_MEMORY = 1 << 30  # bytes of one view, up to which its shards are read whole
+_OPEN = 400  # shards, fewer than the files that a process may usually have open
 
 
-def write_targets(
-    path: str | os.PathLike[str],
-    ids: ArrayLike,
-    arrays: Mapping[str, ArrayLike],
-    fingerprint: Mapping[str, str],
-) -> None:
-    """Writes targets of examples to one .npz file, whole or not at all.
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a folder of targets holds, and what they were made with.
 
-    Of several processes the first writes, the others wait; all must see the same disk.
-
-    Args:
-      path: The file; its folder is made if it is missing.
-      ids: Integers [N], the examples' `id`, each once (leave out the padding of evaluation batches).
-      arrays: Field -> values [N, ...], for instance {"teacher_logits": [N, K]}; float16 halves the file.
-      fingerprint: What the targets depend on, for instance {"teacher": fingerprint_variables(...), "source": name}.
-
-    Raises:
-      ValueError: In one sentence, if ids repeat, rows differ in number, values are NaN, a name is reserved, or the file
-        cannot be written.
+    Attributes:
+      start: The first example's id.
+      size: Number of examples; their ids go up by one.
+      rows: Examples in a shard.
+      views: Views that are complete: 0..views-1.
+      fields: Name -> (dtype on disk, shape) of what each view of each example has.
+      made_with: What is compared word by word: the teacher and how it computed.
+      probe: What is compared as numbers: how some examples looked when they were prepared (`jaxkd.data.fingerprints`).
+      format: Version of the files.
     """
-    numbers = np.asarray(ids)
-    values = {field: np.asarray(array) for field, array in arrays.items()}
-    if len(np.unique(numbers)) != len(numbers):
-        raise ValueError(f"ids for {path} repeat: write each example once and leave out the rows whose mask is false.")
-    for field, array in values.items():
-        if field in _UNUSABLE:
-            raise ValueError(f"targets cannot be named {field!r}, which is taken: choose another name.")
-        if array.shape[:1] != numbers.shape:
-            raise ValueError(
-                f"targets `{field}` have shape {array.shape} but there are {len(numbers)} ids: give a row each."
-            )
-        # -inf is a masked class and allowed.
-        bad = np.isnan(array).any(axis=tuple(range(1, array.ndim))) if array.dtype.kind == "f" else np.zeros(0, bool)
-        if bad.any():
-            raise ValueError(
-                f"targets `{field}` of id {numbers[bad][0]} are NaN ({bad.sum()} rows are): mend what computed them."
-            )
-    entries: dict[str, Any] = {"id": numbers, _FINGERPRINT: np.array(json.dumps(dict(fingerprint))), **values}
-    if processes.is_first():
-        with _whole_file(Path(path)) as file:
-            np.savez(file, **entries)
-    processes.barrier(f"targets in {path}")
+
+    start: int
+    size: int
+    rows: int
+    views: int
+    fields: Mapping[str, tuple[str, tuple[int, ...]]]
+    made_with: Mapping[str, str]
+    probe: Mapping[str, Any]
+    format: int = FORMAT
+
+    @property
+    def record(self) -> np.dtype[Any]:
+        """A record: the key, then the fields."""
+        fields = [(name, dtype, tuple(shape)) for name, (dtype, shape) in self.fields.items()]
+        return np.dtype([("id", "<i4"), ("view", "<i4"), *fields])
+
+    def shards(self, views: int) -> list[tuple[int, range]]:
+        """View and rows of every shard of some views."""
+        return [
+            (view, range(first, min(first + self.rows, self.size)))
+            for view in range(views)
+            for first in range(0, self.size, self.rows)
+        ]
 
 
-def with_targets(source: Source, path: str | os.PathLike[str], *, fingerprint: Mapping[str, str]) -> Source:
-    """Joins targets to a source by `id`, so that its batches carry them.
+def stem(view: int, first: int) -> str:
+    """Name of the shard of a view that begins with a row, without checksum and ending."""
+    return f"view{view:05d}-row{first:09d}"
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a folder.
 
     Args:
-      source: What the targets were computed on.
-      path: File from `write_targets`; it is held in memory.
-      fingerprint: The same entries that the targets were written with.
+      folder: The folder.
 
     Returns:
-      A source with the fields of the file added.
+      The manifest, or None if there is none yet.
 
     Raises:
-      ValueError: In one sentence, if the file cannot be read, the fingerprint differs, ids are missing, or a field
-        exists already.
+      ValueError: If it is torn, or of a format that this version does not know.
     """
-    targets = _load(path)
-    written = json.loads(str(targets.pop(_FINGERPRINT)))
-    for key in sorted({*written, *fingerprint}):
-        if written.get(key) != fingerprint.get(key):
-            raise ValueError(
-                f"the targets in {path} were made with {key} = {written.get(key)}, not {fingerprint.get(key)}: "
-                "write them again, or use what they were made with."
-            )
-    ids = targets.pop("id")
-    order = np.argsort(ids)
-    places = np.searchsorted(ids, source.ids, sorter=order)
-    rows = order[np.minimum(places, len(ids) - 1)] if len(ids) else np.zeros(0, np.int64)
-    missing = np.flatnonzero(ids[rows] != source.ids) if len(ids) else np.arange(source.size)
-    if missing.size:
-        raise ValueError(
-            f"the targets in {path} lack {missing.size} of the {source.size} rows of {source.name}, first id "
-            f"{source.ids[missing[0]]}: write them for the whole split."
-        )
-    if twice := sorted(set(targets) & set(source.read(np.zeros(1, np.int64)))):
-        raise ValueError(f"{source.name} already has the field `{twice[0]}`: write the targets under another name.")
-
-    def read(numbers: np.ndarray) -> dict[str, np.ndarray]:
-        chosen = rows[np.asarray(numbers)]
-        return source.read(numbers) | {field: array[chosen] for field, array in targets.items()}
-
-    return dataclasses.replace(source, read=read, made_with={**source.made_with, **written})
-
-
-def fingerprint_variables(tree: Any) -> str:
-    """SHA-256 over the names, shapes, dtypes and bytes of all arrays in a tree.
-
-    Args:
-      tree: Pytree of arrays, typed PRNG keys or numbers.
-
-    Returns:
-      64 hexadecimal digits: equal trees have equal ones, on any machine.
-    """
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        is_key = isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        array = fetch(jax.random.key_data(leaf) if is_key else leaf)
-        header = (jax.tree_util.keystr(path), str(leaf.dtype if is_key else array.dtype), array.shape)
-        digest.update(repr(header).encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes its name only when it is complete."""
+    path = folder / _MANIFEST
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as file:
-            try:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    try:
+        found = Manifest(**json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is no manifest of targets: delete its folder and write them again.") from error
+    if found.format != FORMAT:
+        raise ValueError(f"{path} has format {found.format}, but this version reads {FORMAT}: write them again.")
+    return found
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes the manifest of a folder, whole or not at all.
+
+    Args:
+      folder: The folder; made if it is missing.
+      manifest: What it holds.
+
+    Raises:
+      ValueError: If it cannot be written.
+    """
+    part = folder / f"{_MANIFEST}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with part.open("w", encoding="utf-8") as file:
+            json.dump(dataclasses.asdict(manifest), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, folder / _MANIFEST)
     except OSError as error:
         raise ValueError(
-            f"{path} cannot be written ({error.strerror or error}): see that its folder can be written and has room."
+            f"{folder / _MANIFEST} cannot be written ({error.strerror or error}): see that its folder can be "
+            "written and has room."
         ) from error
 
 
-def _load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The arrays of a file of targets."""
-    try:
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            loaded = {key: file[key] for key in file.files}
-    except FileNotFoundError:
-        raise ValueError(f"there are no targets in {path}: write them first with write_targets.") from None
-    except Exception as error:  # torn files fail in many ways
+def check_same(
+    folder: Path, manifest: Manifest, made_with: Mapping[str, str], source: Source, prepare: Prepare
+) -> None:
+    """Raises a sentence that names the difference unless targets belong to a teacher, a source and a preparation.
+
+    Args:
+      folder: Where the targets are.
+      manifest: What is there.
+      made_with: The teacher's fingerprint and how it computes.
+      source: What is learnt from; a slice of what the targets were made of will do.
+      prepare: What the student's batches go through.
+
+    Raises:
+      ValueError: If something differs.
+    """
+    for key in sorted({*manifest.made_with, *made_with}):
+        if manifest.made_with.get(key) != made_with.get(key):
+            raise ValueError(
+                f"the targets in {folder} were made with {key} = {manifest.made_with.get(key)}, not "
+                f"{made_with.get(key)}: write them elsewhere, or use what they were made with."
+            )
+    first, stop = manifest.start, manifest.start + manifest.size
+    if source.start < first or source.start + source.size > stop:
         raise ValueError(
-            f"the targets in {path} cannot be read ({error}): delete the file and write them again."
-        ) from error
-    if not {"id", _FINGERPRINT} <= set(loaded):
-        raise ValueError(f"{path} holds no targets, it lacks `id` or a fingerprint: write them with write_targets.")
-    return loaded
+            f"the targets in {folder} are of the examples {first}..{stop - 1}, but {source.name} has "
+            f"{source.start}..{source.start + source.size - 1}: write them for the whole split."
+        )
+    ids = np.asarray(manifest.probe["id"])
+    inside = (ids >= source.start) & (ids < source.start + source.size)
+    if not inside.any():
+        raise ValueError(
+            f"{source.name} is too small a part of the targets in {folder} to be compared: take more of it."
+        )
+    _check_probe(folder, manifest, source, fingerprints.look(source, prepare, ids[inside]), inside)
+
+
+def _check_probe(folder: Path, manifest: Manifest, source: Source, now: Mapping[str, Any], inside: np.ndarray) -> None:
+    """Compares how examples look with how they looked."""
+    then = {field: np.asarray(numbers)[:, inside] for field, numbers in manifest.probe["seen"].items()}
+    for field, (view, place) in fingerprints.differences(then, now).items():
+        example = np.asarray(manifest.probe["id"])[inside][place]
+        raise ValueError(
+            f"the targets in {folder} were made with another preparation: `{field}` of example {example} in view "
+            f"{view} differs from {source.name}'s now; give the same data, normalisation, augmentation and seed, or "
+            "write them elsewhere."
+        )
+
+
+def with_targets(
+    source: Source,
+    path: str | os.PathLike[str],
+    *,
+    made_with: Mapping[str, str],
+    prepare: Prepare,
+    views: int | None = None,
+) -> Source:
+    """Joins targets to a source by `id` and `view`, so that its training batches carry them.
+
+    They are read in the pipeline's threads, beside the training, and each shard's checksum is compared before its
+    first use. Shards are held in memory while a view takes up to 1 GiB.
+
+    Args:
+      source: What the targets were computed on, or a slice of it.
+      path: Folder from `jaxkd.caching.write_targets`.
+      made_with: The same entries that the targets were written with.
+      prepare: What the student's batches go through on the device.
+      views: How many views are used; all there are by default.
+
+    Returns:
+      A source with the fields of the targets added, and as many views.
+
+    Raises:
+      ValueError: In one sentence that names the difference, if the folder holds no targets, or those of another
+        teacher, preparation or source, or not all the views, or a field exists already; by the returned source, if a
+        file is broken.
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise ValueError(f"there are no targets in {folder}: write them first with jaxkd.caching.write_targets.")
+    check_same(folder, manifest, made_with, source, prepare)
+    views = views or manifest.views or 1
+    if views > manifest.views:
+        raise _without_view(folder, manifest, views - 1)
+    if twice := sorted(set(manifest.fields) & set(source.read(np.zeros(1, np.int64)))):
+        raise ValueError(f"{source.name} already has the field `{twice[0]}`: leave it out, or the targets.")
+    made = {**source.made_with, **manifest.made_with, "views": str(views)}
+    read = _reader(folder, manifest, source.start - manifest.start)
+    return dataclasses.replace(source, made_with=made, views=views, targets=read)
+
+
+def _reader(folder: Path, manifest: Manifest, offset: int) -> Callable[[np.ndarray, int], dict[str, np.ndarray]]:
+    """What `Source.targets` is: it finds each row's shard and keeps those open that were used last."""
+    files, record, lock = shards.find(folder), manifest.record, threading.Lock()
+    whole = manifest.size * record.itemsize <= _IN_MEMORY
+
+    @functools.lru_cache(maxsize=max(2 * -(-manifest.size // manifest.rows), 2) if whole else _OPEN)
+    def opened(view: int, first: int) -> Callable[[np.ndarray], np.ndarray]:
+        name = stem(view, first)
+        if name not in files:
+            raise ValueError(f"{folder / name}{shards.ENDING} is missing: start what wrote the targets again.")
+        shard = shards.Shard(files[name], record, min(manifest.rows, manifest.size - first))
+        return shard.read_all().__getitem__ if whole else shard.read
+
+    def read(rows: np.ndarray, view: int) -> dict[str, np.ndarray]:
+        if not 0 <= view < manifest.views:
+            raise _without_view(folder, manifest, view)
+        places = np.asarray(rows) + offset
+        found = np.empty(len(places), record)
+        for number in np.unique(places // manifest.rows):
+            here, first = places // manifest.rows == number, int(number) * manifest.rows
+            with lock:
+                take = opened(view, first)
+            found[here] = take(places[here] - first)
+        if not (np.array_equal(found["id"], places + manifest.start) and np.all(found["view"] == view)):
+            raise ValueError(f"targets of view {view} in {folder} belong to other examples: write them again.")
+        fields = {name: np.ascontiguousarray(found[name]) for name in manifest.fields}
+        return {
+            name: values.astype(np.int32) if values.dtype.kind == "u" else values for name, values in fields.items()
+        }
+
+    return read
+
+
+def _without_view(folder: Path, manifest: Manifest, view: int) -> ValueError:
+    """The error for a view that was not written."""
+    have = f"views 0..{manifest.views - 1}" if manifest.views else "no whole view"
+    return ValueError(
+        f"the targets in {folder} have no view {view}, they hold {have}: write more of them, or train with --views "
+        f"{max(1, manifest.views)}."
+    )

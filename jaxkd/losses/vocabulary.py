@@ -77,7 +77,12 @@ def topk_kl_both_renorm(
 
 
 def topk_kl_tail_bucket(
-    student_logits: ArrayLike, teacher_ids: ArrayLike, teacher_logprobs: ArrayLike, *, temperature: ArrayLike = 1.0
+    student_logits: ArrayLike,
+    teacher_ids: ArrayLike,
+    teacher_logprobs: ArrayLike,
+    teacher_tail: ArrayLike | None = None,
+    *,
+    temperature: ArrayLike = 1.0,
 ) -> jax.Array:
     """Top-k KL over K + 1 outcomes: the kept tokens, and one bucket for all the others.
 
@@ -92,6 +97,7 @@ def topk_kl_tail_bucket(
       student_logits: [..., V] floating.
       teacher_ids: [..., K] integers in 0..V-1, distinct.
       teacher_logprobs: [..., K] floating, l, log-probabilities at T = 1 over the whole vocabulary.
+      teacher_tail: [...] floating, l_tail where it is known better than the complement of rounded l gives it.
       temperature: T > 0, a scalar or an array over leading axes.
 
     Returns:
@@ -105,7 +111,8 @@ def topk_kl_tail_bucket(
     """
     s, ids, kept = _top_k(student_logits, teacher_ids, teacher_logprobs)
     log_q = numerics.log_softmax(s, temperature)
-    log_p = numerics.log_softmax(jnp.concatenate([kept, _log_complement(kept)], axis=-1), temperature)
+    tail = _log_complement(kept) if teacher_tail is None else _tail(teacher_tail, kept)
+    log_p = numerics.log_softmax(jnp.concatenate([kept, tail], axis=-1), temperature)
     rest = jnp.put_along_axis(log_q, ids, -jnp.inf, axis=-1, inplace=False)
     log_q = jnp.concatenate([jnp.take_along_axis(log_q, ids, axis=-1), _log_sum(rest)], axis=-1)
     divergence = numerics.kl_divergence(_floor_tail(log_p), _floor_tail(log_q))
@@ -319,6 +326,16 @@ def _log_complement(log_p: jax.Array) -> jax.Array:
     """log(1 - sum exp) over the last axis, kept; -inf without a gradient where nothing is left."""
     left = 1 - jnp.sum(jnp.exp(log_p), axis=-1, keepdims=True)
     return jnp.where(left > 0, jnp.log(jnp.where(left > 0, left, 1)), -jnp.inf)
+
+
+def _tail(log_p: ArrayLike, kept: jax.Array) -> jax.Array:
+    """A given tail with an axis beside the kept tokens."""
+    if jnp.shape(log_p) != kept.shape[:-1]:
+        raise ValueError(
+            f"the teacher's tail has shape {jnp.shape(log_p)}, expected {kept.shape[:-1]}: give the logarithm of one "
+            "mass for each row of kept tokens."
+        )
+    return jnp.asarray(log_p, kept.dtype)[..., None]
 
 
 def _floor_tail(log_p: jax.Array) -> jax.Array:

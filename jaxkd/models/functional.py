@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxkd import numerics
+from jaxkd.models.top_k import KEPT, spread_tail
 from jaxkd.types import Batch, Model, Outputs, PyTree, Variables
 
 # How libraries call the flag that separates training from evaluation, and what it is while training.
@@ -297,12 +298,13 @@ def join(*members: Variables) -> Variables:
     )
 
 
-def cached(*, logits: str = "teacher_logits", features: Sequence[str] = ()) -> Model:
+def cached(*, logits: str = "teacher_logits", features: Sequence[str] = (), num_classes: int | None = None) -> Model:
     """A teacher whose outputs were written earlier and are read from the batch; it has no variables.
 
     Args:
       logits: Field of the batch that holds the logits [B, ..., K].
       features: Fields that are features, under the same names.
+      num_classes: K, where the batch holds the top k (`KEPT`) in place of the logits: outputs are then `top_k`'s.
 
     Returns:
       A model; `Variables({}, {})` are its variables.
@@ -315,8 +317,11 @@ def cached(*, logits: str = "teacher_logits", features: Sequence[str] = ()) -> M
         return Variables({}, {})
 
     def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
-        read = _inputs(batch, (logits, *features), "`logits=` and `features=`")
-        return Outputs(read[0], dict(zip(features, read[1:], strict=True))), variables.state
+        names = (*features, *((logits,) if num_classes is None else KEPT))
+        read = dict(zip(names, _inputs(batch, names, "`logits=` and `features=`"), strict=True))
+        return Outputs(
+            read.pop(logits) if num_classes is None else spread_tail(read, num_classes), read
+        ), variables.state
 
     return Model(init, apply)
 

@@ -1,0 +1,162 @@
+"""ArrayRecord files of fixed-size records that appear whole or not at all, under a name that holds their checksum."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+ENDING = ".array_record"
+_PART = ".part"
+_NAME = re.compile(rf"(?P<stem>.+)-(?P<checksum>[0-9a-f]{{8}}){re.escape(ENDING)}")
+_PIECE = 1 << 20
+
+
+@contextlib.contextmanager
+def writing(folder: Path, stem: str) -> Iterator[Callable[[np.ndarray], None]]:
+    """Writes one shard; it takes its name when the body ends, and leaves nothing if the body fails.
+
+    Args:
+      folder: Where it goes.
+      stem: Its name without checksum and ending.
+
+    Returns:
+      Context of a function that appends records, a structured array [N].
+
+    Raises:
+      ValueError: In one sentence, if it cannot be written.
+    """
+    part = folder / f"{stem}{_PART}"
+    try:
+        writer = ArrayRecordWriter(os.fspath(part), "group_size:1,uncompressed")
+
+        def append(records: np.ndarray) -> None:
+            for record in records:
+                writer.write(record.tobytes())
+
+        yield append
+        writer.close()
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, folder / f"{stem}-{_checksum(part):08x}{ENDING}")
+    except (OSError, RuntimeError) as error:  # the latter is ArrayRecord's
+        raise ValueError(
+            f"{part.with_suffix(ENDING)} cannot be written ({_reason(error)}): see that its folder can be written and "
+            "has room, then start again to go on."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):  # a failure above is the one to report
+            part.unlink(missing_ok=True)
+
+
+def find(folder: Path) -> dict[str, Path]:
+    """The shards in a folder.
+
+    Args:
+      folder: The folder.
+
+    Returns:
+      Stem -> file.
+    """
+    matches = ((path, _NAME.fullmatch(path.name)) for path in sorted(folder.iterdir()))
+    return {match["stem"]: path for path, match in matches if match}
+
+
+def clear_parts(folder: Path) -> None:
+    """Deletes what a killed writer has left.
+
+    Args:
+      folder: The folder, in which nobody is writing.
+    """
+    for path in folder.glob(f"*{_PART}"):
+        path.unlink()
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a shard's bytes have the checksum in its name.
+
+    Args:
+      path: The file.
+
+    Returns:
+      False if a byte differs or is missing.
+    """
+    match = _NAME.fullmatch(path.name)
+    return match is not None and int(match["checksum"], 16) == _checksum(path)
+
+
+class Shard:
+    """A shard that was checked once and is read at random; threads may share it.
+
+    Args:
+      path: The file.
+      record: Type of its records, whose fields are in the order in which they were written.
+      count: Number of its records.
+
+    Raises:
+      ValueError: In one sentence that names the file, if it is gone, a byte differs or it holds something else.
+    """
+
+    def __init__(self, path: Path, record: np.dtype[Any], count: int) -> None:
+        self._path, self._record = path, record
+        try:
+            if not is_whole(path):
+                raise self._broken("its bytes do not have the checksum in its name")
+            options = "readahead_buffer_size:0,max_parallelism:0"
+            self._reader = ArrayRecordReader(os.fspath(path), options, file_reader_buffer_size=1 << 15)
+        except OSError as error:
+            raise self._broken(_reason(error)) from error
+        if self._reader.num_records() != count:
+            raise self._broken(f"it holds {self._reader.num_records()} records, not {count}")
+
+    def read(self, places: np.ndarray) -> np.ndarray:
+        """Records at places.
+
+        Args:
+          places: Numbers [N] of records.
+
+        Returns:
+          Structured array [N].
+
+        Raises:
+          ValueError: If a record cannot be read.
+        """
+        return self._decode(self._reader.read, places.tolist())
+
+    def read_all(self) -> np.ndarray:
+        """All records in order, as a structured array.
+
+        Raises:
+          ValueError: If a record cannot be read.
+        """
+        return self._decode(self._reader.read_all)
+
+    def _decode(self, read: Callable[..., list[bytes]], *arguments: Any) -> np.ndarray:
+        try:
+            return np.frombuffer(b"".join(read(*arguments)), self._record)
+        except (RuntimeError, ValueError) as error:
+            raise self._broken(_reason(error)) from error
+
+    def _broken(self, why: str) -> ValueError:
+        return ValueError(f"{self._path} cannot be read ({why}): start what wrote it again, it is then written anew.")
+
+
+def _checksum(path: Path) -> int:
+    """CRC-32 of a file."""
+    checksum = 0
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            checksum = zlib.crc32(piece, checksum)
+    return checksum
+
+
+def _reason(error: Exception) -> str:
+    """What the system says, or the first line of what a library says."""
+    return getattr(error, "strerror", None) or str(error).splitlines()[0]

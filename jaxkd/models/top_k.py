@@ -1,0 +1,79 @@
+"""A teacher's outputs cut down to the top k classes and the mass of the others, live as in a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxkd import numerics
+from jaxkd.types import Batch, Model, Outputs, PyTree, Variables
+
+KEPT = ("top_ids", "top_logprobs", "top_tail")
+"""Names of the reduced outputs, as features of a teacher and as fields of a batch."""
+
+
+def keep_top_k(logits: ArrayLike, k: int) -> dict[str, jax.Array]:
+    """The k likeliest classes, their log-probabilities over all classes, and the exact mass of the others.
+
+    l = log softmax(z),  tail = log sum_{i not kept} exp l_i, summed over the classes themselves, not as a complement
+
+    Args:
+      logits: [..., K] floating.
+      k: How many are kept, 1..K.
+
+    Returns:
+      `top_ids` int32 [..., k], `top_logprobs` [..., k] in descending order and `top_tail` [...], -inf if k = K, in at
+      least float32: what `losses.topk_kl_tail_bucket` takes.
+
+    Raises:
+      ValueError: If there are fewer than k classes.
+    """
+    (z,) = numerics.promote(logits)
+    if not 1 <= k <= z.shape[-1]:
+        raise ValueError(f"the top {k} of {z.shape[-1]} classes were asked for: give 1..{z.shape[-1]}.")
+    log_p = numerics.log_softmax(z)
+    kept, ids = jax.lax.top_k(log_p, k)
+    others = jnp.put_along_axis(log_p, ids, -jnp.inf, axis=-1, inplace=False)
+    return dict(zip(KEPT, (ids, kept, jax.nn.logsumexp(others, axis=-1)), strict=True))
+
+
+def spread_tail(kept: Mapping[str, ArrayLike], num_classes: int) -> jax.Array:
+    """Logits of all classes in which those that were not kept share the tail's mass alike.
+
+    Args:
+      kept: What `keep_top_k` gives; the log-probabilities may have been rounded.
+      num_classes: K.
+
+    Returns:
+      [..., K], at least float32: log-probabilities, but for rounding.
+    """
+    ids, (logprobs, tail) = jnp.asarray(kept["top_ids"]), numerics.promote(kept["top_logprobs"], kept["top_tail"])
+    others = max(1, num_classes - ids.shape[-1])
+    share = jnp.broadcast_to((tail - jnp.log(jnp.asarray(others, tail.dtype)))[..., None], (*tail.shape, num_classes))
+    return jnp.put_along_axis(share, ids, logprobs, axis=-1, inplace=False)
+
+
+def top_k(model: Model, k: int) -> Model:
+    """The same model, of whose logits only the top k and the mass of the others are left, in float32.
+
+    A cache holds the same with l rounded to float16, which changes each by at most 2^-11 |l| + 2^-25.
+
+    Args:
+      model: A teacher.
+      k: How many classes are kept, 1..K.
+
+    Returns:
+      A model with the same variables, whose logits are those of `spread_tail`, and whose features hold the reduced
+      outputs under their names as well.
+    """
+
+    def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
+        outputs, state = model.apply(variables, batch, key, train)
+        kept = keep_top_k(outputs.logits, k)
+        logits = spread_tail(kept, outputs.logits.shape[-1])
+        return Outputs(logits, {**outputs.features, **kept}, outputs.head), state
+
+    return Model(model.init, apply)
