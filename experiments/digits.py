@@ -17,9 +17,10 @@ import numpy as np
 import optax
 
 from jaxkd import augment, data, losses, metrics, models, objectives, processes, report
+from jaxkd.caching import cached_teacher
 from jaxkd.cli import check_positive
 from jaxkd.log import read_metrics
-from jaxkd.stage import Measure, Setting, launch, predict, train_stage, variables_of
+from jaxkd.stage import Measure, Setting, launch, train_stage, variables_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +71,8 @@ def procedure(config, run, logger, plan) -> None:
     beside = Measure(setting, small, metrics.DISTILLATION, stacked=True, teacher=big, teacher_variables=teacher)
 
     # 2. Its soft labels, and which examples have a label.
-    ids, logits = predict(setting, big, teacher, full)
-    made_by = {"teacher": data.fingerprint_variables(teacher), "labels": str(config.labels)}
-    soft = {"teacher_logits": logits, "labelled": np.isin(ids, few.ids)}
-    data.write_targets(run.path / "soft_labels.npz", ids, soft, made_by)
-    soft_labels = data.with_targets(full, run.path / "soft_labels.npz", fingerprint=made_by)
+    marked = data.with_fields(full, labelled=np.isin(full.ids, few.ids))
+    soft_labels, reader, nothing = cached_teacher(setting, marked, big, teacher, views=1)
 
     # 3. Students: alone on the labels they have, alone on all labels, distilled, distilled and fine-tuned.
     students = functools.partial(train, model=small, measure=beside, rate=config.learning_rate)
@@ -87,7 +85,7 @@ def procedure(config, run, logger, plan) -> None:
         "student alone": students("alone", few, term=on_labels, steps=config.alone_steps),
         "student alone, all labels": students("alone-all", full, term=on_labels, steps=config.distill_steps),
         "distilled": (distilled := students("distilled", soft_labels, term=both, steps=config.distill_steps,
-                                            teacher=models.cached())),
+                                            teacher=reader, teacher_variables=nothing)),
         "distilled + fine-tuned": students("fine-tuned", few, term=on_labels, steps=config.finetune_steps,
                                            rate=config.learning_rate / 30, start=variables_of(distilled)),
     }  # fmt: skip

@@ -17,6 +17,7 @@ import optax
 import tyro
 
 from jaxkd import augment, data, losses, metrics, models, objectives, parallel, processes, report, students
+from jaxkd.caching import Keep, cached_teacher
 from jaxkd.cli import check_positive, parse_grid
 from jaxkd.log import read_metrics
 from jaxkd.stage import Measure, Setting, Training, launch, train_stage, variables_of
@@ -24,11 +25,9 @@ from jaxkd.stage import Measure, Setting, Training, launch, train_stage, variabl
 NETWORKS = {
     "mlp": lambda classes: models.mlp(classes, hidden=(128,)),
     "convnet": functools.partial(models.convnet, axis_name=parallel.DATA),
-    **{
-        f"resnet{d}": functools.partial(models.resnet, depth=d, axis_name=parallel.DATA)
-        for d in (8, 14, 20, 32, 44, 56, 110)
-    },
-}
+    **{f"resnet{d}": functools.partial(models.resnet, depth=d, axis_name=parallel.DATA)
+       for d in (8, 14, 20, 32, 44, 56, 110)},
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +52,8 @@ class Config:
     grid: tuple[str, ...] = ()  # distilled students to compare, such as temperature=1,2,4 learning_rate=0.05,0.1
     crop: int = 0  # padding of the random crop, in pixels
     flip: bool = False  # flip images left to right at random
+    cache: Keep = "none"  # compute the teacher's logits once: the "full" ones, or the top so many classes
+    views: int | None = None  # views of an image that distilled students see; a new one every epoch if None
     training: Annotated[Training, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Training)
     seed: int = 0  # of everything
     wandb: bool = False  # log to Weights & Biases as well
@@ -86,9 +87,9 @@ def procedure(config, run, logger, plan) -> None:
         sgd = optax.sgd(schedule, momentum=0.9)
         return make_term(given), optax.chain(optax.add_decayed_weights(given.weight_decay), sgd)
 
-    def train(name, model, measure, make_term, points=None, **options):
+    def train(name, model, measure, make_term, points=None, source=full, **options):
         make = functools.partial(objective, make_term)
-        state = train_stage(setting, name, full, student=model, objective=make() if points is None else make,
+        state = train_stage(setting, name, source, student=model, objective=make() if points is None else make,
                             points=points, steps=config.epochs * epoch, key=jax.random.key(config.seed),
                             validation=(measure, validation), every=epoch, **options)  # fmt: skip
         found, variables = metrics.values(measure(state, test)), variables_of(state)
@@ -99,17 +100,16 @@ def procedure(config, run, logger, plan) -> None:
 
     def both(given):
         kd = objectives.from_logits(losses.kd, temperature=given.temperature)
-        return objectives.weighted(label=(given.alpha, on_labels(given)), kd=(1 - given.alpha, kd))
+        return objectives.weighted(label=(given.alpha, on_labels), kd=(1 - given.alpha, kd))
 
-    def on_labels(given):
-        return objectives.from_labels(losses.cross_entropy)
-
-    names = {big: config.teacher, small: config.student}
-    teacher = train("teacher", big, Measure(setting, big, metrics.CLASSIFICATION), on_labels)
+    on_labels, names = objectives.from_labels(losses.cross_entropy), {big: config.teacher, small: config.student}
+    teacher = train("teacher", big, Measure(setting, big, metrics.CLASSIFICATION), lambda given: on_labels)
     measure = Measure(setting, small, metrics.DISTILLATION, stacked=True, teacher=big, teacher_variables=teacher)
-    train("alone", small, measure, on_labels, students.grid(seed=range(config.seeds)))
+    train("alone", small, measure, lambda given: on_labels, students.grid(seed=range(config.seeds)))
     points = students.grid(**parse_grid(config.grid, SWEPT), seed=range(config.seeds))
-    train("distilled", small, measure, both, points, teacher=big, teacher_variables=teacher)
+    views, keep = config.views or config.epochs, config.cache
+    seen, read, known = cached_teacher(setting, full, big, teacher, views=views, keep=keep)
+    train("distilled", small, measure, both, points, source=seen, teacher=read, teacher_variables=known)
     if processes.is_first():
         report.show(report.table(rows, COLUMNS, title=f"{test.name}: {len(test):,} images, {config.seeds} seed(s)"))
         run.finish({"table": rows, "validation": report.last_and_best(read_metrics(run.path))})

@@ -10,7 +10,7 @@ import itertools
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,9 @@ from jaxkd.types import Batch, Model, Variables
 
 _AHEAD = 2  # batches that are computed while the results of another are fetched and written
 
+Keep: TypeAlias = Literal["none", "full"] | int
+"""What is kept of a teacher's logits: nothing, all, or the top so many."""
+
 Shard: TypeAlias = tuple[int, range]
 """View and rows."""
 
@@ -37,15 +40,15 @@ def cached_teacher(
     variables: Variables,
     *,
     views: int,
-    top_k: int | None = None,
+    keep: Keep = "full",
     features: Sequence[str] = (),
     path: str | os.PathLike[str] | None = None,
     made_with: Mapping[str, str] | None = None,
 ) -> tuple[data.Source, Model, Variables]:
-    """A teacher whose outputs are computed once and then read beside the data: what `train_stage` takes for a live one.
+    """A teacher whose outputs are computed once and then read beside the data, to give to `train_stage`.
 
     With full logits a training has the bits of one with the live teacher, as far as the device computes a network
-    alike in a program of its own. With `top_k` it is that of `models.top_k(model, top_k)`, but for log-probabilities l
+    alike in a program of its own. With the top k it is that of `models.top_k(model, k)`, but for log-probabilities l
     that are rounded by at most 2^-11 |l| + 2^-25; the mass of the other classes is exact in float32.
 
     Args:
@@ -54,18 +57,20 @@ def cached_teacher(
       model: The teacher.
       variables: Its variables.
       views: How many views of each example there are: the number of epochs, or fewer that come again and again.
-      top_k: How many classes are kept; all of them, in float32, if None.
+      keep: "full" for all logits in float32, k for the top k classes, "none" for the live teacher with these views.
       features: Names of features that are kept too, in the teacher's precision.
       path: Folder of the targets, written if they are not all there; `targets` in the run's folder if None.
       made_with: Further entries of the fingerprint.
 
     Returns:
-      The source with the targets, the model that reads them, and its variables, of which there are none.
+      The source with its views and targets, the model that reads them, and its variables, of which there are none.
 
     Raises:
       ValueError: Whatever `write_targets` and `data.with_targets` say.
     """
-    folder = setting.run.path / "targets" if path is None else Path(path)
+    if keep == "none":
+        return dataclasses.replace(source, views=views), model, variables
+    folder, top_k = setting.run.path / "targets" if path is None else Path(path), None if keep == "full" else keep
     taught, held = setting.training.teacher(model, variables)
     print_ = {"teacher": data.fingerprint_variables(variables), "precision": setting.training.precision}
     print_ |= {"teacher_weights": setting.training.teacher_weights, **(made_with or {})}

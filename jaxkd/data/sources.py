@@ -46,6 +46,10 @@ class Source:
     views: int | None = None
     targets: Callable[[np.ndarray, int], dict[str, np.ndarray]] | None = None
 
+    def __post_init__(self) -> None:
+        if self.views is not None and self.views < 1:
+            raise ValueError(f"views is {self.views}: give at least 1, or None for a new view in every epoch.")
+
     def __len__(self) -> int:
         """Number of rows."""
         return self.size

@@ -246,6 +246,6 @@ def _without_view(folder: Path, manifest: Manifest, view: int) -> ValueError:
     """The error for a view that was not written."""
     have = f"views 0..{manifest.views - 1}" if manifest.views else "no whole view"
     return ValueError(
-        f"the targets in {folder} have no view {view}, they hold {have}: write more of them, or train with --views "
-        f"{max(1, manifest.views)}."
+        f"the targets in {folder} have no view {view}, they hold {have}: write more of them, or train with "
+        f"{max(1, manifest.views)} views."
     )

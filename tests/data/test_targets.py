@@ -1,138 +1,200 @@
-"""Targets: written whole, joined by id, refused when they belong to something else."""
+"""Targets: joined by id and view, and refused with the difference when they belong to something else."""
 
-import errno
+import dataclasses
+import json
 import os
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd.data import eval_batches, fingerprint_variables, open_source, with_targets, write_targets
+from jaxkd import augment, dispatch, parallel, train
+from jaxkd.caching import write_targets
+from jaxkd.data import eval_batches, in_memory, open_source, prefetch, table, targets, train_batches, with_fields
+from jaxkd.data import with_targets as join
+from jaxkd.types import Model, Outputs, Variables
 
-SIZE = 20
-SOURCE = open_source({"image": np.zeros((SIZE, 2, 2, 1), np.uint8), "label": np.arange(SIZE) % 4})
-LOGITS = np.random.default_rng(0).normal(size=(SIZE, 4)).astype(np.float32)
-PRINT = {"teacher": "abc", "source": "arrays"}
+SIZE, VIEWS = 40, 3
+ARRAYS = {
+    "image": np.random.default_rng(0).integers(0, 256, (SIZE, 3, 3, 1), dtype=np.uint8),
+    "label": np.arange(SIZE) % 4,
+}
+SOURCE = open_source(ARRAYS)
+MADE = {"teacher": "abc", "precision": "float32"}
+EMPTY = Variables({}, {})
+
+
+def prepare(batch, seed=0, scale=1.0):
+    moves = augment.compose(augment.to_float(), augment.flip(), augment.normalize(0.0, scale))
+    return augment.augment_batch(moves, seed=seed)(batch)
+
+
+def telling(batch):
+    """Logits that say of which view of which example they are, and what was seen."""
+    return jnp.stack([batch["id"] * 1.0, batch["view"] * 1.0, jnp.sum(batch["image"][:, 0], axis=(1, 2))], axis=-1)
+
+
+TELLING = Model(lambda key, batch: EMPTY, lambda v, batch, key, train: (Outputs(telling(batch)), v.state))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("deep") / "targets"
+    plan = parallel.with_jit(parallel.make_mesh(jax.devices()[:2]))
+    write_targets(folder, SOURCE, TELLING, EMPTY, plan=plan, prepare=prepare, views=VIEWS, batch_size=8,
+                  made_with=MADE, rows=16)  # fmt: skip
+    return folder
 
 
 @pytest.fixture
-def path(tmp_path):
-    """A file of targets in shuffled order."""
-    ids = np.random.default_rng(1).permutation(SIZE)
-    write_targets(tmp_path / "deep" / "t.npz", ids, {"teacher_logits": LOGITS[ids]}, PRINT)
-    return tmp_path / "deep" / "t.npz"
+def copy(written, tmp_path):
+    """A folder of the same files that may be spoilt."""
+    for path in written.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
 
 
-def test_targets_are_joined_by_id(path):
-    whole = with_targets(SOURCE, path, fingerprint=PRINT)
-    rows = np.array([7, 0, 0, 19])
-    np.testing.assert_array_equal(whole.read(rows)["teacher_logits"], LOGITS[rows])
-    part = open_source({"image": np.zeros((SIZE, 2, 2, 1), np.uint8), "label": np.arange(SIZE) % 4}, "train[13:]")
-    batch = eval_batches(with_targets(part, path, fingerprint=PRINT), 4, process_index=0, process_count=1)[1]
-    np.testing.assert_array_equal(batch["teacher_logits"], LOGITS[batch["id"]])
-    np.testing.assert_array_equal(batch["id"], [17, 18, 19, 19])
+def with_targets(path, source=SOURCE, made_with=MADE, prepare=prepare, **options):
+    return join(source, path, made_with=made_with, prepare=prepare, **options)
 
 
-def test_source_says_what_its_targets_were_made_with(path, tmp_path):
+@jax.jit
+def told(batch):
+    return telling(prepare(batch))
+
+
+def assert_tells(batch):
+    batch = {name: batch[name] for name in ("image", "label", "id", "view", "teacher_logits")}
+    np.testing.assert_array_equal(batch["teacher_logits"], told(batch))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_each_batch_has_the_targets_of_its_own_views(written, whole, monkeypatch):
+    if not whole:
+        monkeypatch.setattr(targets, "_IN_MEMORY", 0)
+    joined = with_targets(written)
+    batches = train_batches(joined, 10, seed=1)
+    seen = list(prefetch(batches, dict, stop=4 * (VIEWS + 1)))
+    for batch in seen:
+        assert_tells(batch)
+    assert [int(b["view"][0]) for b in seen[::4]] == [0, 1, 2, 0]
+    order = np.concatenate([b["id"] for b in seen])
+    assert not np.array_equal(order[:SIZE], order[-SIZE:]), "the view comes again, in another order"
+    assert_tells(eval_batches(joined, 16)[2])
+
+
+def test_fewer_views_come_again_sooner(written):
+    batches = train_batches(with_targets(written, views=2), SIZE, seed=1)
+    assert [int(batches[k]["view"][0]) for k in range(5)] == [0, 1, 0, 1, 0]
+    assert {train_batches(SOURCE, SIZE, seed=1)[k]["view"][0] for k in range(3)} == {0, 1, 2}
+
+
+def test_views_of_a_live_teacher_come_again_as_those_of_a_cache():
+    again = train_batches(dataclasses.replace(SOURCE, views=2), SIZE, seed=1)[2]
+    np.testing.assert_array_equal(again["view"], np.zeros(SIZE))
+    np.testing.assert_array_equal(again["id"], train_batches(SOURCE, SIZE, seed=1)[2]["id"])
+    with pytest.raises(ValueError, match="views is 0: give at least 1"):
+        dataclasses.replace(SOURCE, views=0)
+
+
+def test_a_slice_and_more_fields_do_not_change_what_belongs_together(written):
+    part = with_fields(open_source(ARRAYS, "train[13:31]"), marked=np.arange(18))
+    batch = train_batches(in_memory(with_targets(written, part)), 6, seed=0)[2]
+    assert_tells(batch)
+    np.testing.assert_array_equal(batch["marked"], batch["id"] - 13)
+
+
+def test_a_table_on_the_device_holds_every_view(written):
+    joined = with_targets(written)
+    fields, rows = table(joined)
+    assert fields[dispatch.BY_VIEW]["teacher_logits"].shape == (SIZE, VIEWS, 3)
+    step = dispatch.from_table(train.Step(lambda variables, batch: batch, lambda state, shared: shared))
+    for k in (0, 4, 11):
+        read, batch = train_batches(joined, 10, seed=1)[k], train_batches(rows, 10, seed=1)[k]
+        assert set(batch) == {"row", "view"}
+        found = step(None, (EMPTY, jax.tree.map(jnp.asarray, fields)), batch)
+        assert set(found) == set(read)
+        for name, values in found.items():
+            np.testing.assert_array_equal(values, read[name])
+
+
+def test_targets_are_read_in_the_pipelines_threads(written):
+    joined, readers = with_targets(written), set()
+
+    def read(rows, view):
+        readers.add(threading.current_thread())
+        return joined.targets(rows, view)
+
+    for _ in prefetch(train_batches(dataclasses.replace(joined, targets=read), 10, seed=0), dict, stop=4):
+        pass
+    assert readers
+    assert threading.current_thread() not in readers
+
+
+def test_source_says_what_its_targets_were_made_with(written):
     assert SOURCE.made_with == {}
-    joined = with_targets(SOURCE, path, fingerprint=PRINT)
-    assert joined.made_with == PRINT
-    write_targets(tmp_path / "more.npz", SOURCE.ids, {"y": np.zeros(SOURCE.size)}, {"depth": "3"})
-    assert with_targets(joined, tmp_path / "more.npz", fingerprint={"depth": "3"}).made_with == {**PRINT, "depth": "3"}
-
-
-def test_another_fingerprint_is_named(path):
-    with pytest.raises(ValueError, match="were made with teacher = abc, not xyz: write them again"):
-        with_targets(SOURCE, path, fingerprint=PRINT | {"teacher": "xyz"})
-    with pytest.raises(ValueError, match="were made with view = None, not 3"):
-        with_targets(SOURCE, path, fingerprint=PRINT | {"view": "3"})
-    with pytest.raises(ValueError, match="were made with source = arrays, not None"):
-        with_targets(SOURCE, path, fingerprint={"teacher": "abc"})
-
-
-@pytest.mark.parametrize("ids", [[0, 1, 2, 4, *range(5, 20)], list(range(10)), []])
-def test_missing_ids_are_named(tmp_path, ids):
-    write_targets(tmp_path / "t.npz", np.array(ids, int), {"x": np.zeros((len(ids), 2))}, PRINT)
-    first = 3 if 4 in ids and 3 not in ids else len(ids)
-    with pytest.raises(
-        ValueError, match=rf"lack {SIZE - len(ids)} of the 20 rows of arrays\[train\], first id {first}:"
-    ):
-        with_targets(SOURCE, tmp_path / "t.npz", fingerprint=PRINT)
+    assert with_targets(written, views=2).made_with == {**MADE, "views": "2"}
 
 
 @pytest.mark.parametrize(
-    ("ids", "arrays", "message"),
+    ("options", "message"),
     [
-        ([0, 1, 1], {"x": np.zeros((3, 2))}, "ids for .* repeat: write each example once"),
-        ([0, 1, 2], {"x": np.zeros((2, 2))}, "`x` have shape \\(2, 2\\) but there are 3 ids"),
-        ([4, 5, 6], {"x": np.array([[0.0], [np.nan], [0.0]])}, "`x` of id 5 are NaN \\(1 rows are\\)"),
-        ([0], {"view": np.zeros(1)}, "cannot be named 'view'"),
+        ({"made_with": MADE | {"teacher": "xyz"}}, "were made with teacher = abc, not xyz: write them elsewhere"),
+        ({"made_with": MADE | {"mood": "good"}}, "were made with mood = None, not good"),
+        ({"made_with": {"teacher": "abc"}}, "were made with precision = float32, not None"),
+        ({"prepare": lambda b: prepare(b, seed=1)}, "another preparation: `image` of example .* in view [01] differs"),
+        ({"prepare": lambda b: prepare(b, scale=1.01)}, "`image` of example 0 in view 0 differs"),
+        ({"source": open_source({**ARRAYS, "image": ARRAYS["image"] + 1})}, "`image` of example 0 in view 0 differs"),
+        ({"views": 5}, r"have no view 4, they hold views 0\.\.2: write more of them, or train with 3 views"),
+        ({"source": with_fields(SOURCE, teacher_logits=ARRAYS["label"])}, "already has the field `teacher_logits`"),
+        ({"source": open_source({k: np.tile(v.T, 2).T for k, v in ARRAYS.items()})}, r"0\.\.39, but .* has 0\.\.79"),
+        ({"path": "nowhere"}, "there are no targets in nowhere: write them first with jaxkd.caching.write_targets"),
     ],
-)
-def test_bad_targets_get_a_sentence(tmp_path, ids, arrays, message):
+)  # fmt: skip
+def test_targets_of_something_else_are_refused_with_the_difference(written, options, message):
     with pytest.raises(ValueError, match=message):
-        write_targets(tmp_path / "t.npz", ids, arrays, PRINT)
-    assert not list(tmp_path.iterdir())
+        with_targets(**{"path": written, **options})
 
 
-def test_masked_classes_are_allowed(tmp_path):
-    write_targets(tmp_path / "t.npz", np.arange(SIZE), {"x": np.full((SIZE, 2), -np.inf)}, PRINT)
-    assert np.isneginf(with_targets(SOURCE, tmp_path / "t.npz", fingerprint=PRINT).read(np.arange(2))["x"]).all()
+def test_a_view_that_is_not_there_is_named_when_it_is_read(written):
+    with pytest.raises(ValueError, match=r"have no view 3, they hold views 0\.\.2"):
+        with_targets(written).targets(np.arange(4), 3)
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(path, monkeypatch):
-    before = path.read_bytes()
-
-    def full(file, **arrays):
-        file.write(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(ValueError, match=r"t\.npz cannot be written \(No space left on device\): see that its folder"):
-        write_targets(path, np.arange(2), {"x": np.zeros((2, 1))}, PRINT)
-    assert path.read_bytes() == before
-    assert list(path.parent.iterdir()) == [path]
+def test_a_flipped_byte_is_named_after_the_batches_before_it(copy):
+    path = sorted(copy.glob("view00001-row000000016*"))[0]
+    broken = bytearray(path.read_bytes())
+    broken[len(broken) // 2] ^= 4
+    path.write_bytes(broken)
+    batches, seen = prefetch(train_batches(with_targets(copy), SIZE, seed=0), dict), []
+    with pytest.raises(ValueError, match=rf"{path} cannot be read \(its bytes do not have the checksum"):
+        seen.extend(batches)
+    assert len(seen) == 1
 
 
-def test_a_folder_that_cannot_be_written_gets_a_sentence(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="cannot be written"):
-        write_targets(tmp_path / "file" / "t.npz", np.arange(2), {"x": np.zeros((2, 1))}, PRINT)
+def test_a_missing_and_a_swapped_shard_get_a_sentence(copy):
+    for own in copy.glob("view00000-row000000016*"):
+        own.unlink()
+    (other,) = copy.glob("view00001-row000000000*")
+    os.replace(other, copy / other.name.replace("view00001-row000000000", "view00000-row000000016"))
+    joined = with_targets(copy)
+    with pytest.raises(ValueError, match=r"view00001-row000000000\.array_record is missing"):
+        joined.targets(np.arange(3), 1)
+    with pytest.raises(ValueError, match=r"targets of view 0 in .* belong to other examples"):
+        joined.targets(np.arange(20, 23), 0)
 
 
-def test_files_that_are_no_targets_get_a_sentence(tmp_path, path):
-    with pytest.raises(ValueError, match=r"there are no targets in .*none\.npz: write them first"):
-        with_targets(SOURCE, tmp_path / "none.npz", fingerprint=PRINT)
-    half = tmp_path / "half.npz"
-    half.write_bytes(path.read_bytes()[: os.path.getsize(path) // 2])
-    with pytest.raises(ValueError, match=r"half\.npz cannot be read .*delete the file and write them again"):
-        with_targets(SOURCE, half, fingerprint=PRINT)
-    np.savez(tmp_path / "other.npz", x=np.zeros(3))
-    with pytest.raises(ValueError, match="holds no targets, it lacks `id` or a fingerprint"):
-        with_targets(SOURCE, tmp_path / "other.npz", fingerprint=PRINT)
-
-
-def test_fields_of_the_source_are_not_overwritten(tmp_path):
-    write_targets(tmp_path / "t.npz", np.arange(SIZE), {"label": np.zeros(SIZE, int)}, PRINT)
-    with pytest.raises(ValueError, match="already has the field `label`: write the targets under another name"):
-        with_targets(SOURCE, tmp_path / "t.npz", fingerprint=PRINT)
-
-
-def test_fingerprint_sees_names_shapes_dtypes_and_bytes():
-    tree = {"a": jnp.arange(6.0), "b": (jnp.ones((2, 3), jnp.bfloat16), jax.random.key(0)), "c": None}
-    digest = fingerprint_variables(tree)
-    assert len(digest) == 64
-    assert digest == fingerprint_variables(jax.tree.map(lambda x: x, tree))
-    assert digest == fingerprint_variables({**tree, "a": np.arange(12.0, dtype=np.float32)[::2] / 2}), (
-        "layout is no matter"
-    )
-    others = [
-        {**tree, "a": jnp.arange(6.0).at[5].add(1e-6)},
-        {**tree, "a": jnp.arange(6.0).reshape(2, 3)},
-        {**tree, "a": jnp.arange(6)},
-        {"z": tree["a"], "b": tree["b"]},
-        {**tree, "b": (tree["b"][0], jax.random.key(1))},
-    ]
-    assert fingerprint_variables(np.zeros(3, np.int32)) != fingerprint_variables(np.zeros(3, np.float32))
-    assert len({digest, *map(fingerprint_variables, others)}) == 6
+def test_a_manifest_of_another_kind_gets_a_sentence(copy):
+    path = copy / "manifest.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({**whole, "format": 2}))
+    with pytest.raises(ValueError, match="has format 2, but this version reads 1"):
+        with_targets(copy)
+    path.write_text(json.dumps({**whole, "views": 0}))
+    with pytest.raises(ValueError, match="have no view 0, they hold no whole view: write more"):
+        with_targets(copy)
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(ValueError, match="is no manifest of targets: delete its folder and write them again"):
+        with_targets(copy)
