@@ -1,0 +1,107 @@
+"""What a cached teacher saves: examples a second beside the live one, read through the pipeline, and what writing costs.
+
+ResNet-56 -> ResNet-20 at 32x32 with random crops and flips, KD with T = 4 and cross-entropy, SGD with momentum. All
+students take their batches from Grain's threads; those with a cache find the teacher's targets in them, on disk under
+the key (example, view). They take turns in one process, so the ratio of a round compares neighbours in time.
+
+    python experiments/benchmarks/cached_teacher.py        about five minutes on two CPU cores
+"""
+
+import contextlib
+import dataclasses
+import tempfile
+
+import _timing as timing
+import jax
+import numpy as np
+import optax
+
+from jaxkd import augment, data, losses, models, objectives, parallel, train
+from jaxkd.caching import write_targets
+from jaxkd.cli import main
+from jaxkd.types import Variables
+
+SMALL = dict(rounds=1, seconds=0.01, steps=2, batch_size=8, depths=(8, 8), examples=32, classes=10, top_k=4)
+T, ALPHA = 4.0, 0.1
+
+
+def pictures(config):
+    """A source in memory, and how its views are made."""
+    rng = np.random.default_rng(0)
+    arrays = {"image": rng.integers(0, 256, (config.examples, 32, 32, 3), dtype=np.uint8),
+              "label": rng.integers(0, config.classes, config.examples)}  # fmt: skip
+    moves = (augment.to_float(), augment.random_crop(4), augment.flip(), augment.normalize(0.5, 0.25))
+    source = data.open_source(arrays, num_classes=config.classes)
+    return dataclasses.replace(source, views=config.views), augment.augment_batch(augment.compose(*moves), seed=0)
+
+
+def trainer(source, prepare, teacher, known, config, plan, stack):
+    """A function that takes some steps with batches from the pipeline and waits for the last one."""
+    student = models.resnet(config.classes, depth=config.depths[1])
+    term = objectives.weighted(label=(ALPHA, objectives.from_labels(losses.cross_entropy)),
+                               kd=(1 - ALPHA, objectives.from_logits(losses.kd, temperature=T)))  # fmt: skip
+    parts = (student, teacher, term, optax.sgd(0.01, momentum=0.9))
+    batches = data.train_batches(source, config.batch_size, seed=0)
+    known = plan.put(known)
+    state = train.init_state(*parts, key=jax.random.key(0), batch=batches[0], teacher_variables=known, prepare=prepare)
+    step, held = plan.compile(train.make_train_step(*parts, prepare=prepare)), {"state": plan.put(state)}
+    stream = stack.enter_context(contextlib.closing(data.prefetch(batches, plan.place)))
+
+    def run():
+        for _ in range(config.steps):
+            held["state"], found = step(held["state"], known, next(stream))
+        return float(found["loss"])
+
+    return run
+
+
+def benchmark() -> None:
+    config = timing.flags(
+        __doc__,
+        smoke=SMALL,
+        rounds=(12, "alternating rounds"),
+        seconds=(1.0, "least length of one side of a round"),
+        steps=(5, "steps between two looks at the clock"),
+        batch_size=(64, "examples a step"),
+        depths=((56, 20), "depths of the teacher and of the student"),
+        examples=(2048, "examples of the set"),
+        views=(2, "views of each example in the cache"),
+        classes=(100, "classes"),
+        top_k=(16, "classes that are kept in the reduced cache"),
+        out=("runs/benchmarks/cached_teacher.json", "where the figures go"),
+    )
+    source, prepare = pictures(config)
+    plan = parallel.with_jit(parallel.make_mesh(jax.devices()[:1]))
+    big = models.resnet(config.classes, depth=config.depths[0])
+    known = jax.jit(big.init)(jax.random.key(1), prepare(data.train_batches(source, 8, seed=0)[0]))
+    same = {"made_with": {"teacher": data.fingerprint_variables(known)}, "prepare": prepare, "views": config.views}
+    written, nothing = {"live": None}, Variables({}, {})
+    with contextlib.ExitStack() as stack:
+        sides = {"live": trainer(source, prepare, big, known, config, plan, stack)}
+        for name, k in (("cached, all logits", None), (f"cached, top {config.top_k}", config.top_k)):
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            written[name] = write_targets(
+                folder, source, big, known, plan=plan, batch_size=config.batch_size, top_k=k, **same
+            )
+            teacher = models.cached(num_classes=None if k is None else config.classes)
+            joined = data.with_targets(source, folder, **same)
+            sides[name] = trainer(joined, prepare, teacher, nothing, config, plan, stack)
+        first = {name: run() for name, run in sides.items()}
+        np.testing.assert_allclose(first["cached, all logits"], first["live"], rtol=1e-4)  # the same training
+        times = timing.alternate(sides, rounds=config.rounds, seconds=config.seconds)
+    examples = config.steps * config.batch_size
+    rows = [
+        {"teacher": name, "rate": timing.spread(examples / times[name]), "ratio": timing.ratio(times["live"], times[name]),
+         "ratio_median": np.median(times["live"] / times[name]), "seconds": times[name],
+         "written": written[name] and f"{written[name]:.0f}"}
+        for name in sides
+    ]  # fmt: skip
+    columns = dict(teacher="teacher", rate="examples/s", ratio="times the live one", written="written, examples/s")
+    title = (
+        f"ResNet-{config.depths[0]} -> ResNet-{config.depths[1]}, live and cached teacher, batch {config.batch_size}"
+    )
+    timing.publish(config.out, title, rows, columns, notes=["Median (quartiles)."], config=vars(config))
+
+
+if __name__ == "__main__":
+    main(benchmark)
