@@ -5,12 +5,15 @@ import pickle
 import sys
 
 import jax
+import numpy as np
 from jax.sharding import PartitionSpec
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 2)
 
-from jaxkd import data, parallel, processes, stage, train  # noqa: E402 - the devices are counted before anything starts
+# The devices are counted before anything starts.
+from jaxkd import caching, data, parallel, processes, stage, train  # noqa: E402
+from jaxkd.data import shards  # noqa: E402
 
 INPUTS = PartitionSpec(None, None, "model")  # of a convolution
 SPLIT = {"student": {r"stage2_conv1/kernel": INPUTS}, "teacher": {r"stage2_conv2/kernel": INPUTS}}
@@ -68,6 +71,21 @@ def measured():
     return found
 
 
+def cached(folder):
+    """A teacher's targets in two views, written by all processes together, and who has written which shard."""
+    from helpers import make_batch
+    from matrix import TERMS, Parts
+
+    parts, batch, own = Parts(TERMS["per example"]), make_batch(21), []
+    source = data.open_source({name: batch[name] for name in ("image", "label")})
+    same = {"prepare": lambda batch: batch, "views": 2, "made_with": {}}
+    writing = shards.writing
+    shards.writing = lambda where, name: own.append(name) or writing(where, name)
+    options = {"plan": PLANS["jit"](), "batch_size": 8, "rows": 6}
+    caching.write_targets(folder, source, parts.teacher, parts.known, **options, **same)
+    return own, data.with_targets(source, folder, **same).targets(np.arange(21), 1)
+
+
 def sentences():
     """What is said of a barrier to which one process does not come, and of rows that cannot be shared."""
     said = {}
@@ -88,6 +106,7 @@ def work(folder, names, ways, more):
     found = spread(names, ways, more)
     if more:
         found |= {"measured": measured(), "sentences": sentences(), "control": without_gather()}
+        found["cached"] = cached(pathlib.Path(folder) / "targets")
     path = pathlib.Path(folder) / f"{jax.process_index()}.pickle"
     path.write_bytes(pickle.dumps(found))
 

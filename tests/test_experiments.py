@@ -90,7 +90,7 @@ def test_digits_leaves_a_whole_run_directory_and_does_not_train_twice(tmp_path, 
         "tensorboard",
         "curves.png",
         "reliability.png",
-        "soft_labels.npz",
+        "targets",
     }
     summary = json.loads((folder / "summary.json").read_text())
     assert [row["network"] for row in summary["table"]] == [
@@ -111,10 +111,11 @@ def test_digits_leaves_a_whole_run_directory_and_does_not_train_twice(tmp_path, 
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
-def test_interrupted_run_goes_on_to_the_same_end(tmp_path, images):
+def test_interrupted_run_with_a_cache_goes_on_to_the_end_of_a_live_one(tmp_path, images):
     path = ROOT / "experiments" / "image_kd.py"
     more = ["--smoke", "--source", images, "--epochs", "8", "--teacher", "mlp", "--no-wandb", "--flip", "--crop", "1"]
     run(path, *more, "--root", tmp_path / "whole")
+    more += ["--cache", "full"]
     started = subprocess.Popen(
         [sys.executable, str(path), *more, "--root", str(tmp_path / "cut")], stdout=subprocess.PIPE, text=True
     )

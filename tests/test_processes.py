@@ -90,6 +90,7 @@ def test_two_processes_equal_one_device(tmp_path):
         split_params_have_one_fingerprint(one)
         without_the_gather_the_comparison_fails(one)
         evaluation_and_prediction_see_every_row_once(one)
+    targets_are_written_by_all_processes(two)
     said = two[0]["sentences"]["barrier"]
     assert "waited 0.5 s at the barrier 'the tea'" in said
     assert "missing: process 1" in said
@@ -97,6 +98,16 @@ def test_two_processes_equal_one_device(tmp_path):
     assert "\n" not in said
     said = two[1]["sentences"]["rows"]
     assert "has 3 rows, which 2 devices cannot share evenly: choose a batch size that is a multiple of 4" in said
+
+
+def targets_are_written_by_all_processes(two):
+    parts, batch = Parts(TERMS["per example"]), make_batch(21)
+    logits = jax.jit(lambda batch: parts.teacher.apply(parts.known, batch, None, False)[0].logits)(batch)
+    own = [one["cached"][0] for one in two]
+    assert [len(names) for names in own] == [4, 4]
+    assert not set(own[0]) & set(own[1])
+    for one in two:
+        np.testing.assert_allclose(one["cached"][1]["teacher_logits"], logits, rtol=1e-5, atol=1e-6)
 
 
 def without_the_gather_the_comparison_fails(one):

@@ -1,4 +1,4 @@
-"""What a cached teacher saves: examples a second beside the live one, read through the pipeline, and what writing costs.
+"""What a cached teacher saves beside a live one, read through the pipeline, and how fast it is written.
 
 ResNet-56 -> ResNet-20 at 32x32 with random crops and flips, KD with T = 4 and cross-entropy, SGD with momentum. All
 students take their batches from Grain's threads; those with a cache find the teacher's targets in them, on disk under
@@ -91,15 +91,14 @@ def benchmark() -> None:
         times = timing.alternate(sides, rounds=config.rounds, seconds=config.seconds)
     examples = config.steps * config.batch_size
     rows = [
-        {"teacher": name, "rate": timing.spread(examples / times[name]), "ratio": timing.ratio(times["live"], times[name]),
-         "ratio_median": np.median(times["live"] / times[name]), "seconds": times[name],
+        {"teacher": name, "rate": timing.spread(examples / times[name]), "seconds": times[name],
+         "ratio": timing.ratio(times["live"], times[name]), "ratio_median": np.median(times["live"] / times[name]),
          "written": written[name] and f"{written[name]:.0f}"}
         for name in sides
     ]  # fmt: skip
     columns = dict(teacher="teacher", rate="examples/s", ratio="times the live one", written="written, examples/s")
-    title = (
-        f"ResNet-{config.depths[0]} -> ResNet-{config.depths[1]}, live and cached teacher, batch {config.batch_size}"
-    )
+    pair = " -> ".join(f"ResNet-{depth}" for depth in config.depths)
+    title = f"{pair}, live and cached teacher, batch {config.batch_size}"
     timing.publish(config.out, title, rows, columns, notes=["Median (quartiles)."], config=vars(config))
 
 
