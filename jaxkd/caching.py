@@ -250,18 +250,19 @@ def _results(
     progress: Progress,
 ) -> Generator[tuple[str | None, int, range, dict[str, np.ndarray]], None, None]:
     """Shard, view, rows and outputs of each batch, on the host while the next ones are computed."""
-    first = jax.process_index() * size
+    first, done = jax.process_index() * size, itertools.count(1)
     waiting: collections.deque[Any] = collections.deque()
 
     def fetched() -> tuple[str | None, int, range, dict[str, np.ndarray]]:
         (name, (rows, view)), outputs = waiting.popleft()
-        return name, view, rows, {k: v[first : first + len(rows)] for k, v in jax.device_get(outputs).items()}
+        found = {k: v[first : first + len(rows)] for k, v in jax.device_get(outputs).items()}
+        progress.update(next(done), {})
+        return name, view, rows, found
 
-    for done, (choice, batch) in enumerate(zip(choices, batches, strict=True)):
+    for choice, batch in zip(choices, batches, strict=True):
         waiting.append((choice, step(batch)))
         if len(waiting) > _AHEAD:
             yield fetched()
-        progress.update(done + 1, {})
     while waiting:
         yield fetched()
 

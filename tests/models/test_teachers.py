@@ -71,6 +71,24 @@ def test_ensemble_combines_its_members(combine):
     assert_trees_equal(state, models.join(*owned).state)
 
 
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_top_k_keeps_the_likeliest_and_spreads_the_mass_of_the_others(k):
+    whole, reduced = models.from_linen(Small(4)), models.top_k(models.from_linen(Small(4)), k)
+    variables = init(whole, make_batch())
+    exact = jax.nn.log_softmax(run(whole, variables, make_batch())[0].logits)
+    out, _ = run(reduced, variables, make_batch())
+    np.testing.assert_allclose(jnp.sum(jnp.exp(out.logits), axis=-1), np.ones(len(exact)), rtol=1e-6)
+    order = np.argsort(-exact, axis=-1)
+    kept, others = (np.take_along_axis(np.asarray(out.logits), part, -1) for part in (order[:, :k], order[:, k:]))
+    np.testing.assert_allclose(kept, np.take_along_axis(np.asarray(exact), order[:, :k], -1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(others, np.broadcast_to(others[:, :1], others.shape))
+    tail = np.exp(np.take_along_axis(np.asarray(exact), order[:, k:], -1)).sum(-1)
+    np.testing.assert_allclose(np.exp(out.features["top_tail"]), tail, rtol=1e-5)
+    assert out.features["top_ids"].shape == (len(exact), k)
+    read, _ = models.cached(num_classes=5).apply(variables, dict(out.features), None, False)
+    np.testing.assert_array_equal(read.logits, out.logits)
+
+
 def test_ensemble_means_logits_unless_told_otherwise():
     members = [models.from_linen(Small(2))] * 2
     both = models.ensemble(*members)
