@@ -79,7 +79,7 @@ def keep_programs() -> None:
 
     The environment variable `JAX_COMPILATION_CACHE_DIR` names another folder, or, where it is empty, none.
     """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.read("jax_compilation_cache_dir"):
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(home) / "jaxkd" / "xla" / (platform.node() or "here")  # a home may be shared by unlike processors
