@@ -1,9 +1,10 @@
 """Training step and whole epoch of distillation beside the same in PyTorch, eager and `torch.compile`.
 
 ResNet-56 -> ResNet-20 at 32x32, and a BERT-like teacher of 12 layers with a student of 6 at length 128; KD with T = 4
-and cross-entropy, SGD with momentum, live teacher. All start from the same weights, see the same batches, must give
-the same losses, and take turns in one process. An epoch reads the examples in a random order from memory, copies them
-to the device and takes all steps. Where both have it, products of float32 use TF32.
+and cross-entropy, SGD with momentum; the teacher live, and its logits cached in the batches. All start from the same
+weights, see the same batches, must give the same losses, and take turns in one process. An epoch reads the examples in
+a random order from memory, copies them to the device and takes all steps. Where both have it, products of float32 use
+TF32.
 
     python experiments/benchmarks/against_torch.py        about fifteen minutes on two CPU cores
     python experiments/benchmarks/against_torch.py --pairs bert --peers eager
@@ -26,6 +27,7 @@ from jaxkd.cli import main
 from jaxkd.types import Variables
 
 T, ALPHA, RATE, MOMENTUM, CLASSES, MAX_LENGTH = 4.0, 0.1, 0.01, 0.9, 100, 512
+CACHED = "teacher_logits"
 SMALL = {"pairs": ("bert",), "batch_sizes": (4,), "layers": (2, 1), "width": 16, "heads": 2, "vocabulary": 50,
          "length": 8, "epoch_examples": 8, "rounds": 1, "epochs": 1, "seconds": 0.01, "peers": ("eager",)}  # fmt: skip
 
@@ -52,25 +54,39 @@ def examples(pair, count, config):
     return {"tokens": tokens, "token_mask": mask, "label": label}
 
 
-def library(pair, config, batch):
-    """(step on a host batch, step on a placed batch, place, the weights by path) of the library."""
+def with_logits(pair, config, source, batch_size):
+    """The examples with what the teacher says of them."""
+    teacher = networks(pair, config)[0][0]
+    known = jax.jit(teacher.init)(jax.random.key(1), {name: x[:batch_size] for name, x in source.items()})
+    say = jax.jit(lambda known, rows: teacher.apply(known, rows, None, False)[0].logits)
+    starts = range(0, len(source["label"]), batch_size)
+    found = [say(known, {name: x[start : start + batch_size] for name, x in source.items()}) for start in starts]
+    return {**source, CACHED: np.concatenate(found)}
+
+
+def library(pair, config, batch, cached):
+    """(step on a placed batch, place, wait, the weights by path) of the library."""
     (teacher, student), _ = networks(pair, config)
     mesh = parallel.make_mesh(jax.devices()[:1])
     known = jax.jit(teacher.init)(jax.random.key(1), batch)
     term = objectives.weighted(label=(ALPHA, objectives.from_labels(losses.cross_entropy)),
                                kd=(1 - ALPHA, objectives.from_logits(losses.kd, temperature=T)))  # fmt: skip
-    parts = (student, teacher, term, optax.sgd(RATE, momentum=MOMENTUM))
-    state = train.init_state(*parts, key=jax.random.key(0), batch=batch, teacher_variables=known)
+    held_by = Variables({}, {}) if cached else known
+    parts = (student, models.cached(logits=CACHED) if cached else teacher, term, optax.sgd(RATE, momentum=MOMENTUM))
+    state = train.init_state(*parts, key=jax.random.key(0), batch=batch, teacher_variables=held_by)
     weights = [by_path(v) for v in (known, Variables(state.params["student"], state.state["student"]))]
     step = parallel.compile_jit(train.make_train_step(*parts), mesh)
     held = {"state": parallel.put_replicated(state, mesh)}
-    known = parallel.put_replicated(known, mesh)
+    known = parallel.put_replicated(held_by, mesh)
 
     def launch(placed):
         held["state"], metrics = step(held["state"], known, placed)
         return metrics["loss"]
 
-    return launch, lambda rows: parallel.put_batch(rows, mesh), jax.block_until_ready, weights
+    def place(rows):
+        return parallel.put_batch({name: x for name, x in rows.items() if cached or name != CACHED}, mesh)
+
+    return launch, place, jax.block_until_ready, weights
 
 
 def by_path(variables):
@@ -80,7 +96,7 @@ def by_path(variables):
             for tree in trees for path, x in jax.tree.leaves_with_path(tree)}  # fmt: skip
 
 
-def torch_side(pair, config, weights, compiled):
+def torch_side(pair, config, weights, compiled, cached):
     """The same of PyTorch."""
     import _torch_models
     import torch
@@ -98,9 +114,9 @@ def torch_side(pair, config, weights, compiled):
     student.train()
     optimizer = torch.optim.SGD(student.parameters(), lr=RATE, momentum=MOMENTUM)
 
-    def objective(inputs, label):
+    def objective(inputs, label, known):
         with torch.no_grad():
-            t = F.log_softmax(teacher(*inputs) / T, dim=-1)
+            t = F.log_softmax((known if cached else teacher(*inputs)) / T, dim=-1)
         z = student(*inputs)
         kd = T**2 * F.kl_div(F.log_softmax(z / T, dim=-1), t, reduction="batchmean", log_target=True)
         return ALPHA * F.cross_entropy(z, label) + (1 - ALPHA) * kd
@@ -121,9 +137,10 @@ def torch_side(pair, config, weights, compiled):
             return (x.pin_memory() if device == "cuda" else x).to(device, non_blocking=True)
 
         label = copy(rows["label"].astype(np.int64))
+        known = copy(rows[CACHED]) if cached else None
         if pair == "resnet":
-            return [copy(rows["image"]).permute(0, 3, 1, 2).contiguous(memory_format=layout)], label
-        return [copy(rows["tokens"].astype(np.int64)), copy(rows["token_mask"])], label
+            return [copy(rows["image"]).permute(0, 3, 1, 2).contiguous(memory_format=layout)], label, known
+        return [copy(rows["tokens"].astype(np.int64)), copy(rows["token_mask"])], label, known
 
     def wait(loss):
         if device == "cuda":
@@ -145,11 +162,14 @@ def epoch(side, source, batch_size):
 
 def sides_of(pair, config, batch):
     """Name -> (launch, place, wait), and the losses of three steps of each."""
-    *mine, weights = library(pair, config, batch)
-    sides = {"jaxkd": tuple(mine)}
+    ways, sides = {"": False, ", cached": True}, {}
+    for way, cached in ways.items():
+        *mine, weights = library(pair, config, batch, cached)
+        sides[f"jaxkd{way}"] = tuple(mine)
     if importlib.util.find_spec("torch"):
         for peer in config.peers:
-            sides[f"torch {peer}"] = torch_side(pair, config, weights, peer == "compile")
+            for way, cached in ways.items():
+                sides[f"torch {peer}{way}"] = torch_side(pair, config, weights, peer == "compile", cached)
     seen = {}
     for name, (launch, place, wait) in sides.items():
         placed = place(batch)
@@ -158,7 +178,7 @@ def sides_of(pair, config, batch):
 
 
 def measure(pair, batch_size, config):
-    source = examples(pair, max(config.epoch_examples, batch_size), config)
+    source = with_logits(pair, config, examples(pair, max(config.epoch_examples, batch_size), config), batch_size)
     batch = {name: x[:batch_size] for name, x in source.items()}
     sides, seen = sides_of(pair, config, batch)
     tolerance = 3e-2 if timing.is_accelerator() else 1e-3  # of float32, and of TF32
