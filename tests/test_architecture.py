@@ -42,7 +42,7 @@ LAYERS = (
     },
     {"train"},
     {"gradients", "students", "dispatch"},
-    {"checkpoint", "data"},
+    {"checkpoint", "data", "pytorch"},
     {"cli", "clock", "watch", "loop", "log", "run", "report"},
     {"stage"},
     {"caching"},

@@ -1,6 +1,7 @@
 """Models: networks with named intermediates, and the makers that turn any network into a `Model`."""
 
 from jaxkd.models.convnet import convnet
+from jaxkd.models.convnext import convnext
 from jaxkd.models.functional import (
     cached,
     count_parameters,
@@ -13,11 +14,17 @@ from jaxkd.models.functional import (
     no_teacher,
     with_head,
 )
+from jaxkd.models.lenet import lenet
 from jaxkd.models.mlp import mlp
+from jaxkd.models.mobilenet import mobilenet_v1, mobilenet_v2
 from jaxkd.models.precision import Int8, cast, from_int8, in_dtype, to_int8
-from jaxkd.models.resnet import resnet
+from jaxkd.models.resnet import imagenet_resnet, resnet
+from jaxkd.models.shufflenet import shufflenet_v1, shufflenet_v2
 from jaxkd.models.top_k import KEPT, keep_top_k, spread_tail, top_k
 from jaxkd.models.transformer import bert, language_model
+from jaxkd.models.vgg import vgg
+from jaxkd.models.vision_transformer import vision_transformer
+from jaxkd.models.wide_resnet import wide_resnet
 
 __all__ = [
     "KEPT",
@@ -26,22 +33,32 @@ __all__ = [
     "cached",
     "cast",
     "convnet",
+    "convnext",
     "count_parameters",
     "ensemble",
     "from_int8",
     "from_linen",
     "from_nnx",
+    "imagenet_resnet",
     "in_dtype",
     "join",
     "keep_top_k",
     "language_model",
+    "lenet",
     "mean_logits",
     "mean_probabilities",
     "mlp",
+    "mobilenet_v1",
+    "mobilenet_v2",
     "no_teacher",
     "resnet",
+    "shufflenet_v1",
+    "shufflenet_v2",
     "spread_tail",
     "to_int8",
     "top_k",
+    "vgg",
+    "vision_transformer",
+    "wide_resnet",
     "with_head",
 ]

@@ -13,8 +13,8 @@ from jax.typing import DTypeLike
 
 from jaxkd.types import Batch, Model, Outputs, PyTree, Variables
 
-HEAD = r"(^|/)head(/|$)"
-"""The last layer, by the name that the networks here give it."""
+HEAD = r"(^|/)head(_distillation)?(/|$)"
+"""The last layers, by the names that the networks here give them."""
 
 
 def in_dtype(model: Model, dtype: DTypeLike = jnp.bfloat16, *, keep: str = HEAD) -> Model:

@@ -29,14 +29,15 @@ class Attention(nn.Module):
     heads: int
 
     @nn.compact
-    def __call__(self, x: jax.Array, allowed: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(self, x: jax.Array, allowed: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
         """[B, L, D], [B, 1, L, L] -> [B, L, D] and its scores [B, A, L, L] and queries, keys, values [B, 3, L, D]."""
         B, L, D = x.shape
         qkv = [nn.Dense(D, kernel_init=_INIT, name=name)(x) for name in ("query", "key", "value")]
         q, k, v = (y.reshape(B, L, self.heads, D // self.heads) for y in qkv)
         scores = jnp.einsum("bqad,bkad->baqk", q, k) / math.sqrt(D // self.heads)
-        # Finite, so that a row without any allowed token is uniform instead of NaN.
-        scores = jnp.where(allowed, scores, jnp.finfo(scores.dtype).min)
+        if allowed is not None:
+            # Finite, so that a row without any allowed token is uniform instead of NaN.
+            scores = jnp.where(allowed, scores, jnp.finfo(scores.dtype).min)
         mixed = jnp.einsum("baqk,bkad->bqad", nn.softmax(scores), v).reshape(B, L, D)
         return nn.Dense(D, kernel_init=_INIT, name="out")(mixed), {
             "attention": scores,
@@ -51,17 +52,19 @@ class Block(nn.Module):
       heads: Heads of the attention.
       dropout: Rate of dropout after each of the two.
       norm_first: Whether norms stand before the two (as in GPT-2) instead of after the shortcuts (as in BERT).
+      epsilon: What the norms add to the variance.
     """
 
     heads: int
     dropout: float = 0.0
     norm_first: bool = False
+    epsilon: float = 1e-12
 
     @nn.compact
-    def __call__(self, x: jax.Array, allowed: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """[B, L, D], [B, 1, L, L] -> [B, L, D] and the attention's features."""
+    def __call__(self, x: jax.Array, allowed: jax.Array | None, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """[B, L, D], and [B, 1, L, L] or None if all are allowed -> [B, L, D] and the attention's features."""
         width = x.shape[-1]
-        norms = [nn.LayerNorm(epsilon=1e-12, name=name) for name in ("norm1", "norm2")]
+        norms = [nn.LayerNorm(epsilon=self.epsilon, name=name) for name in ("norm1", "norm2")]
         drop = nn.Dropout(self.dropout, deterministic=not train)
         y, features = Attention(self.heads, name="attention")(norms[0](x) if self.norm_first else x, allowed)
         x = x + drop(y) if self.norm_first else norms[0](x + drop(y))
@@ -209,7 +212,7 @@ def bert(
       Devlin, Chang, Lee, Toutanova, "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding",
       NAACL 2019, https://arxiv.org/abs/1810.04805
     """
-    _check_heads(width, heads)
+    check_heads(width, heads)
     encoder = Encoder(vocabulary, layers, width, heads, max_length, segments=2, dropout=dropout, remat=remat)
     inputs = ("tokens", "token_mask", *((segments,) if segments else ()))
     return from_linen(Classifier(num_classes, encoder, dropout), inputs=inputs)
@@ -249,13 +252,22 @@ def language_model(
       Radford et al., "Language Models are Unsupervised Multitask Learners", 2019,
       https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf
     """
-    _check_heads(width, heads)
+    check_heads(width, heads)
     encoder = Encoder(
         vocabulary, layers, width, heads, max_length, dropout=dropout, causal=causal, norm_first=True, remat=remat
     )
     return from_linen(LanguageModel(encoder), inputs=("tokens", "token_mask"))
 
 
-def _check_heads(width: int, heads: int) -> None:
+def check_heads(width: int, heads: int) -> None:
+    """Refuses heads that cannot share the width.
+
+    Args:
+      width: D.
+      heads: Heads of the attention.
+
+    Raises:
+      ValueError: If they do not divide it.
+    """
     if width % heads:
         raise ValueError(f"{heads} heads do not divide the width {width}: choose a multiple of {heads}.")

@@ -54,13 +54,9 @@ def test_resnet_has_the_size_of_its_architecture(depth, classes, widen, count, p
     if paper:  # its table has shortcuts without parameters
         assert round((found - shortcuts) / 1e6, 2) == paper
     assert logits == (2, classes)
-    assert features == {
-        "stem": (2, 32, 32, 16),
-        "stage1": (2, 32, 32, 16 * widen),
-        "stage2": (2, 16, 16, 32 * widen),
-        "stage3": (2, 8, 8, 64 * widen),
-        "pooled": (2, 64 * widen),
-    }
+    stages = {f"stage{i + 1}": (2, 32 // 2**i, 32 // 2**i, 2**i * 16 * widen) for i in range(3)}
+    before = {f"{name}_preact": shape for name, shape in stages.items()}
+    assert features == {"stem": (2, 32, 32, 16), **stages, **before, "pooled": (2, 64 * widen)}
 
 
 @pytest.mark.parametrize("depth", [-4, 2, 7, 18, 51])
@@ -117,7 +113,7 @@ def test_features_are_taken_before_dropout_and_the_head_after_it(make):
 @pytest.mark.parametrize("make", [models.convnet, lambda k: models.resnet(k, depth=8)], ids=["convnet", "resnet"])
 def test_pooled_is_the_mean_of_the_last_stage_and_feeds_the_head(make):
     variables, out, state = forward(make(3), train=True)
-    last = np.asarray(out.features[max(n for n in out.features if n.startswith("stage"))], np.float64)
+    last = np.asarray(out.features[max(n for n in out.features if n[-1].isdigit())], np.float64)
     np.testing.assert_allclose(out.features["pooled"], last.mean(axis=(1, 2)), rtol=1e-4, atol=1e-5)
     head = variables.params["head"]
     expected = last.mean(axis=(1, 2)) @ np.asarray(head["kernel"]) + np.asarray(head["bias"])

@@ -1,0 +1,100 @@
+"""Parts that several families of networks are made of, padded and normalised as their published weights expect it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+
+from jaxkd.models.functional import bound
+
+
+def batch_norm(x: jax.Array, name: str, *, train: bool, axis_name: str | None) -> jax.Array:
+    """Batch norm as a submodule of the module that is being called.
+
+    Args:
+      x: [B, ..., C].
+      name: The submodule's name.
+      train: Whether it takes the batch's statistics, which then move its own.
+      axis_name: Axis over which it takes them together, or None.
+
+    Returns:
+      [B, ..., C].
+    """
+    return nn.BatchNorm(not train, momentum=0.9, axis_name=bound(axis_name), name=name)(x)
+
+
+def conv_norm(
+    x: jax.Array,
+    width: int,
+    name: str,
+    *,
+    train: bool,
+    axis_name: str | None,
+    kernel: int = 3,
+    stride: int = 1,
+    groups: int = 1,
+    bias: bool = False,
+) -> jax.Array:
+    """A convolution and batch norm, as two submodules of the module that is being called.
+
+    Args:
+      x: Images [B, H, W, C].
+      width: Output channels.
+      name: Their names, with {} for the words "conv" and "norm": "stem_{}" makes `stem_conv` and `stem_norm`.
+      train: As for `batch_norm`.
+      axis_name: As for `batch_norm`.
+      kernel: Odd side of the kernel. Padding is kernel // 2 on all four sides, which "SAME" is not at stride 2.
+      stride: Stride.
+      groups: Groups of channels that are convolved apart; `width` of them, over as many inputs, is depthwise.
+      bias: Whether the convolution has a bias of its own.
+
+    Returns:
+      [B, ceil(H / stride), ceil(W / stride), width].
+    """
+    convolve = nn.Conv(
+        width, (kernel, kernel), stride, padding=kernel // 2, feature_group_count=groups, use_bias=bias,
+        name=name.format("conv"),
+    )  # fmt: skip
+    return batch_norm(convolve(x), name.format("norm"), train=train, axis_name=axis_name)
+
+
+def conv_norms(train: bool, axis_name: str | None) -> Callable[..., jax.Array]:
+    """`conv_norm` for one call of a network.
+
+    Args:
+      train: As for `batch_norm`.
+      axis_name: As for `batch_norm`.
+
+    Returns:
+      (x, width, name, kernel=3, stride=1, groups=1, bias=False) -> [B, H', W', width].
+    """
+    return functools.partial(conv_norm, train=train, axis_name=axis_name)
+
+
+def channel_shuffle(x: jax.Array, groups: int) -> jax.Array:
+    """Interleaves groups of channels, so that what is convolved apart next has seen all of them.
+
+    Args:
+      x: [..., C].
+      groups: A divisor of C.
+
+    Returns:
+      [..., C], in which channel i of group g has become channel i * groups + g.
+    """
+    split = x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
+    return split.swapaxes(-1, -2).reshape(x.shape)
+
+
+def flatten(x: jax.Array) -> jax.Array:
+    """Flattens images channel by channel, the order in which PyTorch's linear layers after a convolution expect them.
+
+    Args:
+      x: [B, H, W, C].
+
+    Returns:
+      [B, C * H * W].
+    """
+    return x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)

@@ -1,0 +1,19 @@
+"""Weights from PyTorch and back, without PyTorch: names by rules, layouts by rank, files without code in them."""
+
+from jaxkd.pytorch.files import read_tensors, write_tensors
+from jaxkd.pytorch.names import Rule
+from jaxkd.pytorch.published import CIFAR100_BENCHMARK, TIMM, TORCHVISION, Published
+from jaxkd.pytorch.weights import export_weights, import_weights, num_classes
+
+__all__ = [
+    "CIFAR100_BENCHMARK",
+    "TIMM",
+    "TORCHVISION",
+    "Published",
+    "Rule",
+    "export_weights",
+    "import_weights",
+    "num_classes",
+    "read_tensors",
+    "write_tensors",
+]

@@ -1,0 +1,240 @@
+"""Networks with published PyTorch weights: what each is here, and what its tensors are called there.
+
+Three tables, from the names that the CIFAR-100 distillation benchmark, torchvision and timm give their networks.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxkd import models
+from jaxkd.pytorch.names import Rule
+from jaxkd.types import Model
+
+
+class Published(NamedTuple):
+    """A network that weights are published for.
+
+    Attributes:
+      make: (num_classes, **options) -> Model, with the options of its family that are left open (`remat`, ...).
+      rules: What its layers are called in PyTorch and here.
+    """
+
+    make: Callable[..., Model]
+    rules: Sequence[Rule]
+
+
+def _sequential(theirs: str, ours: str, first: int = 0) -> tuple[Rule, Rule]:
+    """A convolution and the norm behind it, which PyTorch numbers one after the other."""
+    return Rule(f"{theirs}.{first}", ours.format("conv")), Rule(f"{theirs}.{first + 1}", ours.format("norm"))
+
+
+def _residual(shortcut: str, head: str) -> tuple[Rule, ...]:
+    return (
+        Rule("conv1", "stem_conv"),
+        Rule("bn1", "stem_norm"),
+        Rule("layer{s}.{b}.conv{n}", "stage{s}_block{b+1}/conv{n}"),
+        Rule("layer{s}.{b}.bn{n}", "stage{s}_block{b+1}/norm{n}"),
+        *_sequential(f"layer{{s}}.{{b}}.{shortcut}", "stage{{s}}_block{{b+1}}/shortcut_{}"),
+        Rule("conv2", "last_conv"),
+        Rule("bn2", "last_norm"),
+        Rule(head, "head"),
+    )
+
+
+RESNET = _residual("downsample", "fc")
+"""ResNets of the benchmark (all but its ResNet50), torchvision and timm."""
+RESNET_LINEAR = _residual("shortcut", "linear")
+"""The benchmark's ResNet50 and ShuffleNets."""
+WIDE_RESNET = (
+    Rule("conv1", "stem_conv"),
+    Rule("block{s}.layer.{b}.bn{n}", "stage{s}_block{b+1}/norm{n}"),
+    Rule("block{s}.layer.{b}.conv{n}", "stage{s}_block{b+1}/conv{n}"),
+    Rule("block{s}.layer.{b}.convShortcut", "stage{s}_block{b+1}/shortcut_conv"),
+    Rule("bn1", "norm"),
+    Rule("fc", "head"),
+)
+VGG = (
+    Rule("block{s}.{3*i}", "stage{s}_conv{i+1}"),
+    Rule("block{s}.{3*i+1}", "stage{s}_norm{i+1}"),
+    Rule("classifier", "head"),
+)
+MOBILENET_V2_BENCHMARK = (
+    *_sequential("conv1", "stem_{}"),
+    *_sequential("blocks.{g}.{b}.conv", "group{{g}}_block{{b}}/expand_{}"),
+    *_sequential("blocks.{g}.{b}.conv", "group{{g}}_block{{b}}/depthwise_{}", 3),
+    *_sequential("blocks.{g}.{b}.conv", "group{{g}}_block{{b}}/project_{}", 6),
+    *_sequential("conv2", "last_{}"),
+    Rule("classifier.0", "head"),
+)
+
+
+def _mobilenet_v2_torchvision() -> tuple[Rule, ...]:
+    """Its blocks are numbered through, and the first has no convolution that expands."""
+    rules = [*_sequential("features.0", "stem_{}")]
+    blocks = [(g, b) for g, count in enumerate((1, 2, 3, 4, 3, 3, 1)) for b in range(count)]
+    for number, (g, b) in enumerate(blocks, 1):
+        theirs, ours, first = f"features.{number}.conv", f"group{g}_block{b}", 1 if g else 0
+        rules += _sequential(f"{theirs}.0", f"{ours}/expand_{{}}") if first else ()
+        rules += _sequential(f"{theirs}.{first}", f"{ours}/depthwise_{{}}")
+        rules += _sequential(theirs, f"{ours}/project_{{}}", first + 1)
+    return (*rules, *_sequential(f"features.{len(blocks) + 1}", "last_{}"), Rule("classifier.1", "head"))
+
+
+MOBILENET_V2_TORCHVISION = _mobilenet_v2_torchvision()
+
+
+def _mobilenet_timm(version: int) -> tuple[Rule, ...]:
+    """A block without a convolution that expands numbers its norms from the depthwise one on."""
+    without = (
+        Rule("blocks.{g}.{b}.conv_dw", "group{g}_block{b}/depthwise_conv"),
+        Rule("blocks.{g}.{b}.bn1", "group{g}_block{b}/depthwise_norm"),
+        Rule("blocks.{g}.{b}.conv_pw", "group{g}_block{b}/project_conv"),
+        Rule("blocks.{g}.{b}.bn2", "group{g}_block{b}/project_norm"),
+    )
+    first = tuple(Rule(r.theirs.replace("{g}", "0"), str(r.ours).replace("{g}", "0")) for r in without)
+    expanding = (
+        Rule("blocks.{g}.{b}.conv_pw", "group{g}_block{b}/expand_conv"),
+        Rule("blocks.{g}.{b}.bn1", "group{g}_block{b}/expand_norm"),
+        Rule("blocks.{g}.{b}.conv_dw", "group{g}_block{b}/depthwise_conv"),
+        Rule("blocks.{g}.{b}.bn2", "group{g}_block{b}/depthwise_norm"),
+        Rule("blocks.{g}.{b}.conv_pwl", "group{g}_block{b}/project_conv"),
+        Rule("blocks.{g}.{b}.bn3", "group{g}_block{b}/project_norm"),
+    )
+    return (
+        Rule("conv_stem", "stem_conv"),
+        Rule("bn1", "stem_norm"),
+        *(without if version == 1 else (*first, *expanding)),
+        Rule("conv_head", "last_conv"),
+        Rule("bn2", "last_norm"),
+        Rule("classifier", "head"),
+    )
+
+
+MOBILENET_V1_TIMM = _mobilenet_timm(1)
+MOBILENET_V2_TIMM = _mobilenet_timm(2)
+_QKV = tuple(f"block{{i}}/attention/{part}" for part in ("query", "key", "value"))
+VIT_TORCHVISION = (
+    Rule("class_token", "class_token"),
+    Rule("conv_proj", "patch"),
+    Rule("encoder.pos_embedding", "position"),
+    Rule("encoder.layers.encoder_layer_{i}.ln_{n}", "block{i}/norm{n}"),
+    Rule("encoder.layers.encoder_layer_{i}.self_attention.in_proj_", _QKV),
+    Rule("encoder.layers.encoder_layer_{i}.self_attention.out_proj", "block{i}/attention/out"),
+    Rule("encoder.layers.encoder_layer_{i}.mlp.0", "block{i}/mlp1"),
+    Rule("encoder.layers.encoder_layer_{i}.mlp.3", "block{i}/mlp2"),
+    Rule("encoder.ln", "norm"),
+    Rule("heads.head", "head"),
+)
+VIT_TIMM = (
+    Rule("cls_token", "class_token"),
+    Rule("dist_token", "distillation_token"),
+    Rule("pos_embed", "position"),
+    Rule("patch_embed.proj", "patch"),
+    Rule("blocks.{i}.norm{n}", "block{i}/norm{n}"),
+    Rule("blocks.{i}.attn.qkv", _QKV),
+    Rule("blocks.{i}.attn.proj", "block{i}/attention/out"),
+    Rule("blocks.{i}.mlp.fc{n}", "block{i}/mlp{n}"),
+    Rule("norm", "norm"),
+    Rule("head", "head"),
+    Rule("head_dist", "head_distillation"),
+)
+"""DeiT too."""
+
+
+def _convnext_torchvision() -> tuple[Rule, ...]:
+    """Stages are its odd numbers, what stands between them the even ones."""
+    rules = [*_sequential("features.0", "stem_{}")]
+    for stage in (1, 2, 3, 4):
+        theirs, ours = f"features.{2 * stage - 1}.{{b}}", f"stage{stage}_block{{b+1}}"
+        rules += [Rule(f"{theirs}.layer_scale", f"{ours}/gamma", ones=2)]
+        inside, between = {0: "conv", 2: "norm", 3: "mlp1", 5: "mlp2"}, {0: "norm", 1: "conv"}
+        rules += [Rule(f"{theirs}.block.{i}", f"{ours}/{name}") for i, name in inside.items()]
+        rules += [Rule(f"features.{2 * stage}.{i}", f"stage{stage + 1}_{name}") for i, name in between.items()]
+    return (*rules, Rule("classifier.0", "norm"), Rule("classifier.2", "head"))
+
+
+CONVNEXT_TORCHVISION = _convnext_torchvision()
+CONVNEXT_TIMM = (
+    *_sequential("stem", "stem_{}"),
+    Rule("stages.{s}.downsample.0", "stage{s+1}_norm"),
+    Rule("stages.{s}.downsample.1", "stage{s+1}_conv"),
+    Rule("stages.{s}.blocks.{b}.conv_dw", "stage{s+1}_block{b+1}/conv"),
+    Rule("stages.{s}.blocks.{b}.norm", "stage{s+1}_block{b+1}/norm"),
+    Rule("stages.{s}.blocks.{b}.mlp.fc{n}", "stage{s+1}_block{b+1}/mlp{n}"),
+    Rule("stages.{s}.blocks.{b}.gamma", "stage{s+1}_block{b+1}/gamma"),
+    Rule("head.norm", "norm"),
+    Rule("head.fc", "head"),
+)
+
+
+def _table(make: Callable[..., Model], rules: Sequence[Rule], **sizes: Mapping[str, Any]) -> dict[str, Published]:
+    """Networks of one family: name -> options of its maker."""
+    return {name: Published(functools.partial(make, **options), rules) for name, options in sizes.items()}
+
+
+_CIFAR = {f"resnet{depth}": {"depth": depth} for depth in (8, 14, 20, 32, 44, 56, 110)}
+_WIDE = {f"resnet{depth}x4": {"depth": depth, "widen": 4, "stem": 32} for depth in (8, 32)}
+_WRN = {f"wrn_{depth}_{widen}": {"depth": depth, "widen": widen} for depth in (16, 28, 40) for widen in (1, 2, 10)}
+_RESNET = {
+    **{f"resnet{depth}": {"depth": depth} for depth in (18, 34, 50, 101, 152)},
+    **{f"wide_resnet{depth}_2": {"depth": depth, "widen": 2} for depth in (50, 101)},
+}
+_VIT = {
+    "tiny": {"width": 192, "heads": 3},
+    "small": {"width": 384, "heads": 6},
+    "base": {"width": 768, "heads": 12},
+    "large": {"width": 1024, "heads": 16, "layers": 24},
+}
+_VIT_TIMM = {
+    f"vit_{size}_patch{patch}_{pixels}": {"patch": patch, **_VIT[size]}
+    for size, patch in (("tiny", 16), ("small", 16), ("small", 32), ("base", 16), ("base", 32), ("large", 16))
+    for pixels in (224, 384)
+}
+_DEIT_TIMM = {
+    f"deit_{size}_{infix}patch16_{pixels}": {**_VIT[size], "distilled": bool(infix)}
+    for size, pixels in (("tiny", 224), ("small", 224), ("base", 224), ("base", 384))
+    for infix in ("", "distilled_")
+}
+_CONVNEXT = {
+    "convnext_tiny": {},
+    "convnext_small": {"blocks": (3, 3, 27, 3)},
+    "convnext_base": {"blocks": (3, 3, 27, 3), "widths": (128, 256, 512, 1024)},
+    "convnext_large": {"blocks": (3, 3, 27, 3), "widths": (192, 384, 768, 1536)},
+}
+
+CIFAR100_BENCHMARK: Mapping[str, Published] = {
+    **_table(models.resnet, RESNET, **_CIFAR, **_WIDE),
+    **_table(models.imagenet_resnet, RESNET_LINEAR, ResNet50={"depth": 50, "small_images": True}),
+    **_table(models.wide_resnet, WIDE_RESNET, **_WRN),
+    **_table(models.vgg, VGG, **{f"vgg{depth}": {"depth": depth} for depth in (8, 11, 13, 16, 19)}),
+    **_table(models.mobilenet_v2, MOBILENET_V2_BENCHMARK, MobileNetV2={"widen": 0.5, "small_images": True}),
+    **_table(models.shufflenet_v1, RESNET_LINEAR, ShuffleV1={}),
+    **_table(models.shufflenet_v2, RESNET_LINEAR, ShuffleV2={}),
+}
+"""The CIFAR-100 distillation benchmark's, by Tian, Krishnan, Isola (https://github.com/HobbitLong/RepDistiller)."""
+TORCHVISION: Mapping[str, Published] = {
+    **_table(models.imagenet_resnet, RESNET, **_RESNET),
+    **_table(models.mobilenet_v2, MOBILENET_V2_TORCHVISION, mobilenet_v2={}),
+    **_table(
+        models.vision_transformer,
+        VIT_TORCHVISION,
+        **{f"vit_{s[0]}_{patch}": {"patch": patch, **_VIT[s]} for s in ("base", "large") for patch in (16, 32)},
+    ),
+    **_table(models.convnext, CONVNEXT_TORCHVISION, **_CONVNEXT),
+}
+"""torchvision's (https://github.com/pytorch/vision)."""
+TIMM: Mapping[str, Published] = {
+    **_table(models.imagenet_resnet, RESNET, **_RESNET),
+    **_table(models.mobilenet_v1, MOBILENET_V1_TIMM, mobilenetv1_100={}, mobilenetv1_125={"widen": 1.25}),
+    **_table(
+        models.mobilenet_v2,
+        MOBILENET_V2_TIMM,
+        **{f"mobilenetv2_{round(100 * w):03}": {"widen": w} for w in (0.35, 0.5, 0.75, 1.0, 1.4)},
+    ),
+    **_table(models.vision_transformer, VIT_TIMM, **_VIT_TIMM, **_DEIT_TIMM),
+    **_table(models.convnext, CONVNEXT_TIMM, **_CONVNEXT),
+}
+"""timm's (https://github.com/huggingface/pytorch-image-models)."""
