@@ -26,12 +26,14 @@ class Block(nn.Module):
       width: Output channels.
       stride: Stride of the first 3x3 convolution.
       inner: Channels of a bottleneck's 3x3 convolution; 0 makes a block of two.
+      groups: Groups of channels in that convolution.
       axis_name: Axis over which batch norm takes its statistics together.
     """
 
     width: int
     stride: int
     inner: int = 0
+    groups: int = 1
     axis_name: str | None = None
 
     @nn.compact
@@ -40,7 +42,7 @@ class Block(nn.Module):
         conv_norm = conv_norms(train, self.axis_name)
         if self.inner:
             y = nn.relu(conv_norm(x, self.inner, "{}1", kernel=1))
-            y = nn.relu(conv_norm(y, self.inner, "{}2", stride=self.stride))
+            y = nn.relu(conv_norm(y, self.inner, "{}2", stride=self.stride, groups=self.groups))
             y = conv_norm(y, self.width, "{}3", kernel=1)
         else:
             y = nn.relu(conv_norm(x, self.width, "{}1", stride=self.stride))
@@ -60,6 +62,7 @@ class ResNet(nn.Module):
       stem: Channels of the stem.
       large: Whether the stem is a 7x7 convolution of stride 2 and a max-pool instead of one 3x3 convolution.
       inner: Channels inside the bottlenecks of each stage; blocks of two convolutions if empty.
+      groups: Groups of channels in the 3x3 convolution of a bottleneck.
       axis_name: Axis over which batch norm takes its statistics together.
       remat: Whether the backward pass computes each stage again.
     """
@@ -70,6 +73,7 @@ class ResNet(nn.Module):
     stem: int
     large: bool = False
     inner: Sequence[int] = ()
+    groups: int = 1
     axis_name: str | None = None
     remat: bool = False
 
@@ -90,7 +94,7 @@ class ResNet(nn.Module):
                 blocks, width, inside = plan
                 for i in range(blocks):
                     stride, name = 2 if number > 1 and i == 0 else 1, f"stage{number}_block{i + 1}"
-                    before = Block(width, stride, inside, self.axis_name, name=name)(x, train)
+                    before = Block(width, stride, inside, self.groups, self.axis_name, name=name)(x, train)
                     x = nn.relu(before)
                 return x, before
 
@@ -141,6 +145,7 @@ def imagenet_resnet(
     *,
     depth: int = 50,
     widen: int = 1,
+    groups: int = 1,
     small_images: bool = False,
     axis_name: str | None = None,
     remat: bool = False,
@@ -153,6 +158,7 @@ def imagenet_resnet(
       num_classes: K.
       depth: 18 or 34; 50, 101 or 152 with bottlenecks.
       widen: Factor on the channels inside the bottlenecks; 2 makes a wide ResNet-50 or 101.
+      groups: Groups of these channels that are convolved apart; with `widen=2, groups=32` it is ResNeXt-50 (32x4d).
       small_images: Whether the stem is one 3x3 convolution that keeps the size of the image, for 32x32 pixels.
       axis_name: As for `resnet`.
       remat: As for `resnet`.
@@ -164,15 +170,18 @@ def imagenet_resnet(
       ValueError: If the depth is another, or there are no bottlenecks to widen.
 
     Reference:
-      He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, https://arxiv.org/abs/1512.03385
+      He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, https://arxiv.org/abs/1512.03385;
+      Xie et al., "Aggregated Residual Transformations for Deep Neural Networks", CVPR 2017,
+      https://arxiv.org/abs/1611.05431
     """
     if depth not in _DEPTHS:
         raise ValueError(f"an ImageNet ResNet has depth {', '.join(map(str, _DEPTHS))} but depth is {depth}.")
     planes = (64, 128, 256, 512)
     inner = tuple(widen * p for p in planes) if depth >= 50 else ()
-    if widen != 1 and not inner:
-        raise ValueError(f"a ResNet-{depth} has no bottlenecks but widen is {widen}: choose depth 50, 101 or 152.")
+    if (widen, groups) != (1, 1) and not inner:
+        raise ValueError(
+            f"a ResNet-{depth} has no bottlenecks but widen is {widen} and groups is {groups}: choose depth 50, 101 or 152."
+        )
     widths = tuple(4 * p for p in planes) if inner else planes
-    return from_linen(
-        ResNet(num_classes, _DEPTHS[depth], widths, 64, not small_images, inner, axis_name=axis_name, remat=remat)
-    )
+    blocks, large = _DEPTHS[depth], not small_images
+    return from_linen(ResNet(num_classes, blocks, widths, 64, large, inner, groups, axis_name, remat))

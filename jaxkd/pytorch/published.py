@@ -181,6 +181,9 @@ _WRN = {f"wrn_{depth}_{widen}": {"depth": depth, "widen": widen} for depth in (1
 _RESNET = {
     **{f"resnet{depth}": {"depth": depth} for depth in (18, 34, 50, 101, 152)},
     **{f"wide_resnet{depth}_2": {"depth": depth, "widen": 2} for depth in (50, 101)},
+    "resnext50_32x4d": {"depth": 50, "widen": 2, "groups": 32},
+    "resnext101_32x8d": {"depth": 101, "widen": 4, "groups": 32},
+    "resnext101_64x4d": {"depth": 101, "widen": 4, "groups": 64},
 }
 _VIT = {
     "tiny": {"width": 192, "heads": 3},
