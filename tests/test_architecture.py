@@ -39,6 +39,7 @@ LAYERS = (
         "testing",
         "accumulation",
         "inventory",
+        "work",
     },
     {"train"},
     {"gradients", "students", "dispatch"},

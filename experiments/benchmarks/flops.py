@@ -17,6 +17,7 @@ import optax
 from jaxkd import losses, models, objectives, train
 from jaxkd.cli import main
 from jaxkd.types import Outputs, Variables
+from jaxkd.work import Work, count_work
 
 SMALL = {"pairs": ("bert",), "batch_size": 4, "layers": (2, 1), "width": 16, "heads": 2, "vocabulary": 50,
          "length": 8, "rounds": 1, "seconds": 0.01, "run_steps": 10, "formats": ("float32",)}  # fmt: skip
@@ -77,10 +78,10 @@ def measure(pair, format_, peaks, config):
     for call in calls.values():
         call()
     times = timing.alternate(calls, rounds=config.rounds, seconds=config.seconds)
-    work = {name: costs.work(f, *arguments) for name, (f, arguments) in parts.items()}
+    work = {name: count_work(f, *arguments) for name, (f, arguments) in parts.items()}
     whole = work["whole step"]
     rest = (sum(w[i] for n, w in work.items() if n != "whole step") for i in range(2))
-    work["backward"] = costs.Work(*(a - b for a, b in zip(whole, rest, strict=True)))
+    work["backward"] = Work(*(a - b for a, b in zip(whole, rest, strict=True)))
     rows = []
     for name in ("teacher forward", "student forward", "loss and its gradient", "backward", "update", "whole step"):
         row = {"pair": f"{pair}, {format_}", "part": name, "products": work[name].products / 1e9,

@@ -19,6 +19,7 @@ import numpy as np
 from jaxkd import losses
 from jaxkd.cli import main
 from jaxkd.losses import contrastive, dense
+from jaxkd.work import count_work
 
 SMALL = {"batch": 8, "classes": 16, "width": 8, "side": 4, "length": 8, "vocabulary": 32, "only": ("kd", "hint", "rkd"),
          "rounds": 1, "seconds": 0.01}  # fmt: skip
@@ -142,7 +143,7 @@ def measure(name, function, arrays, peaks, config):
         call()
     times = timing.alternate(calls, rounds=config.rounds, seconds=config.seconds)
     for way, f in ways.items():
-        work = costs.work(f, *arrays)
+        work = count_work(f, *arrays)
         moved = costs.bytes_of(arrays, jax.eval_shape(f, *arrays))
         floor = max(work.total / peaks["float32"], moved / peaks["bytes"])
         row |= {f"{way}_us": timing.spread(times[way], scale=1e6), f"{way}_mflop": work.total / 1e6,

@@ -12,6 +12,7 @@ from jaxkd.models.functional import (
     mean_logits,
     mean_probabilities,
     no_teacher,
+    size,
     with_head,
 )
 from jaxkd.models.lenet import lenet
@@ -54,6 +55,7 @@ __all__ = [
     "resnet",
     "shufflenet_v1",
     "shufflenet_v2",
+    "size",
     "spread_tail",
     "to_int8",
     "top_k",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,7 @@ from flax import nnx
 from jaxkd import numerics
 from jaxkd.models.top_k import KEPT, spread_tail
 from jaxkd.types import Batch, Model, Outputs, PyTree, Variables
+from jaxkd.work import count_work
 
 # How libraries call the flag that separates training from evaluation, and what it is while training.
 _MODE_NAMES = {
@@ -393,3 +394,32 @@ def count_parameters(variables: Variables) -> int:
       The sum of the sizes of all params.
     """
     return sum(leaf.size for leaf in jax.tree.leaves(variables.params))
+
+
+class Size(NamedTuple):
+    """How large a model is.
+
+    Attributes:
+      parameters: Trained scalars.
+      flops: Floating-point operations of the matrix products and convolutions that give a batch its logits; a
+        multiplication and its addition are two, so papers that count pairs have half of it.
+    """
+
+    parameters: int
+    flops: int
+
+
+def size(model: Model, batch: Batch) -> Size:
+    """Size of a model, without computing anything.
+
+    Args:
+      model: Any model.
+      batch: A batch that it reads, or its shapes; the operations are those of all its examples.
+
+    Returns:
+      Parameters and operations.
+    """
+    like = jax.eval_shape(lambda b: dict(b), batch)
+    variables = jax.eval_shape(model.init, jax.random.key(0), like)
+    work = count_work(lambda v, b: model.apply(v, b, None, False)[0].logits, variables, like)
+    return Size(count_parameters(variables), int(work.products))

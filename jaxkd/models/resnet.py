@@ -180,7 +180,8 @@ def imagenet_resnet(
     inner = tuple(widen * p for p in planes) if depth >= 50 else ()
     if (widen, groups) != (1, 1) and not inner:
         raise ValueError(
-            f"a ResNet-{depth} has no bottlenecks but widen is {widen} and groups is {groups}: choose depth 50, 101 or 152."
+            f"a ResNet-{depth} has no bottlenecks but widen is {widen} and groups is {groups}: choose depth 50, 101 or "
+            "152."
         )
     widths = tuple(4 * p for p in planes) if inner else planes
     blocks, large = _DEPTHS[depth], not small_images

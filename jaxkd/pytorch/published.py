@@ -177,7 +177,7 @@ def _table(make: Callable[..., Model], rules: Sequence[Rule], **sizes: Mapping[s
 
 _CIFAR = {f"resnet{depth}": {"depth": depth} for depth in (8, 14, 20, 32, 44, 56, 110)}
 _WIDE = {f"resnet{depth}x4": {"depth": depth, "widen": 4, "stem": 32} for depth in (8, 32)}
-_WRN = {f"wrn_{depth}_{widen}": {"depth": depth, "widen": widen} for depth in (16, 28, 40) for widen in (1, 2, 10)}
+_WRN = {f"wrn_{depth}_{widen}": {"depth": depth, "widen": widen} for depth in (16, 28, 40) for widen in (1, 2, 4, 10)}
 _RESNET = {
     **{f"resnet{depth}": {"depth": depth} for depth in (18, 34, 50, 101, 152)},
     **{f"wide_resnet{depth}_2": {"depth": depth, "widen": 2} for depth in (50, 101)},

@@ -90,7 +90,7 @@ def export_weights(variables: Variables, rules: Sequence[Rule]) -> dict[str, np.
     if unknown:
         listed = _listed("parts of the model without a name in PyTorch", unknown)
         raise ValueError(f"there are {listed}; pass the rules of a network of this architecture.")
-    return {name: np.concatenate([of[i] for i in sorted(of)]) for name, of in parts.items()}
+    return {name: np.concatenate([of[i] for i in sorted(of)]) if len(of) > 1 else of[0] for name, of in parts.items()}
 
 
 def num_classes(rules: Sequence[Rule], tensors: Mapping[str, ArrayLike]) -> int:

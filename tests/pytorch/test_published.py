@@ -1,0 +1,113 @@
+"""Networks with published weights: PyTorch's logits and features, its names and shapes, the published sizes."""
+
+import hashlib
+import importlib.util
+import json
+import pathlib
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkd import models, pytorch
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+NETWORKS = json.loads((GOLDEN / "models.json").read_text())["models"]
+
+_spec = importlib.util.spec_from_file_location("golden_networks", GOLDEN / "networks.py")
+networks = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(networks)
+
+
+def tensor(name, shape):
+    """The rule of models.json."""
+    a = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode()))).standard_normal(shape)
+    if name.endswith("running_var"):
+        return 0.5 + 0.5 * np.abs(a)
+    if name.endswith("running_mean"):
+        return 0.1 * a
+    weight = name.endswith("weight")
+    if len(shape) == 1:
+        return weight + 0.1 * a
+    return a * (np.sqrt(1 / np.prod(shape[1:])) if weight else 0.02)
+
+
+def tensors_of(source, name, size, classes):
+    """Names and shapes of the network's tensors in PyTorch's layout, and its size."""
+    network = networks.SOURCES[source][name]
+    model, batch = network.make(classes), {"image": jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)}
+    like = jax.eval_shape(model.init, jax.random.key(0), batch)
+    zeros = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), like)
+    exported = pytorch.export_weights(zeros, network.rules)
+    return {n: x.shape for n, x in exported.items()}, models.count_parameters(like)
+
+
+def digest(named):
+    """Of names and shapes."""
+    return hashlib.sha256("\n".join(sorted(f"{n} {s}" for n, s in named.items())).encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_logits_features_names_and_size_are_those_of_pytorch(network):
+    golden, (source, name) = NETWORKS[network], network.split("/")
+    shape = golden["input"]["shape"]
+    named, count = tensors_of(source, name, shape[1], 100 if source == "cifar100_benchmark" else 1000)
+    assert digest(named) == golden["names"]
+    assert count == golden["trainable_parameters"]
+    x = np.random.default_rng(golden["input"]["seed"]).standard_normal(shape)
+    with jax.enable_x64(True):
+        logits, features = networks.run(source, name, {n: tensor(n, s) for n, s in named.items()}, x)
+    logits, features = np.asarray(logits), [np.asarray(f) for f in features]
+    close = {"rtol": 1e-9, "atol": 1e-9}
+    np.testing.assert_allclose(logits[:, :8], golden["logits"], **close)
+    np.testing.assert_allclose(logits.sum(axis=1), golden["logits_sum"], **close)
+    assert list(logits.argmax(axis=1)) == golden["argmax"]
+    for found, expected in zip(features, golden["features"], strict=True):
+        assert list(found.shape) == expected["shape"]
+        np.testing.assert_allclose(found.ravel()[:8], expected["first8"], **close)
+        np.testing.assert_allclose([found.mean(), found.std()], [expected["mean"], expected["std"]], **close)
+
+
+@pytest.mark.parametrize("network", ["cifar100_benchmark/resnet8", "cifar100_benchmark/vgg8"])
+def test_float32_keeps_four_digits(network):
+    golden, (source, name) = NETWORKS[network], network.split("/")
+    named, _ = tensors_of(source, name, 32, 100)
+    x = np.random.default_rng(golden["input"]["seed"]).standard_normal(golden["input"]["shape"]).astype(np.float32)
+    logits, features = networks.run(source, name, {n: tensor(n, s) for n, s in named.items()}, x)
+    assert {x.dtype for x in (logits, *features)} == {jnp.dtype(jnp.float32)}
+    np.testing.assert_allclose(logits[:, :8], golden["logits"], rtol=1e-4, atol=1e-5)
+
+
+# Trainable parameters; billions of multiply-adds for one image, where torchvision states them beside its weights
+# (https://docs.pytorch.org/vision/stable/models.html); digest of names and shapes as in models.json. All but the
+# multiply-adds are those of the networks built by PyTorch (torchvision 0.28, timm 1.0.31).
+PUBLISHED = [
+    ("torchvision/resnet50", 25_557_032, 4.089, "cf11dad974eadeaa"),
+    ("torchvision/resnext50_32x4d", 25_028_904, None, "f6c1ee50d9878439"),
+    ("torchvision/vit_b_16", 86_567_656, 17.564, "2c2360f6707280a8"),
+    ("torchvision/convnext_tiny", 28_589_128, 4.456, "ddd0f74f783edf2b"),
+    ("timm/mobilenetv1_100", 4_231_976, None, "04cf17640bb96433"),
+    ("timm/mobilenetv2_140", 6_108_776, None, "cd6c57550c255624"),
+    ("timm/convnext_tiny", 28_589_128, None, "b07384a3160b01d8"),
+    ("timm/deit_small_distilled_patch16_224", 22_436_432, None, "51ebe6b2c6901ea1"),
+    ("cifar100_benchmark/resnet32x4", 7_433_860, None, "3cc58503c707c70e"),
+    ("cifar100_benchmark/wrn_40_2", 2_255_156, None, "433b0cc471d45119"),
+    ("cifar100_benchmark/vgg13", 9_462_180, None, "207440f187602bb6"),
+    ("cifar100_benchmark/ResNet50", 23_705_252, None, "64b781c0f527d9fc"),
+]
+
+
+@pytest.mark.parametrize(("network", "parameters", "pairs", "names"), PUBLISHED, ids=[row[0] for row in PUBLISHED])
+def test_sizes_and_names_are_the_published_ones(network, parameters, pairs, names):
+    source, name = network.split("/")
+    small = source == "cifar100_benchmark"
+    named, count = tensors_of(source, name, 32 if small else 224, 100 if small else 1000)
+    assert count == parameters
+    assert digest(named) == names
+    if pairs:
+        model = networks.SOURCES[source][name].make(1000)
+        found = models.size(model, {"image": jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)})
+        assert found.parameters == parameters
+        assert round(found.flops / 2e9, 3) == pairs
