@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import pickle
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -94,9 +95,9 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except (ValueError, EOFError) as error:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no readable npz file of plain arrays ({error}): write it again.") from error
 
 

@@ -4,18 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import shapes
 
 from jaxkd import models
 from jaxkd.types import Variables
-
-
-def shapes(model, image):
-    """Shapes of the logits and the features, and the number of parameters, without computing anything."""
-    batch = {"image": jax.ShapeDtypeStruct(image, jnp.float32)}
-    variables = jax.eval_shape(model.init, jax.random.key(0), batch)
-    out, state = jax.eval_shape(lambda v, b: model.apply(v, b, jax.random.key(0), True), variables, batch)
-    assert state == variables.state
-    return out.logits.shape, {n: f.shape for n, f in out.features.items()}, models.count_parameters(variables)
 
 
 def dense(inputs, outputs):
