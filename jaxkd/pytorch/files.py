@@ -64,7 +64,7 @@ def write_tensors(path: str | pathlib.Path, tensors: Mapping[str, ArrayLike]) ->
       ModuleNotFoundError: If PyTorch is needed and is not there.
     """
     path = pathlib.Path(path)
-    arrays = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
+    arrays = {name: np.array(x, order="C") for name, x in tensors.items()}
     if path.suffix == ".safetensors":
         from safetensors.numpy import save_file
 
@@ -107,7 +107,7 @@ def _read_pth(path: pathlib.Path) -> dict[str, np.ndarray]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
-            f"{path} cannot be read as plain tensors, and nothing else in it is run ({str(error).splitlines()[0]}): "
+            f"{path} cannot be read as plain tensors, and nothing else in it is run ({_first_sentence(error)}): "
             "where you trust it, load it and save its state dict alone."
         ) from error
     for name in _WITHIN:
@@ -118,6 +118,11 @@ def _read_pth(path: pathlib.Path) -> dict[str, np.ndarray]:
             f"{path} holds a {type(found).__name__} but should hold a state dict: save model.state_dict()."
         )
     return {name: _to_numpy(x) for name, x in found.items() if isinstance(x, torch.Tensor)}
+
+
+def _first_sentence(error: Exception) -> str:
+    """PyTorch goes on with advice to run what is in the file."""
+    return str(error).split(". ")[0].splitlines()[0].rstrip(".")
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:

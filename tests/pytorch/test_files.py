@@ -104,8 +104,8 @@ def test_tensors_are_written_for_pytorch(torch):
 
 
 def test_what_pytorch_will_not_read_is_not_run(torch):
-    torch.found = pickle.UnpicklingError("Weights only load failed.\nMore.")
-    sentence = r"nothing else in it is run \(Weights only load failed.\): where you trust it, load it and save"
+    torch.found = pickle.UnpicklingError("Weights only load failed. Run it instead.\nMore.")
+    sentence = r"nothing else in it is run \(Weights only load failed\): where you trust it, load it and save"
     with pytest.raises(ValueError, match=sentence):
         pytorch.read_tensors("x.pth")
     torch.found = [1]
