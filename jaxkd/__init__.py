@@ -1,7 +1,8 @@
 """Knowledge distillation and transfer learning in JAX.
 
 Losses are pure functions of arrays, terms and models are pairs of pure functions, and a train step is made from them.
-What touches disks and data sets (`jaxkd.data`, `jaxkd.checkpoint`, `jaxkd.loop`, `jaxkd.stage`) is imported by name.
+What touches disks and data sets (`jaxkd.data`, `jaxkd.checkpoint`, `jaxkd.loop`, `jaxkd.stage`, `jaxkd.pytorch`) is
+imported by name.
 """
 
 from jaxkd import (

@@ -189,6 +189,18 @@ def test_mobilenets_round_to_multiples_of_8_that_lose_less_than_a_tenth(width, r
     assert rounded >= 0.9 * width
 
 
+@pytest.mark.parametrize("small", [True, False])
+def test_activations_of_mobilenets_end_at_6_but_for_small_images(small):
+    """No golden value of the small one reaches 6."""
+    model = models.mobilenet_v2(3, small_images=small)
+    variables, batch = randomised(model, 32)
+    large = {"image": 30 * batch["image"]}
+    stem = np.asarray(jax.jit(lambda v, b: model.apply(v, b, None, False)[0].features["stem"])(variables, large))
+    assert stem.min() == 0
+    assert (stem.max() > 6) == small
+    assert small or stem.max() == 6
+
+
 def test_logits_of_a_distilled_transformer_are_the_mean_of_both_heads():
     model = models.vision_transformer(3, patch=8, layers=1, width=6, distilled=True)
     variables, batch = randomised(model, 16)
