@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxkd.models.convolution import Conv
 from jaxkd.models.functional import from_linen, rematerialised
 from jaxkd.types import Model, Outputs
 
@@ -24,7 +25,7 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, C]."""
         width = x.shape[-1]
-        y = nn.Conv(width, (7, 7), padding=3, feature_group_count=width, kernel_init=_INIT, name="conv")(x)
+        y = Conv(width, (7, 7), padding=3, feature_group_count=width, kernel_init=_INIT, name="conv")(x)
         y = nn.LayerNorm(epsilon=1e-6, name="norm")(y)
         y = nn.gelu(nn.Dense(4 * width, kernel_init=_INIT, name="mlp1")(y), approximate=False)
         y = nn.Dense(width, kernel_init=_INIT, name="mlp2")(y)
@@ -50,7 +51,7 @@ class ConvNeXt(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> Outputs:
         """Images [B, H, W, C] -> Outputs with logits [B, K]."""
-        x = nn.Conv(self.widths[0], (4, 4), 4, padding="VALID", kernel_init=_INIT, name="stem_conv")(x)
+        x = Conv(self.widths[0], (4, 4), 4, padding="VALID", kernel_init=_INIT, name="stem_conv")(x)
         features = {"stem": (x := nn.LayerNorm(epsilon=1e-6, name="stem_norm")(x))}
         for number, (count, width) in enumerate(zip(self.blocks, self.widths, strict=True), 1):
 
@@ -60,7 +61,7 @@ class ConvNeXt(nn.Module):
                 if number > 1:
                     x = nn.LayerNorm(epsilon=1e-6, name=f"stage{number}_norm")(x)
                     name = f"stage{number}_conv"
-                    x = nn.Conv(width, (2, 2), 2, padding="VALID", kernel_init=_INIT, name=name)(x)
+                    x = Conv(width, (2, 2), 2, padding="VALID", kernel_init=_INIT, name=name)(x)
                 for i in range(count):
                     x = Block(name=f"stage{number}_block{i + 1}")(x)
                 return x

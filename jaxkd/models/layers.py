@@ -8,6 +8,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
+from jaxkd.models.convolution import Conv
 from jaxkd.models.functional import bound
 
 
@@ -54,7 +55,7 @@ def conv_norm(
     Returns:
       [B, ceil(H / stride), ceil(W / stride), width].
     """
-    convolve = nn.Conv(
+    convolve = Conv(
         width, (kernel, kernel), stride, padding=kernel // 2, feature_group_count=groups, use_bias=bias,
         name=name.format("conv"),
     )  # fmt: skip

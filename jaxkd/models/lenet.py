@@ -8,6 +8,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
+from jaxkd.models.convolution import Conv
 from jaxkd.models.functional import from_linen
 from jaxkd.models.layers import flatten
 from jaxkd.types import Model, Outputs
@@ -29,7 +30,7 @@ class LeNet(nn.Module):
         """Images [B, H, W, C] -> Outputs with logits [B, K]."""
         features: dict[str, jax.Array] = {}
         for number, (width, padding) in enumerate(((6, self.padding), (16, 0)), 1):
-            x = nn.Conv(width, (5, 5), padding=padding, name=f"conv{number}")(x)
+            x = Conv(width, (5, 5), padding=padding, name=f"conv{number}")(x)
             features |= {f"stage{number}_preact": x, f"stage{number}": (x := nn.relu(x))}
             x = nn.max_pool(x, (2, 2), (2, 2))
         features["hidden1"] = x = nn.relu(nn.Dense(120, name="dense1")(flatten(x)))

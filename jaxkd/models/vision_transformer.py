@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxkd.models.convolution import Conv
 from jaxkd.models.functional import from_linen, rematerialised
 from jaxkd.models.transformer import Block, check_heads
 from jaxkd.types import Model, Outputs
@@ -72,7 +73,7 @@ class VisionTransformer(nn.Module):
                 f"multiple of {self.patch}."
             )
         size = (self.patch, self.patch)
-        x = nn.Conv(self.width, size, size, padding="VALID", kernel_init=_INIT, name="patch")(x)
+        x = Conv(self.width, size, size, padding="VALID", kernel_init=_INIT, name="patch")(x)
         B, D = x.shape[0], self.width
         first = [self.param("class_token", _INIT, (1, 1, D))]
         if self.distilled:

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxkd.models.convolution import Conv
 from jaxkd.models.functional import from_linen, rematerialised
 from jaxkd.models.layers import batch_norm
 from jaxkd.types import Model, Outputs
@@ -36,11 +37,11 @@ class Block(nn.Module):
         normed = batch_norm(x, "norm1", train=train, axis_name=self.axis_name)
         y = nn.relu(normed)
         if x.shape[-1] != self.width:
-            x = nn.Conv(self.width, (1, 1), self.stride, use_bias=False, name="shortcut_conv")(y)
-        y = nn.Conv(self.width, (3, 3), self.stride, padding=1, use_bias=False, name="conv1")(y)
+            x = Conv(self.width, (1, 1), self.stride, use_bias=False, name="shortcut_conv")(y)
+        y = Conv(self.width, (3, 3), self.stride, padding=1, use_bias=False, name="conv1")(y)
         y = nn.relu(batch_norm(y, "norm2", train=train, axis_name=self.axis_name))
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
-        return x + nn.Conv(self.width, (3, 3), padding=1, use_bias=False, name="conv2")(y), normed
+        return x + Conv(self.width, (3, 3), padding=1, use_bias=False, name="conv2")(y), normed
 
 
 class WideResNet(nn.Module):
@@ -65,7 +66,7 @@ class WideResNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> Outputs:
         """Images [B, H, W, C] -> Outputs with logits [B, K]."""
-        x = nn.Conv(16, (3, 3), padding=1, use_bias=False, name="stem_conv")(x)
+        x = Conv(16, (3, 3), padding=1, use_bias=False, name="stem_conv")(x)
         features = {"stem": x}
         for number in (1, 2, 3):
 
