@@ -56,7 +56,7 @@ def begin(points=POINTS, **options):
     return state, swept.make_step(**options)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", students.FORMS)
 def test_a_sweep_is_its_points_one_by_one(form):
     state, step = begin(metrics={"accuracy": metrics.accuracy})
     state, found = run(FORMS[form](step), state)

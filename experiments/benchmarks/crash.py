@@ -146,7 +146,8 @@ class Killer:
         options = {"name": name, "root": self.root, "data-dir": self.root / "data", "steps": self.config.steps,
                    "every": self.config.every, "fault": self.config.fault}  # fmt: skip
         words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-        command, kept = [sys.executable, __file__, "train", *words], str(self.root / "xla") if self.config.cache else ""
+        command = [sys.executable, __file__, "train", *words]
+        kept = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(self.root / "xla") if self.config.cache else ""
         with (self.root / f"{name}.txt").open("ab") as said:
             environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": kept}
             return subprocess.Popen(command, stdout=said, stderr=said, env=environment)

@@ -19,9 +19,16 @@ from jaxkd.models.resnet import ResNet
 
 SMALL = dict(rounds=1, seconds=0.01, batch_size=8, pairs=("mlp",))
 T, ALPHA = 4.0, 0.1
+
+
+def residual(depth):
+    """A CIFAR ResNet as a Linen module."""
+    return ResNet(10, ((depth - 2) // 6,) * 3, (16, 32, 64), 16)
+
+
 PAIRS = {
     "mlp": ("MLP 3072-1024-1024-10 -> 3072-64-10", MLP(10, (1024, 1024)), MLP(10, (64,))),
-    "resnet": ("ResNet-20 -> ResNet-8, 32x32", ResNet(10, 3), ResNet(10, 1)),
+    "resnet": ("ResNet-20 -> ResNet-8, 32x32", residual(20), residual(8)),
 }
 
 

@@ -1,0 +1,110 @@
+"""Whether the input keeps up: the same training step fed by the pipeline, and from batches that lie on the device.
+
+KD from a teacher whose logits stand beside the images, which is where the step asks for most examples a second; 32x32
+images with random crops and flips on the device. Fed from memory: eight batches, placed beforehand, again and again.
+Fed by the pipeline: a shuffled epoch read, put together and placed by the threads of Grain, step by step; the same in
+bundles of steps with one dispatch each; and in bundles from a table on the device, for which only row numbers are read.
+All take turns in one process.
+
+    python experiments/benchmarks/input_pipeline.py        about four minutes on two CPU cores
+"""
+
+import contextlib
+import itertools
+
+import _timing as timing
+import jax
+import numpy as np
+import optax
+
+from jaxkd import augment, data, dispatch, losses, models, objectives, parallel, train
+from jaxkd.cli import main
+from jaxkd.types import Variables
+
+SMALL = dict(rounds=1, seconds=0.01, steps=2, batch_size=8, examples=32, students=("mlp",))
+STUDENTS = {
+    "mlp": ("MLP 3072-64-10", lambda: models.mlp(10, hidden=(64,))),
+    "resnet": ("ResNet-20", lambda: models.resnet(10, depth=20)),
+}
+
+
+def pictures(config):
+    """A source in memory with a teacher's logits, and how its views are made."""
+    rng = np.random.default_rng(0)
+    arrays = {"image": rng.integers(0, 256, (config.examples, 32, 32, 3), dtype=np.uint8),
+              "label": rng.integers(0, 10, config.examples),
+              "teacher_logits": rng.standard_normal((config.examples, 10)).astype(np.float32)}  # fmt: skip
+    moves = (augment.to_float(), augment.random_crop(4), augment.flip(), augment.normalize(0.5, 0.25))
+    return data.open_source(arrays, num_classes=10), augment.augment_batch(augment.compose(*moves), seed=0)
+
+
+def contestants(student, config, stack):
+    """Name -> a function that takes some steps and waits for the last."""
+    source, prepare = pictures(config)
+    plan, count = parallel.with_jit(parallel.make_mesh(jax.devices()[:1])), config.steps
+    term = objectives.weighted(label=(0.1, objectives.from_labels(losses.cross_entropy)),
+                               kd=(0.9, objectives.from_logits(losses.kd, temperature=4.0)))  # fmt: skip
+    parts = (student, models.cached(), term, optax.sgd(0.01, momentum=0.9))
+    nothing, single = Variables({}, {}), train.make_train_step(*parts, prepare=prepare)
+    batches = data.train_batches(source, config.batch_size, seed=0)
+
+    def side(step, known, stream, dispatches):
+        compiled, known = plan.compile(step), plan.put(known)
+        state = train.init_state(
+            *parts, key=jax.random.key(0), batch=batches[0], teacher_variables=nothing, prepare=prepare
+        )
+        held = {"state": plan.put(state)}
+
+        def run():
+            for _ in range(dispatches):
+                held["state"], found = compiled(held["state"], known, next(stream))
+            return jax.block_until_ready(found["loss"])
+
+        return run
+
+    def bundled(batches):
+        rows = data.bundles(batches, dispatch.spans(0, 10**6, count))
+        return stack.enter_context(contextlib.closing(data.prefetch(rows, plan.place)))
+
+    fields, numbers = data.table(source)
+    rows = data.train_batches(numbers, config.batch_size, seed=0)
+    stream = stack.enter_context(contextlib.closing(data.prefetch(batches, plan.place)))
+    placed = itertools.cycle([plan.place(batches[i]) for i in range(8)])
+    together = dispatch.scan_steps(single)
+    return {
+        "memory": side(single, nothing, placed, count),
+        "pipeline": side(single, nothing, stream, count),
+        "pipeline, bundled": side(together, nothing, bundled(batches), 1),
+        "table, bundled": side(dispatch.scan_steps(dispatch.from_table(single)), (nothing, fields), bundled(rows), 1),
+    }
+
+
+def benchmark() -> None:
+    config = timing.flags(
+        __doc__,
+        smoke=SMALL,
+        rounds=(20, "alternating rounds"),
+        seconds=(1.0, "least length of one side of a round"),
+        steps=(10, "steps between two looks at the clock, and in a bundle"),
+        batch_size=(64, "examples a step"),
+        examples=(8192, "examples of the set"),
+        students=(("mlp", "resnet"), "which students"),
+        out=("runs/benchmarks/input_pipeline.json", "where the figures go"),
+    )
+    rows = []
+    for name in config.students:
+        title, make = STUDENTS[name]
+        with contextlib.ExitStack() as stack:
+            sides = contestants(make(), config, stack)
+            for run in sides.values():  # compile
+                run()
+            times = timing.alternate(sides, rounds=config.rounds, seconds=config.seconds)
+        rate = config.steps * config.batch_size
+        rows += [{"student": title, "fed": fed, "rate": timing.spread(rate / times[fed]), "seconds": times[fed],
+                  "share": timing.ratio(times["memory"], times[fed])} for fed in sides]  # fmt: skip
+    columns = dict(student="student", fed="fed from", rate="examples/s", share="of memory's throughput")
+    timing.publish(config.out, f"Input, batch {config.batch_size}", rows, columns, config=vars(config))
+
+
+if __name__ == "__main__":
+    main(benchmark)
