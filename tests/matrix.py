@@ -19,7 +19,7 @@ TERMS = {
     ),
     "trained projection": objectives.from_features(losses.hint, **POOLED, project=objectives.linear()),
     "batch norm": objectives.from_features(
-        losses.ickd, student="stage2", teacher="stage2", project=objectives.connector(), normalize=True
+        losses.ickd, student="stage1", teacher="stage1", project=objectives.connector(), normalize=True
     ),
     "bank": objectives.weighted(
         crd=(0.02, objectives.crd(**POOLED, examples=16, width=5, negatives=8)),
@@ -40,8 +40,8 @@ class Parts:
 
     def __init__(self, term, axis_name=DATA):
         self.prepare = lambda batch: {**batch, "id": batch["id"] % 16}  # rows of a bank of 16
-        self.student = models.convnet(CLASSES, widths=(4, 6), axis_name=axis_name)
-        self.teacher = models.convnet(CLASSES, widths=(6, 8))
+        self.student = models.convnet(CLASSES, widths=(4,), axis_name=axis_name)
+        self.teacher = models.convnet(CLASSES, widths=(8,))
         self.optimizer = optax.sgd(0.05, momentum=0.9)
         self.makers = (self.student, self.teacher, term, self.optimizer)
         self.known = jax.jit(self.teacher.init)(jax.random.key(9), make_batch())

@@ -16,7 +16,7 @@ from jaxkd import caching, data, parallel, processes, stage, train  # noqa: E402
 from jaxkd.data import shards  # noqa: E402
 
 INPUTS = PartitionSpec(None, None, "model")  # of a convolution
-SPLIT = {"student": {r"stage2_conv1/kernel": INPUTS}, "teacher": {r"stage2_conv2/kernel": INPUTS}}
+SPLIT = {"student": {r"stage1_conv2/kernel": INPUTS}, "teacher": {r"stage1_conv2/kernel": INPUTS}}
 PLANS = {
     "jit": lambda: parallel.with_jit(),
     "pmap": lambda: parallel.with_pmap(),
@@ -40,7 +40,7 @@ def spread(names, ways, more):
             found[name, way] = parallel.fetch((metrics, state.params, state.state))
             if way == "model":
                 student, teacher = state.params["student"], plan.put(parts.known).params
-                kernels = [student["stage2_conv1"], teacher["stage2_conv2"], student["stage2_conv2"]]
+                kernels = [student["stage1_conv2"], teacher["stage1_conv2"], student["stage1_conv1"]]
                 kernels = [layer["kernel"] for layer in kernels]
                 found["shares"] = [kernel.addressable_shards[0].data.size / kernel.size for kernel in kernels]
                 found["fingerprint"] = data.fingerprint_variables(plan.put(parts.known))

@@ -98,11 +98,11 @@ UNREACHED = {
 
 def start(term, student=STUDENT, teacher=TEACHER, batch=BATCH):
     shapes = jax.eval_shape(lambda: (student, teacher, batch))
-    return term.init(jax.random.key(0), *shapes)
+    return jax.jit(lambda key: term.init(key, *shapes))(jax.random.key(0))
 
 
 def evaluate(term, owned, student=STUDENT, teacher=TEACHER, batch=BATCH, step=0):
-    return term.apply(owned, student, teacher, batch, jax.random.key(1), jnp.int32(step))
+    return jax.jit(term.apply)(owned, student, teacher, batch, jax.random.key(1), jnp.int32(step))
 
 
 @pytest.mark.parametrize("name", TERMS)

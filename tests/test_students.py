@@ -14,13 +14,13 @@ from jaxkd.types import Variables
 
 FORMS = {**students.FORMS, "two at once": functools.partial(students.map_students, at_once=2)}
 POINTS = students.grid(temperature=(1.0, 4.0), rate=(0.01, 0.1), seed=(0, 7))
-TEACHER = models.convnet(CLASSES, widths=(6, 8))
+TEACHER = models.convnet(CLASSES, widths=(6,))
 KNOWN = jax.jit(TEACHER.init)(jax.random.key(9), make_batch())
 
 
 def make_parts(temperature, rate, alpha=0.3, decay=1e-3):
     """A convolutional student with batch norm and dropout, a projection, a bank, schedules."""
-    student = models.convnet(CLASSES, widths=(4, 6), dropout=0.2)
+    student = models.convnet(CLASSES, widths=(4,), dropout=0.2)
     pooled = {"student": "pooled", "teacher": "pooled"}
     term = objectives.weighted(
         label=(alpha, objectives.from_labels(losses.cross_entropy)),

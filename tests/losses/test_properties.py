@@ -29,7 +29,9 @@ def original(function):
 @pytest.mark.parametrize("loss", DECLARED, ids=lambda f: original(f).__name__)
 def test_what_a_loss_declares_holds(loss):
     declared = DECLARED[loss]
-    report = testing.check_loss(loss, declared.inputs(), properties=declared.properties, **declared.options)
+    # All else is evaluated compiled; uncompiled calls, whose operations each compile alone, the twins' tests make.
+    properties = [one for one in declared.properties if one is not testing.JIT]
+    report = testing.check_loss(loss, declared.inputs(), properties=properties, **declared.options)
     assert report, str(report)
 
 
