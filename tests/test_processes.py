@@ -6,6 +6,7 @@ import os
 import pathlib
 import pickle
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -181,8 +182,12 @@ def logged(root):
     return places, [list(line.values()) for line in lines]
 
 
+def summary(root):
+    return json.loads((root / "image-kd-smoke" / "summary.json").read_text())
+
+
 def test_an_experiment_stops_loses_a_process_goes_on_and_equals_one_process(tmp_path, pictures, monkeypatch):
-    many, one = tmp_path / "many", tmp_path / "one"
+    many, one, fewer = tmp_path / "many", tmp_path / "one", tmp_path / "fewer"
 
     stopped = experiment(2, many, pictures, devices=2)
     when_training(stopped, many, "teacher")
@@ -199,6 +204,7 @@ def test_an_experiment_stops_loses_a_process_goes_on_and_equals_one_process(tmp_
     assert codes == [processes.LOST, -signal.SIGKILL], said
     assert "error: process 0 of 2 has waited 8 s for a sign of life of another process" in said[0][1]
     assert "run the same command again everywhere" in said[0][1]
+    shutil.copytree(many, fewer)
 
     codes, said = ends(experiment(2, many, pictures, devices=2))
     assert codes == [0, 0], said
@@ -206,12 +212,14 @@ def test_an_experiment_stops_loses_a_process_goes_on_and_equals_one_process(tmp_
     assert said[1][0].replace("[Gloo]", "").count("step") == 0, "the first process alone speaks"
 
     one_process(one, pictures, monkeypatch)
-    (places, numbers), (places_one, numbers_one) = logged(many), logged(one)
-    assert places == places_one
-    for row, row_one in zip(numbers, numbers_one, strict=True):
-        np.testing.assert_allclose(row, row_one, rtol=1e-4, atol=1e-5)
-    tables = [json.loads((root / "image-kd-smoke" / "summary.json").read_text())["table"] for root in (many, one)]
-    assert tables[0] == tables[1]
+    one_process(fewer, pictures, monkeypatch)  # which goes on where two were
+    (places, numbers), table = logged(one), summary(one)["table"]
+    for root in (many, fewer):
+        places_there, numbers_there = logged(root)
+        assert places_there == places
+        for row_there, row in zip(numbers_there, numbers, strict=True):
+            np.testing.assert_allclose(row_there, row, rtol=1e-4, atol=1e-5)
+        assert summary(root)["table"] == table
 
 
 def test_a_process_that_fails_alone_tells_the_others(tmp_path, pictures):
