@@ -20,6 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxkd import processes
 from jaxkd.inventory import Entry, differences, inventory
 from jaxkd.types import TrainState
 
@@ -310,11 +311,7 @@ def _digest(about: Mapping[str, Any]) -> str:
 
 def _any_process(flag: bool) -> bool:
     """Whether it is so in any process: what one cannot do, all leave, since Orbax waits for all."""
-    if jax.process_count() == 1:
-        return flag
-    from jax.experimental import multihost_utils
-
-    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+    return bool(processes.any_of(np.array([flag]))[0])
 
 
 def _reason(error: Exception) -> str:

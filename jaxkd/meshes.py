@@ -217,13 +217,8 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     Raises:
       ValueError: If the rows cannot be split evenly over this process's devices, or a field is text.
     """
-    local = max(1, mesh.size // jax.process_count())
-    ready = {}
-    for name, value in batch.items():
-        array = _on_host(name, value)
-        _check_rows(name, array, local, mesh.size)
-        ready[name] = jax.make_array_from_process_local_data(sharded(mesh), array)
-    return ready
+    fields, _ = _own_rows(batch, mesh)
+    return {name: jax.make_array_from_process_local_data(sharded(mesh), array) for name, array in fields.items()}
 
 
 def put_shares(batch: Batch, mesh: Mesh) -> Batch:
@@ -239,14 +234,18 @@ def put_shares(batch: Batch, mesh: Mesh) -> Batch:
     Raises:
       ValueError: If the rows cannot be split evenly over this process's devices, or a field is text.
     """
+    fields, local = _own_rows(batch, mesh)
+    shares = {name: array.reshape(local, len(array) // local, *array.shape[1:]) for name, array in fields.items()}
+    return {name: jax.make_array_from_process_local_data(sharded(mesh), share) for name, share in shares.items()}
+
+
+def _own_rows(batch: Batch, mesh: Mesh) -> tuple[dict[str, np.ndarray], int]:
+    """This process's rows of each field, checked, and over how many of its devices they are split."""
     local = max(1, mesh.size // jax.process_count())
-    ready = {}
-    for name, value in batch.items():
-        array = _on_host(name, value)
+    fields = {name: _on_host(name, value) for name, value in batch.items()}
+    for name, array in fields.items():
         _check_rows(name, array, local, mesh.size)
-        shares = array.reshape(local, array.shape[0] // local, *array.shape[1:])
-        ready[name] = jax.make_array_from_process_local_data(sharded(mesh), shares)
-    return ready
+    return fields, local
 
 
 def _on_host(name: str, value: Any) -> np.ndarray:

@@ -3,6 +3,8 @@
 import gc
 import importlib.metadata
 import os
+import runpy
+import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -21,6 +23,7 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones have 
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"  # halves the time of small compilations
 
 import jax
+import pytest
 
 gc.set_threshold(100_000, 50, 50)  # traced programs live on: looking for garbage among them took a sixth of the time
 jax.config.update("jax_num_cpu_devices", 8)
@@ -35,3 +38,20 @@ def pytest_configure(config):
         for name, value in kept.items():
             jax.config.update(name, value)
             os.environ[name.upper()] = str(value)
+
+
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """Runs a file as `python file ...` does, but in this process; returns the exit code and what was printed."""
+
+    def start(path, *more):
+        monkeypatch.setattr(sys, "argv", [str(path), *map(str, more)])
+        monkeypatch.syspath_prepend(str(path.parent))  # as Python does for a script
+        try:
+            runpy.run_path(str(path), run_name="__main__")
+            code = 0
+        except SystemExit as left:
+            code = left.code or 0
+        return code, capsys.readouterr()
+
+    return start

@@ -3,14 +3,13 @@
 import json
 import os
 import pathlib
-import runpy
 import signal
 import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
+from helpers import write_pictures
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXPERIMENTS = sorted(p for p in (ROOT / "experiments").rglob("*.py") if not p.name.startswith("_"))
@@ -18,14 +17,7 @@ EXPERIMENTS = sorted(p for p in (ROOT / "experiments").rglob("*.py") if not p.na
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
-    """Pictures that can be told apart, as `{split}` files."""
-    folder = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for split, size in (("train", 160), ("test", 64)):
-        label = rng.integers(0, 4, size)
-        image = (rng.integers(0, 80, (size, 12, 12, 3)) + 40 * label[:, None, None, None]).astype(np.uint8)
-        np.savez(folder / f"{split}.npz", image=image, label=label)
-    return f"npz:{folder}/{{split}}.npz"
+    return write_pictures(tmp_path_factory.mktemp("images"), (12, 12, 3))
 
 
 def arguments(path, folder, images):
@@ -44,23 +36,6 @@ def run(path, *more, check=True, **options):
     )
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
-
-
-@pytest.fixture
-def here(monkeypatch, capsys):
-    """Runs a file as `python file ...` does, but in this process; returns the exit code and what was printed."""
-
-    def start(path, *more):
-        monkeypatch.setattr(sys, "argv", [str(path), *map(str, more)])
-        monkeypatch.syspath_prepend(str(path.parent))  # as Python does for a script
-        try:
-            runpy.run_path(str(path), run_name="__main__")
-            code = 0
-        except SystemExit as left:
-            code = left.code or 0
-        return code, capsys.readouterr()
-
-    return start
 
 
 ELSEWHERE = ("digits", "image_kd", "crash")  # tests of their own start these

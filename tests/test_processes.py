@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import pickle
-import runpy
 import shutil
 import signal
 import socket
@@ -16,13 +15,14 @@ import time
 import jax
 import numpy as np
 import pytest
-from helpers import assert_trees_close, make_batch
+from helpers import assert_trees_close, make_batch, write_pictures
 from matrix import TERMS, Parts
 
 from jaxkd import data, parallel, processes, stage
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent
+PROGRAM = ROOT / "experiments" / "image_kd.py"
 ONE = parallel.with_jit(parallel.make_mesh(jax.devices()[:1]))
 FEW = ["couples the batch", "batch norm"]
 
@@ -141,29 +141,16 @@ def test_four_processes_equal_one_device(tmp_path):
 # --- a whole experiment ---
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    for split, size in (("train", 160), ("test", 64)):
-        label = rng.integers(0, 4, size)
-        image = (rng.integers(0, 80, (size, 6, 6, 1)) + 40 * label[:, None, None, None]).astype(np.uint8)
-        np.savez(folder / f"{split}.npz", image=image, label=label)
-    return f"npz:{folder}/{{{{split}}}}.npz"
+@pytest.fixture
+def pictures(tmp_path):
+    return write_pictures(tmp_path, (6, 6, 1))
 
 
 def experiment(count, root, pictures, devices):
     more = ("--teacher", "mlp", "--epochs", "12", "--flip", "--root", root)
     many = ("--coordinator", "{address}", "--num-processes", "{count}", "--process-id", "{number}", "--peer-timeout", 8)
-    words = ("--smoke", "--source", pictures, *more, *many)
-    return start(count, ROOT / "experiments" / "image_kd.py", *words, devices=devices)
-
-
-def one_process(root, pictures, monkeypatch):
-    """The same in this process."""
-    words = ("--source", pictures.format(), "--teacher", "mlp", "--epochs", "12", "--flip", "--root", str(root))
-    monkeypatch.setattr(sys, "argv", ["image_kd.py", "--smoke", *words])
-    runpy.run_path(str(ROOT / "experiments" / "image_kd.py"), run_name="__main__")
+    words = ("--smoke", "--source", pictures.replace("{split}", "{{split}}"), *more, *many)
+    return start(count, PROGRAM, *words, devices=devices)
 
 
 def when_training(started, root, stage):
@@ -186,7 +173,7 @@ def summary(root):
     return json.loads((root / "image-kd-smoke" / "summary.json").read_text())
 
 
-def test_an_experiment_stops_loses_a_process_goes_on_and_equals_one_process(tmp_path, pictures, monkeypatch):
+def test_an_experiment_stops_loses_a_process_goes_on_and_equals_one_process(tmp_path, pictures, here):
     many, one, fewer = tmp_path / "many", tmp_path / "one", tmp_path / "fewer"
 
     stopped = experiment(2, many, pictures, devices=2)
@@ -211,8 +198,10 @@ def test_an_experiment_stops_loses_a_process_goes_on_and_equals_one_process(tmp_
     assert "agrees" in said[0][0]
     assert said[1][0].replace("[Gloo]", "").count("step") == 0, "the first process alone speaks"
 
-    one_process(one, pictures, monkeypatch)
-    one_process(fewer, pictures, monkeypatch)  # which goes on where two were
+    for root in (one, fewer):  # one process alone, from the start and where two were
+        words = ("--source", pictures, "--teacher", "mlp", "--epochs", "12", "--flip", "--root", root)
+        code, said = here(PROGRAM, "--smoke", *words)
+        assert code == 0, said.err
     (places, numbers), table = logged(one), summary(one)["table"]
     for root in (many, fewer):
         places_there, numbers_there = logged(root)

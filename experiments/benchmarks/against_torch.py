@@ -17,6 +17,7 @@ import os
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # both libraries share the device's memory
 
+import _pairs as pairs
 import _timing as timing
 import jax
 import numpy as np
@@ -28,20 +29,17 @@ from jaxkd.types import Variables
 
 T, ALPHA, RATE, MOMENTUM, CLASSES, MAX_LENGTH = 4.0, 0.1, 0.01, 0.9, 100, 512
 CACHED = "teacher_logits"
-SMALL = {"pairs": ("bert",), "batch_sizes": (4,), "layers": (2, 1), "width": 16, "heads": 2, "vocabulary": 50,
-         "length": 8, "epoch_examples": 8, "rounds": 1, "epochs": 1, "seconds": 0.01, "peers": ("eager",)}  # fmt: skip
+SMALL = {**pairs.SMALL, "batch_sizes": (4,), "epoch_examples": 8, "rounds": 1, "epochs": 1, "seconds": 0.01,
+         "peers": ("eager",)}  # fmt: skip
 
 
 def networks(pair, config):
     """(library's teacher, student), and how PyTorch makes its own."""
+    mine = pairs.networks(pair, config, CLASSES, **({"max_length": MAX_LENGTH} if pair == "bert" else {}))
     if pair == "resnet":
-        depths = config.depths
-        return [models.resnet(CLASSES, depth=d) for d in depths], [("ResNet", (CLASSES, d)) for d in depths]
-    sizes = {"vocabulary": config.vocabulary, "width": config.width, "heads": config.heads, "dropout": 0.0}
-    return (
-        [models.bert(CLASSES, layers=n, max_length=MAX_LENGTH, **sizes) for n in config.layers],
-        [("Bert", (CLASSES, config.vocabulary, n, config.width, config.heads, MAX_LENGTH)) for n in config.layers],
-    )
+        return mine, [("ResNet", (CLASSES, d)) for d in config.depths]
+    sizes = (config.width, config.heads, MAX_LENGTH)
+    return mine, [("Bert", (CLASSES, config.vocabulary, n, *sizes)) for n in config.layers]
 
 
 def examples(pair, count, config):
@@ -202,15 +200,9 @@ def benchmark() -> None:
     config = timing.flags(
         __doc__,
         smoke=SMALL,
-        pairs=(("resnet", "bert"), "which teachers and students: resnet, bert"),
+        **pairs.sizes(fast),
         peers=(("eager", "compile"), "which of PyTorch's ways: eager, compile"),
         batch_sizes=((64, 512) if fast else (64,), "examples a step"),
-        depths=((56, 20), "of the residual networks, teacher and student"),
-        layers=((12, 6), "of the transformers, teacher and student"),
-        width=(768 if fast else 128, "hidden size of the transformers"),
-        heads=(12 if fast else 4, "heads of their attention"),
-        vocabulary=(30522 if fast else 2000, "tokens they know"),
-        length=(128, "tokens of an example"),
         epoch_examples=(50_000 if fast else 1024, "examples of an epoch"),
         rounds=(30 if fast else 5, "alternating rounds of steps"),
         epochs=(5 if fast else 3, "alternating rounds of epochs"),

@@ -15,24 +15,15 @@ import _timing as timing
 import jax
 import numpy as np
 import optax
+from _pairs import pictures
 
-from jaxkd import augment, data, losses, models, objectives, parallel, train
+from jaxkd import data, losses, models, objectives, parallel, train
 from jaxkd.caching import write_targets
 from jaxkd.cli import main
 from jaxkd.types import Variables
 
 SMALL = dict(rounds=1, seconds=0.01, steps=2, batch_size=8, depths=(8, 8), examples=32, classes=10, top_k=4)
 T, ALPHA = 4.0, 0.1
-
-
-def pictures(config):
-    """A source in memory, and how its views are made."""
-    rng = np.random.default_rng(0)
-    arrays = {"image": rng.integers(0, 256, (config.examples, 32, 32, 3), dtype=np.uint8),
-              "label": rng.integers(0, config.classes, config.examples)}  # fmt: skip
-    moves = (augment.to_float(), augment.random_crop(4), augment.flip(), augment.normalize(0.5, 0.25))
-    source = data.open_source(arrays, num_classes=config.classes)
-    return dataclasses.replace(source, views=config.views), augment.augment_batch(augment.compose(*moves), seed=0)
 
 
 def trainer(source, prepare, teacher, known, config, plan, stack):
@@ -70,7 +61,8 @@ def benchmark() -> None:
         top_k=(16, "classes that are kept in the reduced cache"),
         out=("runs/benchmarks/cached_teacher.json", "where the figures go"),
     )
-    source, prepare = pictures(config)
+    arrays, prepare = pictures(config.examples, config.classes)
+    source = dataclasses.replace(data.open_source(arrays, num_classes=config.classes), views=config.views)
     plan = parallel.with_jit(parallel.make_mesh(jax.devices()[:1]))
     big = models.resnet(config.classes, depth=config.depths[0])
     known = jax.jit(big.init)(jax.random.key(1), prepare(data.train_batches(source, 8, seed=0)[0]))

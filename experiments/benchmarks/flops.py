@@ -8,6 +8,7 @@ the same format, measured here. Backward is the whole step without the other par
 """
 
 import _costs as costs
+import _pairs as pairs
 import _timing as timing
 import jax
 import jax.numpy as jnp
@@ -19,21 +20,19 @@ from jaxkd.cli import main
 from jaxkd.types import Outputs, Variables
 from jaxkd.work import Work, count_work
 
-SMALL = {"pairs": ("bert",), "batch_size": 4, "layers": (2, 1), "width": 16, "heads": 2, "vocabulary": 50,
-         "length": 8, "rounds": 1, "seconds": 0.01, "run_steps": 10, "formats": ("float32",)}  # fmt: skip
+SMALL = {**pairs.SMALL, "batch_size": 4, "rounds": 1, "seconds": 0.01, "run_steps": 10, "formats": ("float32",)}
 
 
 def networks(pair, config):
     """(teacher, student, batch)."""
     rng = np.random.default_rng(0)
     label = rng.integers(0, 100, config.batch_size).astype(np.int32)
+    teacher, student = pairs.networks(pair, config)
     if pair == "resnet":
         image = rng.standard_normal((config.batch_size, 32, 32, 3)).astype(np.float32)
-        return *(models.resnet(100, depth=d) for d in config.depths), {"image": image, "label": label}
-    sizes = {"vocabulary": config.vocabulary, "width": config.width, "heads": config.heads, "dropout": 0.0}
+        return teacher, student, {"image": image, "label": label}
     tokens = rng.integers(0, config.vocabulary, (config.batch_size, config.length)).astype(np.int32)
-    batch = {"tokens": tokens, "token_mask": np.ones(tokens.shape, bool), "label": label}
-    return *(models.bert(100, layers=n, **sizes) for n in config.layers), batch
+    return teacher, student, {"tokens": tokens, "token_mask": np.ones(tokens.shape, bool), "label": label}
 
 
 def parts_of(pair, format_, config):
@@ -105,15 +104,9 @@ def benchmark() -> None:
     config = timing.flags(
         __doc__,
         smoke=SMALL,
-        pairs=(("resnet", "bert"), "which teachers and students: resnet, bert"),
+        **pairs.sizes(fast),
         formats=(("float32", "bfloat16") if fast else ("float32",), "number formats of the computation"),
         batch_size=(512 if fast else 64, "examples a step"),
-        depths=((56, 20), "of the residual networks, teacher and student"),
-        layers=((12, 6), "of the transformers, teacher and student"),
-        width=(768 if fast else 128, "hidden size of the transformers"),
-        heads=(12 if fast else 4, "heads of their attention"),
-        vocabulary=(30522 if fast else 2000, "tokens they know"),
-        length=(128, "tokens of an example"),
         run_steps=(100_000, "steps of the run that the report is about"),
         rounds=(20 if fast else 5, "alternating rounds"),
         seconds=(0.3, "least length of one part of a round"),

@@ -16,8 +16,9 @@ import _timing as timing
 import jax
 import numpy as np
 import optax
+from _pairs import pictures
 
-from jaxkd import augment, data, dispatch, losses, models, objectives, parallel, train
+from jaxkd import data, dispatch, losses, models, objectives, parallel, train
 from jaxkd.cli import main
 from jaxkd.types import Variables
 
@@ -28,19 +29,11 @@ STUDENTS = {
 }
 
 
-def pictures(config):
-    """A source in memory with a teacher's logits, and how its views are made."""
-    rng = np.random.default_rng(0)
-    arrays = {"image": rng.integers(0, 256, (config.examples, 32, 32, 3), dtype=np.uint8),
-              "label": rng.integers(0, 10, config.examples),
-              "teacher_logits": rng.standard_normal((config.examples, 10)).astype(np.float32)}  # fmt: skip
-    moves = (augment.to_float(), augment.random_crop(4), augment.flip(), augment.normalize(0.5, 0.25))
-    return data.open_source(arrays, num_classes=10), augment.augment_batch(augment.compose(*moves), seed=0)
-
-
 def contestants(student, config, stack):
     """Name -> a function that takes some steps and waits for the last."""
-    source, prepare = pictures(config)
+    arrays, prepare = pictures(config.examples, 10)
+    said = np.random.default_rng(1).standard_normal((config.examples, 10)).astype(np.float32)
+    source = data.open_source({**arrays, "teacher_logits": said}, num_classes=10)
     plan, count = parallel.with_jit(parallel.make_mesh(jax.devices()[:1])), config.steps
     term = objectives.weighted(label=(0.1, objectives.from_labels(losses.cross_entropy)),
                                kd=(0.9, objectives.from_logits(losses.kd, temperature=4.0)))  # fmt: skip

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxkd.data.sources import Source
-from jaxkd.meshes import fetch
+from jaxkd.meshes import fetch, is_key
 from jaxkd.train import Prepare
 
 _EXAMPLES = 32
@@ -31,9 +31,8 @@ def fingerprint_variables(tree: Any) -> str:
     """
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        is_key = isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        array = fetch(jax.random.key_data(leaf) if is_key else leaf)
-        header = (jax.tree_util.keystr(path), str(leaf.dtype if is_key else array.dtype), array.shape)
+        array = fetch(jax.random.key_data(leaf) if is_key(leaf) else leaf)
+        header = (jax.tree_util.keystr(path), str(leaf.dtype if is_key(leaf) else array.dtype), array.shape)
         digest.update(repr(header).encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
