@@ -92,7 +92,7 @@ class Training:
     skip_nonfinite: bool = False  # leave updates with a NaN or an infinity out and count them, instead of stopping
     at_once: int = 1  # steps in one dispatch
     resident: bool = False  # keep the training data on the devices
-    form: Literal["vmap", "map", "fastest"] = "vmap"  # how a stack of students is computed; fastest measures
+    form: Literal["vmap", "map", "unroll", "fastest"] = "vmap"  # how a stack of students is computed; fastest measures
 
     def student(self, model: Model) -> Model:
         """The model as it is computed.
@@ -346,7 +346,7 @@ class Measure:
         def compiled(ema: bool) -> Any:
             options: dict[str, Any] = {"prepare": setting.eval_prepare, "axis_name": plan.axis_name}
             step = train.make_eval_step(*pair, chosen, ema=ema, **options)
-            form = students.FORMS["vmap" if setting.training.form == "vmap" else "map"]
+            form = students.FORMS["map" if setting.training.form == "fastest" else setting.training.form]
             return plan.compile(form(step) if stacked else step, donate_state=False)
 
         self._steps = {"": compiled(ema=False), "ema_": compiled(ema=True)}

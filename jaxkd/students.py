@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.typing import ArrayLike
@@ -20,7 +21,10 @@ Parts: TypeAlias = tuple[Model, Model, Term, optax.GradientTransformation]
 """Student, teacher, term, optimizer."""
 
 Form: TypeAlias = Callable[[Step], Step]
-"""Turns the step of one student into that of a stack: `vmap_students` or `map_students`."""
+"""Turns the step of one student into that of a stack: a function of `FORMS`."""
+
+MOST_UNROLLED = 16
+"""Larger stacks are not unrolled to find out how fast that is: compiling would take longer than it saves."""
 
 SEED = "seed"
 """The name in a grid that stands for the student's own randomness."""
@@ -57,7 +61,28 @@ def map_students(step: Step, *, at_once: int = 1) -> Step:
     return Step(step.share, each)
 
 
-FORMS: Mapping[str, Form] = {"vmap": vmap_students, "map": map_students}
+def unroll_students(step: Step) -> Step:
+    """Trains (or measures) stacked students side by side in one program; teacher and batch are computed once.
+
+    Faster than `map_students` where a loop's body is compiled less well, as on CPUs; the program, and the time to
+    compile it, grow with the number of students.
+
+    Args:
+      step: The step of one student.
+
+    Returns:
+      The step of stacked states [S, ...]; its results are stacked likewise.
+    """
+
+    def each(states: TrainState, shared: Any) -> Any:
+        one = jax.jit(step.each)  # traced once
+        results = [one(pick_student(states, index), shared) for index in range(states.step.shape[0])]
+        return jax.tree.map(lambda *found: jnp.stack(found), *results)
+
+    return Step(step.share, each)
+
+
+FORMS: Mapping[str, Form] = {"vmap": vmap_students, "map": map_students, "unroll": unroll_students}
 
 
 def pick_student(tree: PyTree, index: int) -> PyTree:
@@ -103,8 +128,7 @@ class Sweep(NamedTuple):
 
     Attributes:
       init: (key=, batch=, teacher_variables=, prepare=, student_variables=, ema=) -> stacked state.
-      make_step: (**options of `train.make_train_step`) -> the step of one student, for `vmap_students` or
-        `map_students`.
+      make_step: (**options of `train.make_train_step`) -> the step of one student, for a function of `FORMS`.
     """
 
     init: Callable[..., TrainState]
@@ -183,9 +207,10 @@ def fastest_form(
       rounds: Timed calls of each form, after one that compiles.
 
     Returns:
-      A name in `FORMS`.
+      A name in `FORMS`; "unroll" only for stacks of up to `MOST_UNROLLED` students.
     """
-    compiled = {name: compile(form(step), donate_state=False) for name, form in FORMS.items()}
+    forms = {name: form for name, form in FORMS.items() if name != "unroll" or state.step.shape[0] <= MOST_UNROLLED}
+    compiled = {name: compile(form(step), donate_state=False) for name, form in forms.items()}
     seconds: dict[str, list[float]] = {name: [] for name in compiled}
     for number in range(rounds + 1):
         for name, run in compiled.items():

@@ -156,9 +156,23 @@ def test_the_faster_form_is_found_by_measurement(monkeypatch):
     arguments = (*plan.put((state, KNOWN)), plan.place(make_batch()))
     assert students.fastest_form(step, plan.compile, *arguments, rounds=2) in students.FORMS
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
-    clock = iter([0.0, 1.0, 1.0, 9.0, 9.0, 11.0, 11.0, 12.0, 12.0, 14.0, 14.0, 15.0])  # map takes half as long
-    monkeypatch.setattr(students.time, "perf_counter", lambda: next(clock))
+    took = {"vmap": 2.0, "map": 1.0, "unroll": 3.0}
+    spent = [seconds for _ in range(2) for form in students.FORMS for seconds in (0.0, took[form])]
+    clock = iter([0.0] * len(students.FORMS) + list(np.cumsum(spent)))  # the first calls, which compile, do not count
+    monkeypatch.setattr(students.time, "perf_counter", lambda: float(next(clock)))
     assert students.fastest_form(step, plan.compile, *arguments, rounds=2) == "map"
+
+
+def test_large_stacks_are_not_unrolled_to_find_out():
+    state, step = begin({"temperature": np.ones(17, np.float32), "rate": np.full(17, 0.1, np.float32)})
+    tried = []
+
+    def compile(form, **options):
+        tried.append(form)
+        return lambda *arguments: None
+
+    students.fastest_form(step, compile, state, KNOWN, make_batch())
+    assert len(tried) == len(students.FORMS) - 1
 
 
 def test_grids():

@@ -1,8 +1,9 @@
 """N students at once, beside one teacher in one program, against N runs of their own.
 
 With T the time of the teacher's forward pass and S that of the rest of a student's step, N runs take N (T + S) a batch,
-and N students that share the teacher T + N S at best: the ideal ratio is (T + N S) / (N (T + S)). Both forms of a stack
-are measured, batched (vmap) and one after the other (map), alternating with the single step in rounds of one process.
+and N students that share the teacher T + N S at best: the ideal ratio is (T + N S) / (N (T + S)). The forms of
+a stack are measured, batched (vmap), in a loop (map) and side by side (unroll), alternating with the single step in
+rounds of one process.
 
     python experiments/benchmarks/many_students.py        about five minutes on two CPU cores
 """
@@ -106,7 +107,7 @@ def benchmark():
     mesh = parallel.make_mesh(jax.devices()[:1])
     rows = [shown(row) for pair in config.pairs for row in measure(pair, config, mesh)]
     columns = dict(pair="teacher -> student", parts="T + S, ms", students="N", ideal="ideal", vmap="vmap / N runs",
-                   map="map / N runs", best="best / ideal")  # fmt: skip
+                   map="map / N runs", unroll="unroll / N runs", best="best / ideal")  # fmt: skip
     publish(config.out, f"N students beside one teacher, batch {config.batch_size}", rows, columns)
 
 
