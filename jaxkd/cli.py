@@ -139,8 +139,8 @@ def check_positive(config: Any, *names: str) -> None:
 def main(function: Callable[[], object]) -> None:
     """Runs an experiment's main function; what the user can mend becomes one line on stderr instead of a traceback.
 
-    That is: an error that a `raise` statement of jaxkd, or of the file of `function`, throws on purpose, and a disk
-    that is full or may not be written to. Every other exception is a bug and keeps its traceback.
+    That is: an error that a `raise` of jaxkd, or of a file in the folder of that of `function`, throws on purpose, and a
+    disk that is full or may not be written to. Every other exception is a bug and keeps its traceback.
     `JAXKD_TRACEBACK=1` in the environment keeps all tracebacks.
 
     Args:
@@ -163,7 +163,7 @@ def main(function: Callable[[], object]) -> None:
 
 
 def _meant_for_the_user(error: BaseException, function: Callable[[], object]) -> bool:
-    """Whether the error comes from a `raise` in jaxkd or in the experiment's file, or from a full or forbidden disk."""
+    """Whether the error comes from a `raise` in jaxkd or beside the experiment, or from a full or forbidden disk."""
     if isinstance(error, OSError) and error.errno in _MACHINE_FAULTS:
         return True
     trace = error.__traceback__
@@ -175,5 +175,6 @@ def _meant_for_the_user(error: BaseException, function: Callable[[], object]) ->
     # An accident, such as int("x"), ends on another instruction than RAISE_VARARGS, which is what `raise` compiles to.
     deliberate = code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
     experiment = getattr(getattr(inspect.unwrap(function), "__code__", None), "co_filename", None)
-    ours = code.co_filename == experiment or Path(code.co_filename).resolve().is_relative_to(_PACKAGE_FOLDER)
-    return deliberate and ours
+    file = Path(code.co_filename).resolve()
+    beside = experiment is not None and file.parent == Path(experiment).resolve().parent
+    return deliberate and (beside or file.is_relative_to(_PACKAGE_FOLDER))

@@ -188,23 +188,26 @@ def last_and_best(
 ) -> dict[str, dict[str, Any]]:
     """Finds, for each stage, the last and the best value of a metric that is better when larger.
 
+    The best is each student's own, as where others speak of the best epoch of a run.
+
     Args:
       metrics: Rows as `jaxkd.log.read_metrics` gives them.
       metric: The metric's name.
       split: The split that was measured.
 
     Returns:
-      Stage -> {"last": value or [S], "best": mean over students, "best_step": step}.
+      Stage -> {"last": value or [S], "best": likewise, "best_step": the steps of the best, likewise}.
     """
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, list[tuple[int, Any]]] = {}
     for row in metrics:
-        if row["split"] != split or metric not in row:
-            continue
-        entry = found.setdefault(row.get("stage", ""), {"best": -np.inf})
-        entry["last"] = row[metric]
-        if (mean := float(np.mean(row[metric]))) > entry["best"]:
-            entry |= {"best": mean, "best_step": row["step"]}
-    return found
+        if row["split"] == split and metric in row:
+            found.setdefault(row.get("stage", ""), []).append((row["step"], row[metric]))
+    result = {}
+    for stage, rows in found.items():
+        steps, values = np.asarray([step for step, _ in rows]), np.asarray([value for _, value in rows])
+        best = {"best": values.max(axis=0).tolist(), "best_step": steps[values.argmax(axis=0)].tolist()}
+        result[stage] = {"last": rows[-1][1], **best}
+    return result
 
 
 def plot_curves(

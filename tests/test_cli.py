@@ -6,6 +6,7 @@ import errno
 import functools
 import json
 import os
+import pathlib
 import sys
 
 import jax
@@ -123,3 +124,18 @@ def test_ctrl_c_and_exit_codes_of_the_loop(capsys):
     assert leaves(interrupted) == 130
     assert leaves(lambda: sys.exit(143)) == 143
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_sentence_of_a_file_beside_the_experiment_becomes_one_line(capsys):
+    """As experiments share what stands beside them; one elsewhere is a bug of another package, see above."""
+    names = {}
+    code = compile(
+        "def refuse():\n    raise ValueError('no method')", str(pathlib.Path(__file__).parent / "x.py"), "exec"
+    )
+    exec(code, names)
+
+    def experiment():
+        names["refuse"]()
+
+    assert leaves(experiment) == 2
+    assert capsys.readouterr().err == "error: no method\n"

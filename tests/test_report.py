@@ -140,3 +140,21 @@ def test_no_pyplot_and_its_global_figures(tmp_path):
     before = "matplotlib.pyplot" in sys.modules
     report.plot_curves(METRICS, tmp_path / "c.png", y="loss")
     assert ("matplotlib.pyplot" in sys.modules) == before
+
+
+def test_best_is_each_students_own():
+    rows = [
+        {"stage": "a", "split": split, "step": step, "accuracy": value}
+        for split, step, value in (
+            ("validation", 1, [0.1, 0.9]),
+            ("train", 1, [1.0, 1.0]),
+            ("validation", 2, [0.5, 0.8]),
+            ("validation", 3, [0.4, 0.7]),
+        )
+    ]
+    rows += [{"stage": "b", "split": "validation", "step": 4, "accuracy": 0.25}]
+    found = report.last_and_best(rows)
+    assert found == {
+        "a": {"last": [0.4, 0.7], "best": [0.5, 0.9], "best_step": [2, 1]},
+        "b": {"last": 0.25, "best": 0.25, "best_step": 4},
+    }

@@ -1,7 +1,7 @@
 """MobileNets V1 and V2.
 
-Features: `stem`, `stage1..5` (V1) or `stage1..4` (V2), one for each size of the image, each `stage*_preact`, and
-`pooled`. V2's stages end in a linear layer, so that `stage*_preact` is `stage*`.
+Features: `stem`, `stage1..5` (V1) or `stage1..4` (V2), one for each size of the image, each `stage*_preact`, `last`
+and `pooled`, its mean over the positions. V2's stages end in a linear layer, so that `stage*_preact` is `stage*`.
 """
 
 from __future__ import annotations
@@ -122,6 +122,7 @@ class MobileNet(nn.Module):
             features |= {f"stage{number}": x, f"stage{number}_preact": before}
         if linear:
             x = self.activation(conv_norm(x, self.last, "last_{}", kernel=1))
+        features["last"] = x
         features["pooled"] = x = jnp.mean(x, axis=(1, 2))
         return Outputs(nn.Dense(self.num_classes, name="head")(x), features)
 

@@ -1,6 +1,7 @@
 """Residual networks, of three stages for small images and of four for large ones.
 
-Features: `stem`, `stage1..3` (or `..4`), each `stage*_preact` (the sum before its last ReLU), and `pooled`.
+Features: `stem`, `stage1..3` (or `..4`), each `stage*_preact` (the sum before its last ReLU), `last` and `pooled`,
+its mean over the positions.
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ class ResNet(nn.Module):
 
             x, before = rematerialised(stage, self.remat)(self, x)
             features |= {f"stage{number}": x, f"stage{number}_preact": before}
+        features["last"] = x
         features["pooled"] = x = jnp.mean(x, axis=(1, 2))
         return Outputs(nn.Dense(self.num_classes, name="head")(x), features)
 

@@ -1,6 +1,7 @@
 """ShuffleNets V1 and V2 for small images, as the CIFAR-100 distillation benchmark defines them.
 
-Features: `stem`, `stage1..3`, each `stage*_preact` (before its last ReLU), and `pooled`.
+Features: `stem`, `stage1..3`, each `stage*_preact` (before its last ReLU), `last` and `pooled`, its mean
+over the positions.
 """
 
 from __future__ import annotations
@@ -121,6 +122,7 @@ class ShuffleNet(nn.Module):
             features |= {f"stage{number}": x, f"stage{number}_preact": before}
         if second:
             x = nn.relu(conv_norm(x, self.widths[-1], "last_{}", kernel=1))
+        features["last"] = x
         features["pooled"] = x = jnp.mean(x, axis=(1, 2))
         return Outputs(nn.Dense(self.num_classes, name="head")(x), features)
 

@@ -1,6 +1,7 @@
 """VGG networks for small images, with batch norm and one linear layer on the mean over space.
 
-Features: `stem` (the first stage), `stage1..4`, each `stage*_preact` (before its last ReLU), and `pooled`.
+Features: `stem` (the first stage), `stage1..4`, each `stage*_preact` (before its last ReLU), `last` and `pooled`, its
+mean over the positions.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class VGG(nn.Module):
 
             x, before = rematerialised(stage, self.remat)(self, x)
             features |= {f"stage{number}": x, f"stage{number}_preact": before} if number else {"stem": x}
+        features["last"] = x
         features["pooled"] = x = jnp.mean(x, axis=(1, 2))
         return Outputs(nn.Dense(self.num_classes, name="head")(x), features)
 

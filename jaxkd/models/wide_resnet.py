@@ -1,7 +1,7 @@
 """Wide residual networks of depth 6n + 4, whose blocks begin with their norms.
 
 Features: `stem` (before any norm), `stage1..3` (sums that no ReLU follows), `stage*_preact` (these sums after the next
-batch norm and before its ReLU), and `pooled`.
+batch norm and before its ReLU), `last` (the last of them after it) and `pooled`, its mean over the positions.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ class WideResNet(nn.Module):
             x, before = rematerialised(stage, self.remat)(self, x)
             features |= {f"stage{number}": x, **({f"stage{number - 1}_preact": before} if number > 1 else {})}
         features["stage3_preact"] = x = batch_norm(x, "norm", train=train, axis_name=self.axis_name)
-        features["pooled"] = x = jnp.mean(nn.relu(x), axis=(1, 2))
+        features["last"] = x = nn.relu(x)
+        features["pooled"] = x = jnp.mean(x, axis=(1, 2))
         return Outputs(nn.Dense(self.num_classes, name="head")(x), features)
 
 

@@ -9,7 +9,7 @@ from jaxkd.objectives.adaptive import (
     wsld_weight,
 )
 from jaxkd.objectives.banks import crd, info_nce_queue
-from jaxkd.objectives.heads import srd, tinybert, uskd
+from jaxkd.objectives.heads import cat_kd, srd, tinybert, uskd
 from jaxkd.objectives.hidden import from_hidden
 from jaxkd.objectives.layers import review, semckd
 from jaxkd.objectives.methods import ab, fgd, ft, mgd, ofd, paraphrase, simkd, srrl, vid, vitkd
@@ -36,6 +36,7 @@ __all__ = [
     "Projection",
     "Weigh",
     "ab",
+    "cat_kd",
     "connector",
     "cosine_ramp",
     "crd",

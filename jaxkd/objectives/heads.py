@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from jaxkd import losses, numerics
 from jaxkd.objectives.projections import linear
-from jaxkd.objectives.terms import features_of, trained
-from jaxkd.types import PyTree, Term
+from jaxkd.objectives.terms import features_of, from_features, last_layer, pick, trained
+from jaxkd.types import Batch, Outputs, PyTree, Term, Variables
 
 
 def uskd(*, feature: str, label: str = "label", **hyper: Any) -> Term:
@@ -65,6 +65,45 @@ def srd(*, student: str, teacher: str, **hyper: Any) -> Term:
 
     paths = (f"student.{student}", f"teacher.{teacher}", "student.logits", "teacher.logits")
     return trained(call, *paths, init=init, hyper_of=losses.srd, **hyper)
+
+
+def cat_kd(*, student: str = "last", teacher: str = "last", where: str | None = None, **hyper: Any) -> Term:
+    """Term of CAT-KD: the class activation maps that each side's last layer makes of its last map.
+
+    cat_kd(F_s W_s, F_t W_t)
+
+    Both models must say what their last layer is: `models.with_head(model)`.
+
+    Args:
+      student: Name of the student's last map [B, H, W, Cs], whose mean its last layer reads.
+      teacher: Name of the teacher's, [B, H', W', Ct].
+      where: Field of the batch [B] with the examples' weights; all of them if None.
+      **hyper: Hyper-parameters of `losses.cat_kd`.
+
+    Returns:
+      A term without parameters.
+
+    Raises:
+      ValueError: When the step is made, if a model has no such feature or tells no last layer.
+    """
+    term = from_features(losses.cat_kd, student="maps", teacher="maps", where=where, **hyper)
+
+    def maps(side: Outputs, name: str, whose: str) -> Outputs:
+        kernel = last_layer(side, whose)["kernel"]
+        return Outputs(side.logits, {"maps": pick(side, name, whose) @ kernel})
+
+    def both(s: Outputs, t: Outputs) -> tuple[Outputs, Outputs]:
+        return maps(s, student, "student"), maps(t, teacher, "teacher")
+
+    def init(key: jax.Array, s: Outputs, t: Outputs, batch: Batch) -> Variables:
+        return term.init(key, *jax.eval_shape(both, s, t), batch)
+
+    def apply(
+        variables: Variables, s: Outputs, t: Outputs, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, PyTree, dict[str, jax.Array]]:
+        return term.apply(variables, *both(s, t), batch, key, step)
+
+    return Term(init, apply)
 
 
 def tinybert(

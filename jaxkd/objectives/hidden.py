@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd.losses.sequence import chunked_loss
-from jaxkd.objectives.terms import Loss, hold, mean_over, pick, read_field
+from jaxkd.objectives.terms import Loss, hold, last_layer, mean_over, pick, read_field
 from jaxkd.types import Batch, Outputs, PyTree, Term, Variables
 
 
@@ -57,7 +57,7 @@ def from_hidden(
         variables: Variables, s: Outputs, t: Outputs, batch: Batch, key: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, PyTree, dict[str, jax.Array]]:
         hidden = pick(s, student, "student"), pick(t, teacher, "teacher")
-        heads = _head(s, "student"), _head(t, "teacher")
+        heads = last_layer(s, "student"), last_layer(t, "teacher")
         numbers = held.resolve(variables.state, step)
         fixed = {n: v for n, v in numbers.items() if not isinstance(v, float | np.floating | np.ndarray | jax.Array)}
         numbers = {n: v for n, v in numbers.items() if n not in fixed}
@@ -88,9 +88,3 @@ def from_hidden(
 def _with_labels(loss: Loss, s: jax.Array, t: jax.Array, *, integers: jax.Array, **hyper: Any) -> jax.Array:
     """The labels travel among the numbers, in float32, which holds every integer below 2^24."""
     return loss(s, t, integers.astype(jnp.int32), **hyper)
-
-
-def _head(outputs: Outputs, whose: str) -> Any:
-    if outputs.head is None:
-        raise ValueError(f"the {whose} does not tell its last layer: give the step models.with_head({whose}).")
-    return outputs.head

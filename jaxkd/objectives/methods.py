@@ -55,7 +55,7 @@ def ab(*, students: Sequence[str], teachers: Sequence[str], where: str | None = 
 
     Args:
       students: Names of the student's maps before the ReLU, in order.
-      teachers: Names of the teacher's maps before the ReLU, of the same sizes.
+      teachers: Names of the teacher's maps before the ReLU; of each pair the larger is pooled.
       where: Field of the batch [B] with the examples' weights; all of them if None.
       **hyper: Hyper-parameters of `losses.ab`.
 
@@ -65,6 +65,7 @@ def ab(*, students: Sequence[str], teachers: Sequence[str], where: str | None = 
     project = connector()
 
     def call(params: PyTree, s: list[jax.Array], t: list[jax.Array], **hyper: Any) -> jax.Array:
+        s, t = _match_all(s, t)
         return losses.ab([project.apply(p, x) for p, x in zip(params, s, strict=True)], t, **hyper)
 
     paths = (features_of("student", students), features_of("teacher", teachers))
@@ -84,7 +85,7 @@ def ofd(
 
     Args:
       students: Names of the student's n maps before the ReLU, in order.
-      teachers: Names of the teacher's maps before the ReLU, of the same sizes.
+      teachers: Names of the teacher's maps before the ReLU; of each pair the larger is pooled.
       norms: Scale and bias [C] of the teacher's batch norm before each of those ReLUs, from which the margins follow.
       scale: Factor of the sum; the authors have 1/1000 on CIFAR-100 and 1/10000 on ImageNet.
 
@@ -102,7 +103,7 @@ def ofd(
         variables: Variables, key: jax.Array, s: list[jax.Array], t: list[jax.Array], *, scale: ArrayLike = 1e-3
     ) -> tuple[jax.Array, dict, dict]:
         params, state = variables
-        layers = zip(params, s, t, state["margins"], strict=True)
+        layers = zip(params, *_match_all(s, t), state["margins"], strict=True)
         each = [losses.ofd(project.apply(p, a), b, m) * 2.0 ** (i + 1 - n) for i, (p, a, b, m) in enumerate(layers)]
         return jnp.asarray(scale, each[0].dtype) * jnp.sum(jnp.stack(each), axis=0), {}, {}
 
@@ -143,7 +144,7 @@ def ft(*, student: str, teacher: str, paraphraser: PyTree, where: str | None = N
 
     Args:
       student: Name of the student's feature [B, H, W, Cs].
-      teacher: Name of the teacher's feature [B, H, W, Ct].
+      teacher: Name of the teacher's feature [B, H', W', Ct]; the larger map is pooled.
       paraphraser: The `encoder` that a term `paraphrase` trained; it stays as it is.
       where: Field of the batch [B] with the examples' weights; all of them if None.
       **hyper: Hyper-parameters of `losses.ft`.
@@ -160,6 +161,7 @@ def ft(*, student: str, teacher: str, paraphraser: PyTree, where: str | None = N
         variables: Variables, key: jax.Array, s: jax.Array, t: jax.Array, **hyper: Any
     ) -> tuple[jax.Array, dict, dict]:
         params, state = variables
+        s, t = numerics.match_resolution(s, t)
         factors = transfer.ft_factor(s, **params), transfer.ft_factor(t, **state["paraphraser"])
         return losses.ft(*factors, **hyper), {}, {}
 
@@ -180,7 +182,7 @@ def mgd(
 
     Args:
       student: Name of the student's feature [B, H, W, Cs].
-      teacher: Name of the teacher's feature [B, H, W, Ct].
+      teacher: Name of the teacher's feature [B, H', W', Ct]; the larger map is pooled.
       hidden: Share that is hidden in each step; the paper has 0.15 for classification, 0.45 to 0.75 for dense tasks.
       over: "channels" (classification) or "positions" (detection, segmentation).
       where: Field of the batch [B] with the examples' weights; all of them if None.
@@ -198,12 +200,12 @@ def mgd(
 
     def init(key: jax.Array, s: Any, t: Any) -> Variables:
         first, second = jax.random.split(key)
-        return Variables({"align": align.init(first, s.shape, t.shape), **_generator(second, t.shape[-1])}, {})
+        return Variables({"align": align.init(first, *_matched(s, t)), **_generator(second, t.shape[-1])}, {})
 
     def call(
         variables: Variables, key: jax.Array, s: jax.Array, t: jax.Array, **hyper: Any
     ) -> tuple[jax.Array, dict, dict]:
-        p = variables.params
+        p, (s, t) = variables.params, numerics.match_resolution(s, t)
         shape = (len(t), 1, 1, t.shape[-1]) if over == "channels" else (*t.shape[:3], 1)
         mask = jax.random.bernoulli(key, 1 - hidden, shape).astype(jnp.float32)
         made = connectors.mgd_generator(align.apply(p["align"], s), mask, *(p[n] for n in _GENERATOR))
@@ -407,7 +409,13 @@ def _connectors(key: jax.Array, students: Sequence[Any], teachers: Sequence[Any]
     """Parameters of a connector for each pair of layers."""
     _check_counts(students, teachers)
     pairs = zip(jax.random.split(key, len(students)), students, teachers, strict=True)
-    return [connector().init(k, tuple(s.shape), tuple(t.shape)) for k, s, t in pairs]
+    return [connector().init(k, *_matched(s, t)) for k, s, t in pairs]
+
+
+def _match_all(students: Sequence[jax.Array], teachers: Sequence[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
+    """The maps after `match_resolution`, pair by pair."""
+    pairs = [numerics.match_resolution(s, t) for s, t in zip(students, teachers, strict=True)]
+    return [s for s, _ in pairs], [t for _, t in pairs]
 
 
 def _check_counts(students: Sequence[Any], teachers: Sequence[Any], *others: Sequence[Any]) -> None:

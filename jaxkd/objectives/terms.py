@@ -114,6 +114,13 @@ def pick(outputs: Outputs, name: str, whose: str) -> Any:
     return outputs.features[name]
 
 
+def last_layer(outputs: Outputs, whose: str) -> Any:
+    """What a model says its last layer is, or a sentence on how to make it say so."""
+    if outputs.head is None:
+        raise ValueError(f"the {whose} does not tell its last layer: give the step models.with_head({whose}).")
+    return outputs.head
+
+
 def read_field(batch: Batch, name: str) -> Any:
     """The field of that name, or a sentence that lists those there are."""
     if name not in batch:
@@ -371,6 +378,7 @@ def from_features(
     teacher: str,
     project: Projection | None = None,
     project_teacher: Projection | None = None,
+    pool: bool = False,
     where: str | None = None,
     weigh: Weigh | None = None,
     **hyper: Any,
@@ -383,6 +391,7 @@ def from_features(
       teacher: Name of the teacher's feature.
       project: Map from the student's feature to the teacher's shape, trained with the student; none if None.
       project_teacher: Map of the teacher's feature, trained too where a method does that; none if None.
+      pool: Whether the larger of two maps of different sizes is averaged to the size of the smaller one first.
       where: Field of the batch [B] with the examples' weights; all of them if None.
       weigh: Factor of each example's value (see `jaxkd.objectives.adaptive`); 1 if None.
       **hyper: Hyper-parameters of the loss: numbers, arrays or schedules of the step.
@@ -393,10 +402,12 @@ def from_features(
     sides = {side: p for side, p in (("student", project), ("teacher", project_teacher)) if p is not None}
 
     def init(key: jax.Array, s: Any, t: Any) -> PyTree:
+        s, t = jax.eval_shape(numerics.match_resolution, s, t) if pool else (s, t)
         shapes = {"student": (tuple(s.shape), tuple(t.shape)), "teacher": (tuple(t.shape), tuple(s.shape))}
         return {side: p.init(numerics.fold_name(key, side), *shapes[side]) for side, p in sides.items()}
 
     def call(params: PyTree, s: jax.Array, t: jax.Array, **hyper: Any) -> jax.Array:
+        s, t = numerics.match_resolution(s, t) if pool else (s, t)
         moved = {side: p.apply(params[side], {"student": s, "teacher": t}[side]) for side, p in sides.items()}
         return loss(moved.get("student", s), moved.get("teacher", t), **hyper)
 

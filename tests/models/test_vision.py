@@ -91,6 +91,10 @@ def test_features_are_the_documented_ones_in_bfloat16_and_logits_in_float32(name
     out, state = jax.eval_shape(lambda v, b: model.apply(v, b, jax.random.key(0), True), variables, batch)
     if name in PREACT:
         expected = expected | {f"{n}_preact": s for n, s in expected.items() if n.startswith("stage")}
+    if name in NORMED:  # what `pooled` is the mean of
+        expected = expected | {
+            "last": next(s for s in reversed(expected.values()) if len(s) == 3)[:2] + expected["pooled"]
+        }
     logits, low = ((2, 7), jnp.dtype(jnp.float32)), jnp.dtype(jnp.bfloat16)
     found = {n: (f.shape, f.dtype) for n, f in out.features.items()}
     assert found == {n: logits if n.startswith("logits") else ((2, *s), low) for n, s in expected.items()}
@@ -154,6 +158,8 @@ def test_preact_of_a_wide_resnet_is_the_next_norm():
             p, s = p[part], s[part]
         expected = (out.features[stage] - s["mean"]) / np.sqrt(s["var"] + 1e-5) * p["scale"] + p["bias"]
         np.testing.assert_allclose(out.features[f"{stage}_preact"], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(out.features["last"], np.maximum(out.features["stage3_preact"], 0))
+    np.testing.assert_allclose(out.features["last"].mean((1, 2)), out.features["pooled"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("halve", [True, False])

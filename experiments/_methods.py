@@ -1,0 +1,118 @@
+"""Methods by name: what each compares, how much it counts beside the labels, and where that number is from.
+
+R: the CIFAR-100 distillation benchmark (Tian, Krishnan, Isola, https://github.com/HobbitLong/RepDistiller,
+scripts/run_cifar_distill.sh); M: later work on it (https://github.com/megvii-research/mdistiller, configs/cifar100); L:
+https://github.com/sunshangquan/logit-standardization-KD; D: https://github.com/hunto/DIST_KD; "": nobody tuned it.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import _terms as term
+from _benchmark import measured
+
+from jaxkd import losses, objectives
+from jaxkd.pytorch import CIFAR100_BENCHMARK
+
+
+class Method(NamedTuple):
+    """label * cross-entropy + weight * term."""
+
+    make: Callable[[term.Pair], Any]
+    weight: float = 1.0
+    source: str = ""
+    label: float = 1.0
+
+
+LOGITS = {
+    "kd": Method(term.tempered(losses.kd, temperature=4.0), 0.9, "R", label=0.1),
+    "kd_ls": Method(term.tempered(term.standardized, temperature=2.0), 9.0, "L", label=0.1),
+    "ctkd": Method(lambda p: objectives.curriculum_temperature(strength=objectives.cosine_ramp(p.steps // 24)), 0.9, "",
+                   label=0.1),
+    "dkd": Method(term.dkd, 1.0, "M"),
+    "nkd": Method(term.labelled(losses.nkd)),
+    "wsld": Method(term.labelled(losses.wsld, temperature=2.0)),
+    "mft": Method(term.labelled(losses.mft)),
+    "dist": Method(term.tempered(losses.dist), 2.0, "D"),
+    "mlkd": Method(term.tempered(losses.mlkd)),
+    "logits_mse": Method(term.tempered(losses.logits_mse), 0.1),
+    "spherical_kd": Method(term.tempered(losses.spherical_kd)),
+    "jeffreys": Method(term.tempered(losses.jeffreys, temperature=4.0)),
+    "jsd": Method(term.tempered(losses.jsd)),
+    "tvd": Method(term.tempered(losses.tvd)),
+    "reverse_kl": Method(term.tempered(losses.reverse_kl)),
+    "skew_kl": Method(term.tempered(losses.skew_kl)),
+    "skew_reverse_kl": Method(term.tempered(losses.skew_reverse_kl)),
+    "topk_kl": Method(term.kept(losses.topk_kl_tail_bucket)),
+    "topk_kl_both_renorm": Method(term.kept(losses.topk_kl_both_renorm)),
+    "topk_kl_teacher_renorm": Method(term.kept(losses.topk_kl_teacher_renorm)),
+    "ranking_hinge": Method(term.kept(losses.ranking_hinge)),
+    "ranking_logistic": Method(term.kept(losses.ranking_logistic)),
+    "uld": Method(term.tempered(losses.uld)),
+    "tfkd_reg": Method(lambda p: objectives.from_labels(losses.tfkd_reg), label=0.0),  # no teacher
+}  # fmt: skip
+FEATURES = {
+    "fitnet": Method(term.one(losses.hint, 1, project=objectives.regressor(norm=True)), 100.0, "R"),
+    "at": Method(term.every(losses.attention_transfer, as_released=True), 1000.0, "R"),
+    "nst": Method(term.every(losses.nst), 50.0, "R"),
+    "sp": Method(term.one(losses.sp), 3000.0, "R"),
+    "cc": Method(term.pooled(losses.cc_neighbours, **term.to_128), 0.02, "R"),
+    "cc_kernel": Method(term.pooled(losses.cc, **term.to_128)),
+    "vid": Method(term.vid, 1.0, "R"),
+    "rkd": Method(term.pooled(losses.rkd), 1.0, "R"),
+    "pkt": Method(term.pooled(losses.pkt), 30000.0, "R"),
+    "ab": Method(term.preacts(objectives.ab, as_released=lambda p: True), 1.0, "R"),
+    "ft": Method(term.one(losses.ft_repdistiller), 200.0, "R"),
+    "fsp": Method(term.every(losses.fsp), 50.0, "R"),
+    "kdsvd": Method(term.every(losses.kdsvd), 1.0, "M"),
+    "crd": Method(lambda p: objectives.crd(student="pooled", teacher="pooled", examples=len(p.labels), labels=p.labels,
+                                           negatives=16384), 0.8, "R"),
+    "ofd": Method(term.preacts(objectives.ofd, norms=lambda p: p.norms)),
+    "review": Method(term.pairs(objectives.review), 5.0, "M"),
+    "semckd": Method(term.pairs(objectives.semckd), 400.0, "P"),
+    "ickd": Method(term.one(losses.ickd, project=objectives.connector()), 2.5, "P"),
+    "srrl": Method(lambda p: objectives.srrl(student="last", teacher="last", classifier=p.classifier), 1.0, "P"),
+    "simkd": Method(lambda p: objectives.simkd(student="last", teacher="last", classifier=p.classifier), 1.0, "P"),
+    "cat_kd": Method(lambda p: objectives.cat_kd()),
+    "srd": Method(lambda p: objectives.srd(student="pooled", teacher="pooled")),
+    "mgd": Method(lambda p: objectives.mgd(student=p.students[-1], teacher=p.teachers[-1])),
+    "uskd": Method(lambda p: objectives.uskd(feature=p.students[-2])),  # no teacher
+    "cwd": Method(term.one(losses.cwd, **term.to_teacher)),
+    "pkd_pearson": Method(term.one(losses.pkd_pearson, **term.to_teacher)),
+    "dark_rank_hard": Method(term.pooled(losses.dark_rank_hard, alpha=1e-3)),
+    "dark_rank_soft": Method(term.pooled(losses.dark_rank_soft, alpha=1e-3)),
+    "cosine": Method(term.pooled(losses.cosine, **term.to_teacher)),
+    "hint": Method(term.one(losses.hint, **term.to_teacher)),
+    "info_nce": Method(term.pooled(losses.info_nce, **term.to_128)),
+    "clip": Method(term.pooled(losses.clip, **term.to_128)),
+    "info_nce_queue": Method(lambda p: objectives.info_nce_queue(student="pooled", teacher="pooled")),
+}  # fmt: skip
+METHODS = LOGITS | FEATURES
+
+
+def chosen(pair, names, *, table):
+    """The methods asked for, or those that others measured for the pair, after a look at all names."""
+    for name in pair:
+        if name not in CIFAR100_BENCHMARK:
+            raise ValueError(f"there is no network {name!r}: choose from {', '.join(CIFAR100_BENCHMARK)}.")
+    names = measured(pair) if table else names
+    if not names:
+        raise ValueError(f"nobody published {pair[0]} -> {pair[1]}: leave --table out and name --methods.")
+    for name in names:
+        if name not in METHODS:
+            raise ValueError(f"there is no method {name!r}: choose from {', '.join(METHODS)}.")
+    return tuple(names)
+
+
+def applies(name, pair):
+    """Whether a method can compare the two networks."""
+    return pair.alike or name not in ("fsp", "kdsvd")
+
+
+def objective(name, pair):
+    """What a student by some method is trained for; "alone" has the labels only."""
+    on_labels = objectives.from_labels(losses.cross_entropy)
+    if name == "alone":
+        return on_labels
+    method = METHODS[name]
+    return objectives.weighted(label=(method.label, on_labels), **{name: (method.weight, method.make(pair))})

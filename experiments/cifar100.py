@@ -1,0 +1,114 @@
+"""The CIFAR-100 distillation benchmark: any of its pairs, any method, beside the published figures.
+
+    python experiments/cifar100.py --teacher resnet56 --student resnet20 --methods kd at crd --seeds 3
+    python experiments/cifar100.py --table --seeds 3 --resident --at-once 71       (the methods that others measured)
+    python experiments/cifar100.py --source npz:cifar100_{split}.npz --teacher-file resnet56.pth --epochs 30
+
+The recipe and what others measured are in `_benchmark.py`, losses and weights in `_methods.py`. As others do, students
+are measured on the test images after each epoch; nothing is chosen by them but the best epoch, which stands beside the
+last one because later work reports it. Seeds differ in the initial weights.
+"""
+
+import dataclasses
+import time
+from typing import Annotated
+
+import _benchmark
+import _methods
+import jax
+import tyro
+from _terms import describe
+
+from jaxkd import augment, data, metrics, models, parallel, processes, pytorch, report, students
+from jaxkd.caching import Keep, cached_teacher
+from jaxkd.cli import check_positive
+from jaxkd.log import read_metrics
+from jaxkd.stage import Measure, Setting, Training, launch, train_stage, variables_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    name: str = "cifar100"  # the run's folder
+    root: str = "runs"  # where the folders of all runs are
+    source: str = "cifar100"  # a TFDS name, a prepared TFDS folder, or npz:PATH (with {split} in it, if need be)
+    data_dir: str | None = None  # where TFDS keeps its data; its own default if None
+    train_split: str = "train"  # what is learnt from
+    test_split: str = "test"  # what is measured after each epoch
+    teacher: str = "resnet56"  # by the benchmark's names: resnet56, wrn_40_2, vgg13, ResNet50, ...
+    student: str = "resnet20"  # likewise: MobileNetV2, ShuffleV1, ...
+    teacher_file: str | None = None  # PyTorch weights of the teacher (.pth, .safetensors, .npz); trained here if None
+    methods: tuple[str, ...] = ("kd",)  # what students are trained by, besides one alone
+    table: bool = False  # all methods that others measured for the pair, instead
+    epochs: int = 240  # of the students, and of the teacher
+    batch_size: int = 64  # examples a step
+    learning_rate: float | None = None  # of SGD at the start; the benchmark's for the student if None
+    weight_decay: float = 5e-4  # added to the gradient
+    seeds: int = 1  # students of each kind, trained at once beside one teacher
+    cache: Keep = (
+        "none"  # compute the teacher's logits once, for methods that read nothing else: "full" or the top so many
+    )
+    views: int | None = None  # views of an image that those students see; a new one every epoch if None
+    training: Annotated[Training, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Training)
+    seed: int = 0  # of everything
+    wandb: bool = False  # log to Weights & Biases as well
+
+
+SMALL = dict(name="cifar100-smoke", teacher="resnet8", student="resnet8", epochs=1, batch_size=16,
+             methods=("at",), train_split="train[:32]", test_split="test[:32]")  # fmt: skip
+
+
+def procedure(config, run, logger, plan) -> None:
+    check_positive(config, "epochs", "batch_size", "seeds")
+    methods, began = _methods.chosen((config.teacher, config.student), config.methods, table=config.table), {}
+    full, test = (data.in_memory(data.open_source(config.source, split, data_dir=config.data_dir))
+                  for split in (config.train_split, config.test_split))  # fmt: skip
+    clean = augment.compose(augment.to_float(), augment.normalize(_benchmark.MEAN, _benchmark.STD))
+    noisy = augment.augment_batch(augment.compose(augment.random_crop(4), augment.flip(), clean), seed=config.seed)
+    clean = augment.augment_batch(clean, seed=config.seed)
+    setting = Setting(run, logger, plan, config.seed, config.batch_size, noisy, clean, config.training)
+    big, small = (models.with_head(pytorch.CIFAR100_BENCHMARK[name].make(full.num_classes, axis_name=parallel.DATA))
+                  for name in (config.teacher, config.student))  # fmt: skip
+    epoch = data.steps_per_epoch(full, min(config.batch_size, len(full)))
+    points = students.grid(seed=range(config.seeds)) if config.seeds > 1 else None
+
+    def train(name, source, model, network, term, measure, points=None, **teacher):
+        began[name] = time.perf_counter()
+        rates = {"learning_rate": config.learning_rate, "weight_decay": config.weight_decay}
+        update = _benchmark.optimizer(network, epochs=config.epochs, steps_per_epoch=epoch, **rates)
+        objective = (term, update) if points is None else lambda: (term, update)
+        state = train_stage(setting, name, source, student=model, objective=objective, points=points, every=epoch,
+                            steps=config.epochs * epoch, key=jax.random.key(config.seed), validation=(measure, test),
+                            **teacher)  # fmt: skip
+        began[name] = time.perf_counter() - began[name]
+        return variables_of(state)
+
+    example = clean(data.eval_batches(full, 128)[0])
+    if config.teacher_file is None:
+        measure = Measure(setting, big, metrics.CLASSIFICATION)
+        known = train("teacher", full, big, config.teacher, _methods.objective("alone", None), measure)
+    else:
+        tensors, rules = pytorch.read_tensors(config.teacher_file), pytorch.CIFAR100_BENCHMARK[config.teacher].rules
+        known = pytorch.import_weights(big, rules, tensors, example)
+    pair = describe((config.teacher, config.student), (big, small), known, example, steps=config.epochs * epoch,
+                    labels=full.read(full.ids - full.start)["label"])  # fmt: skip
+    views = config.views or config.epochs
+    live = (dataclasses.replace(full, views=views), big, known)
+    cached = cached_teacher(setting, *live, views=views, keep=config.cache)
+    beside = Measure(setting, small, metrics.DISTILLATION, stacked=points is not None, teacher=big,
+                     teacher_variables=known)  # fmt: skip
+    for name in ("alone", *methods):
+        source, teacher, variables = cached if name in _methods.LOGITS else live
+        train(name, source, small, config.student, _methods.objective(name, pair), beside, points, teacher=teacher,
+              teacher_variables=variables)  # fmt: skip
+    if processes.is_first():
+        reduced = config.epochs < _benchmark.EPOCHS or len(full) < _benchmark.IMAGES
+        title = f"{config.teacher} -> {config.student}, {config.seeds} seed(s), {config.epochs} epochs of {len(full):,}"
+        rows = _benchmark.beside(report.last_and_best(read_metrics(run.path)), pair.names, began)
+        caption = _benchmark.REDUCED if reduced else None
+        report.show(report.table(rows, _benchmark.COLUMNS, title=title, caption=caption))
+        run.finish({"table": rows, "reduced": reduced})
+        print(f"metrics and checkpoints are in {run.path}")
+
+
+if __name__ == "__main__":
+    launch(Config, procedure, description=__doc__, smoke=SMALL)

@@ -1,0 +1,123 @@
+"""Every method in every pair of the CIFAR-100 benchmark, trained for a few steps on real images.
+
+    python experiments/every_method.py --source npz:cifar100_{split}.npz [--pairs "vgg13 vgg8"] [--methods crd review]
+
+No shape may surprise a method, all numbers must stay finite, and the loss on the batch that is trained on must go down;
+exit code 1 if a method fails. Networks are compiled once a pair, each term by itself: its gradient with respect to the
+student's outputs is pulled back through the student by a program that all methods share.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+import _methods
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from _benchmark import MEAN, PAIRS, STD
+from _terms import describe
+
+from jaxkd import augment, data, models, pytorch, report
+from jaxkd.cli import check_positive, main, parse
+from jaxkd.types import Variables
+
+COLUMNS = {"method": "method", "first": "loss at first", "last": "at last", "verdict": "verdict", "seconds": "s"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    source: str = "cifar100"  # a TFDS name, a prepared TFDS folder, or npz:PATH
+    pairs: tuple[str, ...] = tuple(" ".join(pair) for pair in PAIRS)  # teacher and student, by the benchmark's names
+    methods: tuple[str, ...] = tuple(_methods.METHODS)  # by the names of `_methods.py`
+    batch_size: int = 32  # images
+    steps: int = 8  # updates by Adam
+    learning_rate: float = 1e-3  # of Adam
+    out: str = "runs/every_method.json"  # where the findings go
+
+
+SMALL = dict(pairs=("resnet8 resnet8",), methods=("kd", "fsp"), batch_size=4, steps=3)
+
+
+def networks(names, batch, rate):
+    """Teacher and student of a pair with the programs that all methods share."""
+    teacher, student = (models.with_head(pytorch.CIFAR100_BENCHMARK[name].make(100)) for name in names)
+    known, started = (jax.jit(m.init)(jax.random.key(i), batch) for i, m in enumerate((teacher, student)))
+    adam = optax.adam(rate)
+
+    def forward(params, state):
+        return student.apply(Variables(params, state), batch, jax.random.key(2), True)
+
+    @jax.jit
+    def backward(params, state, opt_state, cotangent):
+        (_, state), pull = jax.vjp(forward, params, state)
+        (grads, _) = pull((cotangent, jax.tree.map(jnp.zeros_like, state)))
+        updates, opt_state = adam.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), state, opt_state
+
+    outputs = jax.jit(lambda known: teacher.apply(known, batch, None, False)[0])(known)
+    return (teacher, student), known, started, jax.device_get(outputs), jax.jit(forward), backward, adam
+
+
+def train(term, parts, batch, steps):
+    """The loss before each update."""
+    _, _, started, taught, forward, backward, adam = parts
+    params, state, opt_state = *started, adam.init(started.params)
+    seen, _ = forward(params, state)
+    owned = jax.jit(lambda key: term.init(key, seen, taught, batch))(jax.random.key(0))
+    own_state = adam.init(owned.params)
+
+    @jax.jit
+    def derive(owned, own_state, seen, step):
+        def loss(own, seen):
+            key = jax.random.fold_in(jax.random.key(1), step)
+            return term.apply(Variables(own, owned.state), seen, taught, batch, key, step)[:2]
+
+        (value, state), (own, cotangent) = jax.value_and_grad(loss, (0, 1), has_aux=True)(owned.params, seen)
+        updates, own_state = adam.update(own, own_state, owned.params)
+        return value, Variables(optax.apply_updates(owned.params, updates), state), own_state, cotangent
+
+    values = []
+    for step in range(steps):
+        seen, _ = forward(params, state)
+        value, owned, own_state, cotangent = derive(owned, own_state, seen, jnp.int32(step))
+        params, state, opt_state = backward(params, state, opt_state, cotangent)
+        values.append(float(value))
+    return values
+
+
+def attempt(name, pair, parts, batch, steps):
+    """A row of the table."""
+    began, row = time.perf_counter(), {"pair": " -> ".join(pair.names), "method": name}
+    if not _methods.applies(name, pair):
+        return row | {"verdict": "needs the same channels"}
+    values = train(_methods.objective(name, pair), parts, batch, steps)
+    fine = bool(np.all(np.isfinite(values)) and values[-1] < values[0])
+    row |= {"first": f"{values[0]:.4g}", "last": f"{values[-1]:.4g}", "verdict": "trains" if fine else "FAILS"}
+    return row | {"values": values, "seconds": f"{time.perf_counter() - began:.1f}"}
+
+
+def everything() -> None:
+    config, rows = parse(Config, description=__doc__, smoke=SMALL), []
+    check_positive(config, "batch_size", "steps")
+    source = data.open_source(config.source, "train")
+    clean = augment.augment_batch(augment.compose(augment.to_float(), augment.normalize(MEAN, STD)), seed=0)
+    batch = clean(data.train_batches(source, config.batch_size, seed=0)[0])
+    for names in (tuple(pair.split()) for pair in config.pairs):
+        methods = _methods.chosen(names, config.methods, table=False)
+        parts = networks(names, batch, config.learning_rate)
+        pair = describe(names, parts[0], parts[1], batch, labels=np.arange(source.size) % 100, steps=config.steps)
+        rows += [attempt(name, pair, parts, batch, config.steps) for name in methods]
+        report.show(report.table(rows[-len(methods):], COLUMNS, title=" -> ".join(names)))  # fmt: skip
+    failed = [f"{row['pair']}: {row['method']}" for row in rows if row["verdict"] == "FAILS"]
+    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+    Path(config.out).write_text(json.dumps(rows, indent=2))
+    print(f"{len(rows)} trainings, {len(failed)} failed", *failed, sep="\n  ")
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main(everything)
