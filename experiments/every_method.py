@@ -48,17 +48,17 @@ def networks(names, batch, rate):
     known, started = (jax.jit(m.init)(jax.random.key(i), batch) for i, m in enumerate((teacher, student)))
     adam = optax.adam(rate)
 
-    def forward(params, state):
+    def forward(params, state, batch):
         return student.apply(Variables(params, state), batch, jax.random.key(2), True)
 
     @jax.jit
-    def backward(params, state, opt_state, cotangent):
-        (_, state), pull = jax.vjp(forward, params, state)
+    def backward(params, state, opt_state, batch, cotangent):
+        (_, state), pull = jax.vjp(lambda params, state: forward(params, state, batch), params, state)
         (grads, _) = pull((cotangent, jax.tree.map(jnp.zeros_like, state)))
         updates, opt_state = adam.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), state, opt_state
 
-    outputs = jax.jit(lambda known: teacher.apply(known, batch, None, False)[0])(known)
+    outputs = jax.jit(lambda known, batch: teacher.apply(known, batch, None, False)[0])(known, batch)
     return (teacher, student), known, started, jax.device_get(outputs), jax.jit(forward), backward, adam
 
 
@@ -66,12 +66,13 @@ def train(term, parts, batch, steps):
     """The loss before each update."""
     _, _, started, taught, forward, backward, adam = parts
     params, state, opt_state = *started, adam.init(started.params)
-    seen, _ = forward(params, state)
-    owned = jax.jit(lambda key: term.init(key, seen, taught, batch))(jax.random.key(0))
+    seen, _ = forward(params, state, batch)
+    shapes = jax.eval_shape(lambda: (seen, taught, batch))
+    owned = jax.jit(lambda key: term.init(key, *shapes))(jax.random.key(0))
     own_state = adam.init(owned.params)
 
     @jax.jit
-    def derive(owned, own_state, seen, step):
+    def derive(owned, own_state, seen, taught, batch, step):
         def loss(own, seen):
             key = jax.random.fold_in(jax.random.key(1), step)
             return term.apply(Variables(own, owned.state), seen, taught, batch, key, step)[:2]
@@ -82,9 +83,9 @@ def train(term, parts, batch, steps):
 
     values = []
     for step in range(steps):
-        seen, _ = forward(params, state)
-        value, owned, own_state, cotangent = derive(owned, own_state, seen, jnp.int32(step))
-        params, state, opt_state = backward(params, state, opt_state, cotangent)
+        seen, _ = forward(params, state, batch)
+        value, owned, own_state, cotangent = derive(owned, own_state, seen, taught, batch, jnp.int32(step))
+        params, state, opt_state = backward(params, state, opt_state, batch, cotangent)
         values.append(float(value))
     return values
 

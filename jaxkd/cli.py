@@ -139,8 +139,8 @@ def check_positive(config: Any, *names: str) -> None:
 def main(function: Callable[[], object]) -> None:
     """Runs an experiment's main function; what the user can mend becomes one line on stderr instead of a traceback.
 
-    That is: an error that a `raise` of jaxkd, or of a file in the folder of that of `function`, throws on purpose, and a
-    disk that is full or may not be written to. Every other exception is a bug and keeps its traceback.
+    That is: an error that a `raise` of jaxkd, or of a file beside that of `function`, throws on purpose, and a disk
+    that is full or may not be written to. Every other exception is a bug and keeps its traceback.
     `JAXKD_TRACEBACK=1` in the environment keeps all tracebacks.
 
     Args:

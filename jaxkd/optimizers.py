@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +52,55 @@ def by_path(
         return inner.init(params)
 
     return optax.GradientTransformationExtraArgs(init, inner.update)
+
+
+def unfreezing(
+    make: Callable[[optax.Schedule], optax.GradientTransformation],
+    groups: Sequence[str],
+    rate: float | optax.Schedule,
+    *,
+    decay: float = 1 / 2.6,
+    every: int = 0,
+) -> optax.GradientTransformation:
+    """Gradual unfreezing with discriminative rates: deeper groups of layers learn first, and faster.
+
+    rate_i(step) = rate(step) decay^i  if step >= i every,  0 before;  i = 0 for the deepest group
+
+    `unfreezing(optax.sgd, [r"head|term/", "stage3", "stage2", "stage1|stem"], 0.1, every=500)`. What running statistics
+    batch norms keep goes on moving in groups that are frozen.
+
+    Args:
+      make: Learning rate, a schedule -> transformation, such as `optax.adam`.
+      groups: Regular expressions of paths as in `by_path`, deepest first; they must cover all parameters.
+      rate: Of the deepest group.
+      decay: Of the rate from one group to the next.
+      every: Steps until the next group thaws; 0 trains all of them from the start.
+
+    Returns:
+      The transformation.
+
+    Raises:
+      ValueError: If there is no group; when initialised, if a pattern decides over no parameter or one has no group.
+
+    Reference:
+      Howard, Ruder, "Universal Language Model Fine-tuning for Text Classification", ACL 2018,
+      https://arxiv.org/abs/1801.06146
+    """
+    if not groups:
+        raise ValueError("there is no group of layers to unfreeze: give regular expressions, deepest first.")
+    base = rate if callable(rate) else optax.constant_schedule(rate)
+
+    def schedule(i: int) -> optax.Schedule:
+        return lambda step: jnp.where(step >= i * every, base(step) * decay**i, 0.0)
+
+    whole = by_path({pattern: make(schedule(i)) for i, pattern in enumerate(groups)}, optax.set_to_zero())
+
+    def init(params: PyTree) -> optax.OptState:
+        if left := [path for path in _paths(params) if not any(re.search(group, path) for group in groups)]:
+            raise ValueError(f"no group has {', '.join(left[:5])}: add a pattern for every parameter.")
+        return whole.init(params)
+
+    return optax.GradientTransformationExtraArgs(init, whole.update)
 
 
 def path_mask(pattern: str) -> Callable[[PyTree], PyTree]:

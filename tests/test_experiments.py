@@ -24,8 +24,10 @@ def arguments(path, folder, images):
     """What an experiment needs to stay within the test's folder."""
     if path.stem == "digits":
         return ["--root", folder, "--data-dir", folder / "data"]
-    if path.stem == "image_kd":
+    if path.stem in ("image_kd", "cifar100", "transfer"):
         return ["--root", folder, "--source", images]
+    if path.stem == "every_method":
+        return ["--out", folder / "out.json", "--source", images]
     return ["--out", folder if path.stem == "all" else folder / "out.json"]
 
 

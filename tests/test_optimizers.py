@@ -68,3 +68,28 @@ def test_masks_by_path():
         "student": {"stem": {"kernel": False, "bias": False}, "head": {"kernel": True}},
         "term": {"hint": {"kernel": True}},
     }
+
+
+def test_deeper_groups_thaw_first_and_learn_faster():
+    groups = ("head|term/", "stem/kernel", "stem")
+    optimizer = optimizers.unfreezing(optax.sgd, groups, optax.linear_schedule(1.0, 0.0, 10), decay=0.5, every=2)
+    state, found = optimizer.init(PARAMS), []
+    for _ in range(6):
+        updates, state = optimizer.update(GRADS, state, PARAMS)
+        student = updates["student"]
+        parts = (student["head"], updates["term"]["hint"], student["stem"])
+        parts = [*(part["kernel"] for part in parts), student["stem"]["bias"]]
+        found.append([-float(np.unique(part).item()) for part in parts])
+    rate = 1 - np.arange(6) / 10
+    head, term, kernel, bias = np.transpose(found)
+    np.testing.assert_allclose(head, rate, rtol=1e-6)
+    np.testing.assert_array_equal(term, head)
+    np.testing.assert_allclose(kernel, np.where(np.arange(6) < 2, 0, 0.5 * rate), rtol=1e-6)
+    np.testing.assert_allclose(bias, np.where(np.arange(6) < 4, 0, 0.25 * rate), rtol=1e-6)
+
+
+def test_groups_must_hold_every_parameter():
+    with pytest.raises(ValueError, match="no group has student/stem/bias, student/stem/kernel: add a pattern"):
+        optimizers.unfreezing(optax.sgd, ("head", "term"), 0.1).init(PARAMS)
+    with pytest.raises(ValueError, match="no group of layers to unfreeze"):
+        optimizers.unfreezing(optax.sgd, (), 0.1)

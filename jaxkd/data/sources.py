@@ -201,6 +201,11 @@ def statistics(source: Source, limit: int = 10_000) -> tuple[np.ndarray, np.ndar
     return (origin + total / count).astype(np.float32), np.where(constant, 1.0, std).astype(np.float32)
 
 
+def labels_of(source: Source) -> np.ndarray:
+    """The labels of all rows, int32 [size] or as the source has them, in its order."""
+    return np.concatenate([chunk["label"] for chunk in _chunks(source, source.size)])
+
+
 def _fields(source: Source) -> dict[str, np.ndarray]:
     """All rows of each field."""
     chunks = list(_chunks(source, source.size))

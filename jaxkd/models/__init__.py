@@ -22,6 +22,7 @@ from jaxkd.models.precision import Int8, cast, from_int8, in_dtype, to_int8
 from jaxkd.models.resnet import imagenet_resnet, resnet
 from jaxkd.models.shufflenet import shufflenet_v1, shufflenet_v2
 from jaxkd.models.top_k import KEPT, keep_top_k, spread_tail, top_k
+from jaxkd.models.transfer import inherit
 from jaxkd.models.transformer import bert, language_model
 from jaxkd.models.vgg import vgg
 from jaxkd.models.vision_transformer import vision_transformer
@@ -42,6 +43,7 @@ __all__ = [
     "from_nnx",
     "imagenet_resnet",
     "in_dtype",
+    "inherit",
     "join",
     "keep_top_k",
     "language_model",

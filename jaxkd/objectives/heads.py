@@ -96,12 +96,14 @@ def cat_kd(*, student: str = "last", teacher: str = "last", where: str | None = 
         return maps(s, student, "student"), maps(t, teacher, "teacher")
 
     def init(key: jax.Array, s: Outputs, t: Outputs, batch: Batch) -> Variables:
-        return term.init(key, *jax.eval_shape(both, s, t), batch)
+        maps_s, maps_t = jax.eval_shape(both, s, t)
+        return term.init(key, maps_s, maps_t, batch)
 
     def apply(
         variables: Variables, s: Outputs, t: Outputs, batch: Batch, key: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, PyTree, dict[str, jax.Array]]:
-        return term.apply(variables, *both(s, t), batch, key, step)
+        value, state, metrics = term.apply(variables, *both(s, t), batch, key, step)
+        return value, state, dict(metrics)
 
     return Term(init, apply)
 
