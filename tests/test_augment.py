@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from PIL import Image
 
 from jaxkd import augment
+from jaxkd.augment import pictures
 
 H, W, K = 12, 10, 5
 
@@ -155,13 +157,13 @@ def test_posterize_keeps_the_upper_bits_whatever_the_rounding():
     levels = np.arange(256)
     exact = (levels / 255).astype(np.float32)
     for image in (exact, np.nextafter(exact, np.float32(0)), np.nextafter(exact, np.float32(1))):
-        out = augment._posterize(jnp.asarray(image)[:, None, None], jnp.float32(-1))
+        out = pictures._posterize(jnp.asarray(image)[:, None, None], jnp.float32(-1))
         np.testing.assert_allclose(out[:, 0, 0] * 255, levels // 16 * 16, atol=1e-3)
 
 
 def test_rand_augment_warps_about_the_centre():
     image = jnp.asarray(example()["image"][:10])  # square
-    affine = jax.jit(augment._affine)
+    affine = jax.jit(pictures._affine)
     np.testing.assert_allclose(affine(image, jnp.array([[0.0, -1, 0], [1, 0, 0]])), np.rot90(image, -1), atol=1e-6)
     shifted = affine(image, jnp.array([[1.0, 0, 0.2], [0, 1, 0]]))
     np.testing.assert_allclose(shifted[:8], image[2:], atol=1e-6)
@@ -304,3 +306,39 @@ def test_bad_input_gets_a_sentence(call, words):
     with pytest.raises(ValueError, match=words) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_random_resized_crop_is_pillows_resizing_of_a_window():
+    shape, size, area, ratio = np.array([20, 30]), 8, (0.1, 0.6), (0.5, 2.0)
+    picture = np.random.default_rng(0).uniform(0, 1, (*shape, 1)).astype(np.float32)
+    crop = augment.random_resized_crop(size, area=area, ratio=ratio)
+    keys = jax.random.split(jax.random.key(0), 60)
+    found = np.asarray(jax.jit(jax.vmap(lambda key: crop(key, {"image": picture})["image"]))(keys))
+
+    def draw(key):
+        of_area, of_ratio, of_place = jax.random.split(key, 3)
+        share = jax.random.uniform(of_area, (), minval=area[0], maxval=area[1])
+        log = jax.random.uniform(of_ratio, (), minval=np.log(ratio[0]), maxval=np.log(ratio[1]))
+        return share, jnp.exp(log), jax.random.uniform(of_place, (2,))
+
+    for image, share, r, place in zip(found, *map(np.asarray, jax.jit(jax.vmap(draw))(keys)), strict=True):
+        height, width = window = np.minimum(np.sqrt(share * shape.prod() * np.array([1 / r, r])), shape)
+        top, left = place * (shape - window)
+        box = (left, top, min(left + width, shape[1]), min(top + height, shape[0]))
+        expected = Image.fromarray(picture[..., 0]).resize((size, size), Image.Resampling.BILINEAR, box=box)
+        np.testing.assert_allclose(image[..., 0], np.asarray(expected), atol=1e-4)
+
+
+def test_crops_of_everything_and_of_the_middle():
+    image = {"image": jnp.asarray(np.random.default_rng(0).uniform(0, 1, (6, 6, 2)).astype(np.float32))}
+    same = augment.random_resized_crop(6, area=(1.0, 1.0), ratio=(1.0, 1.0))(jax.random.key(0), image)
+    np.testing.assert_allclose(same["image"], image["image"], atol=1e-6)
+    middle = augment.center_crop(3)(jax.random.key(0), image)
+    np.testing.assert_array_equal(middle["image"], image["image"][1:4, 1:4])
+    with pytest.raises(ValueError, match="too small to cut out 7 x 7"):
+        augment.center_crop(7)(jax.random.key(0), image)
+    for options in ({"size": 0}, {"size": 4, "area": (0.0, 1.0)}, {"size": 4, "ratio": (2.0, 1.0)}):
+        with pytest.raises(ValueError, match="give a positive size"):
+            augment.random_resized_crop(**options)
+    with pytest.raises(ValueError, match="size is 0"):
+        augment.center_crop(0)

@@ -1,0 +1,38 @@
+"""Augmentations: pure `(key, example) -> example`, run on the device, one key for each example.
+
+An example is a dict without a batch axis; `image` [H, W, C] is changed, everything else passes through untouched.
+Pictures are uint8 until `to_float()`, then floats in [0, 1] until `normalize(mean, std)`, which comes last.
+"""
+
+from jaxkd.augment.core import Augmentation, Example, Mix, augment_batch, compose
+from jaxkd.augment.mixes import cutmix, mixup
+from jaxkd.augment.pictures import (
+    center_crop,
+    color_jitter,
+    cutout,
+    flip,
+    normalize,
+    rand_augment,
+    random_crop,
+    random_resized_crop,
+    to_float,
+)
+
+__all__ = [
+    "Augmentation",
+    "Example",
+    "Mix",
+    "augment_batch",
+    "center_crop",
+    "color_jitter",
+    "compose",
+    "cutmix",
+    "cutout",
+    "flip",
+    "mixup",
+    "normalize",
+    "rand_augment",
+    "random_crop",
+    "random_resized_crop",
+    "to_float",
+]

@@ -1,0 +1,122 @@
+"""What augmentations are, and how they are joined and applied to batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jaxkd.types import Batch
+
+Example: TypeAlias = Mapping[str, Any]
+"""One element of a batch: `image` [H, W, C], `label`, `id`, `view`, and whatever else the batch has."""
+
+Augmentation: TypeAlias = Callable[[jax.Array, Example], Example]
+"""(key, example) -> example."""
+
+Mix: TypeAlias = Callable[[jax.Array, Example, Example], Example]
+"""(key, example, partner) -> example with a soft label [K]."""
+
+_MIX = 0x6D6978  # "mix" in ASCII: a fold of the example's key that no stage of `compose` will reach
+
+
+def compose(*augmentations: Augmentation) -> Augmentation:
+    """One augmentation out of several, applied in the order given; stage i gets `fold_in(key, i)`.
+
+    Args:
+      *augmentations: Any number of augmentations; none is the identity.
+
+    Returns:
+      An augmentation.
+    """
+
+    def apply(key: jax.Array, example: Example) -> Example:
+        for i, augmentation in enumerate(augmentations):
+            example = augmentation(jax.random.fold_in(key, i), example)
+        return example
+
+    return apply
+
+
+def augment_batch(
+    augmentation: Augmentation, *, seed: ArrayLike, mix: Mix | None = None
+) -> Callable[[Batch], dict[str, Any]]:
+    """An augmentation of whole batches in which an example's randomness depends on (seed, id, view) alone.
+
+    key = fold_in(fold_in(key(seed), id), view)
+
+    Neither the position in the batch nor its size nor its sharding matters. With `mix`, the partner of an example is
+    the next one of the batch (the last one's is the first), augmented with its own key.
+
+    Args:
+      augmentation: What is done to each example.
+      seed: An integer, which may be traced.
+      mix: `mixup(...)` or `cutmix(...)`, applied after `augmentation`.
+
+    Returns:
+      Batch -> batch; `image` [B, H, W, C], and integers `id` [B] and `view` [B] must be there.
+
+    Raises:
+      ValueError: By the returned function, if a field is missing or has another rank or dtype.
+    """
+
+    def apply(batch: Batch) -> dict[str, Any]:
+        _check_batch(batch)
+        root = jax.random.key(seed)
+        keys = jax.vmap(lambda i, v: jax.random.fold_in(jax.random.fold_in(root, i), v))(batch["id"], batch["view"])
+        augmented = jax.vmap(augmentation)(keys, dict(batch))
+        if mix is None:
+            return dict(augmented)
+        partners = jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), augmented)
+        mix_keys = jax.vmap(lambda key: jax.random.fold_in(key, _MIX))(keys)
+        return dict(jax.vmap(mix)(mix_keys, augmented, partners))
+
+    return apply
+
+
+def on_image(change: Callable[[jax.Array, jax.Array], jax.Array], *, floating: bool = False) -> Augmentation:
+    """The augmentation that puts `change(key, image)` in the image's place."""
+    return lambda key, example: {**example, "image": change(key, image_of(example, floating=floating))}
+
+
+def image_of(example: Example, *, floating: bool = False) -> jax.Array:
+    """The image of an example, once it is known to be [H, W, C] and, if asked, of floats."""
+    if "image" not in example:
+        raise ValueError(f"example has no field 'image', only {sorted(example)}: add it, or leave augmentation out.")
+    image = jnp.asarray(example["image"])
+    if image.ndim != 3:
+        raise ValueError(
+            f"image has shape {image.shape}, expected [H, W, C] of one example: add a channel axis to grey images, and "
+            "use augment_batch for batches."
+        )
+    if floating and not jnp.issubdtype(image.dtype, jnp.floating):
+        raise ValueError(f"image has dtype {image.dtype}, expected floats in [0, 1]: put to_float() before this stage.")
+    return image
+
+
+def _check_batch(batch: Batch) -> None:
+    for field in ("image", "id", "view"):
+        if field not in batch:
+            raise ValueError(f"batch has no field {field!r}, only {sorted(batch)}: augmentation needs it, add it.")
+    image = np.shape(batch["image"])
+    if len(image) != 4:
+        raise ValueError(f"batch image has shape {image}, expected [B, H, W, C]: add the missing axis.")
+    for field in ("id", "view"):
+        value = batch[field]
+        if np.shape(value) != image[:1] or not jnp.issubdtype(value.dtype, jnp.integer):
+            have = f"shape {np.shape(value)} and dtype {value.dtype}"
+            raise ValueError(f"batch {field} has {have}: expected one integer for each of the {image[0]} images.")
+
+
+def box(key: jax.Array, shape: tuple[int, ...], height: ArrayLike, width: ArrayLike) -> jax.Array:
+    """Booleans [H, W, 1], true in a box around a random pixel."""
+    centers = jax.random.randint(key, (2,), 0, jnp.asarray(shape[:2]))
+    spans = []
+    for axis, length in enumerate((height, width)):
+        offset = jnp.arange(shape[axis]) - (centers[axis] - jnp.asarray(length) // 2)
+        spans.append((offset >= 0) & (offset < length))
+    return (spans[0][:, None] & spans[1][None, :])[:, :, None]
