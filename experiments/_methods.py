@@ -65,7 +65,7 @@ FEATURES = {
     "ft": Method(term.one(losses.ft_repdistiller), 200.0, "R"),
     "fsp": Method(term.every(losses.fsp), 50.0, "R"),
     "kdsvd": Method(term.every(losses.kdsvd), 1.0, "M"),
-    "crd": Method(lambda p: objectives.crd(student="pooled", teacher="pooled", examples=len(p.labels), labels=p.labels,
+    "crd": Method(lambda p: objectives.crd(student="pooled", teacher="pooled", examples=p.examples, labels=p.labels,
                                            negatives=16384), 0.8, "R"),
     "ofd": Method(term.preacts(objectives.ofd, norms=lambda p: p.norms)),
     "review": Method(term.pairs(objectives.review), 5.0, "M"),
@@ -90,11 +90,11 @@ FEATURES = {
 METHODS = LOGITS | FEATURES
 
 
-def chosen(pair, names, *, table):
+def chosen(pair, names, *, table=False, networks=CIFAR100_BENCHMARK):
     """The methods asked for, or those that others measured for the pair, after a look at all names."""
     for name in pair:
-        if name not in CIFAR100_BENCHMARK:
-            raise ValueError(f"there is no network {name!r}: choose from {', '.join(CIFAR100_BENCHMARK)}.")
+        if name not in networks:
+            raise ValueError(f"there is no network {name!r}: choose from {', '.join(networks)}.")
     names = measured(pair) if table else names
     if not names:
         raise ValueError(f"nobody published {pair[0]} -> {pair[1]}: leave --table out and name --methods.")

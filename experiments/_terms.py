@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from _benchmark import EPOCHS
 
@@ -25,7 +24,8 @@ class Pair(NamedTuple):
     alike: bool  # whether both have the same channels in each stage
     classifier: tuple[Any, Any]  # kernel and bias of the teacher's last layer
     norms: Sequence[tuple[Any, Any]]  # deviation and mean [C] of the teacher's stages before their ReLUs
-    labels: Any  # [N] of all examples that are trained on
+    examples: int  # that are trained on
+    labels: Any  # [N] of all of them, or None
     steps: int  # updates
 
 
@@ -88,7 +88,7 @@ to_128 = dict(project=objectives.linear(width=128), project_teacher=objectives.l
 to_teacher = dict(project=objectives.linear())
 
 
-def describe(names, networks, variables, batch, *, labels, steps):
+def describe(names, networks, variables, batch, *, examples, steps, labels=None):
     """The pair of a teacher and a student, in this order; the norms are measured on the batch."""
     (teacher, student), known = networks, variables
 
@@ -110,4 +110,4 @@ def describe(names, networks, variables, batch, *, labels, steps):
     own, other = list(own)[-number:], list(other)[-number:]
     head = known.params["head"]
     classifier = (head["kernel"], head["bias"])
-    return Pair(names, own, other, alike, classifier, look(known, batch), np.asarray(labels), steps)
+    return Pair(names, own, other, alike, classifier, look(known, batch), examples, labels, steps)

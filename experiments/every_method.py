@@ -100,16 +100,17 @@ def attempt(name, pair, parts, batch, steps):
 
 def everything() -> None:
     config, rows = parse(Config, description=__doc__, smoke=SMALL), []
-    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
     source = data.open_source(config.source, "train")
     clean = augment.augment_batch(augment.compose(augment.to_float(), augment.normalize(MEAN, STD)), seed=0)
     batch = clean(data.train_batches(source, config.batch_size, seed=0)[0])
+    labels = np.arange(source.size) % 100  # for CRD's choice of negatives
     for names in (tuple(pair.split()) for pair in config.pairs):
-        methods = _methods.chosen(names, config.methods, table=False)
+        methods = _methods.chosen(names, config.methods)
         parts = networks(names, batch)
-        pair = describe(names, parts[0], parts[1], batch, labels=np.arange(source.size) % 100, steps=config.steps)
+        pair = describe(names, *parts[:2], batch, examples=source.size, labels=labels, steps=config.steps)
         rows += [attempt(name, pair, parts, batch, config.steps) for name in methods]
         report.show(report.table(rows[-len(methods):], COLUMNS, title=" -> ".join(names)))  # fmt: skip
+    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
     Path(config.out).write_text(json.dumps(rows, indent=2))
     failed = [f"{row['pair']}: {row['method']}" for row in rows if row["verdict"] == "FAILS"]
     print(f"{len(rows)} trainings, {len(failed)} failed", *failed, sep="\n  ")

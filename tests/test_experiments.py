@@ -26,6 +26,8 @@ def arguments(path, folder, images):
         return ["--root", folder, "--data-dir", folder / "data"]
     if path.stem in ("image_kd", "cifar100", "transfer"):
         return ["--root", folder, "--source", images]
+    if path.stem == "imagenet":
+        return ["--root", folder]
     if path.stem == "every_method":
         return ["--out", folder / "out.json", "--source", images]
     return ["--out", folder if path.stem == "all" else folder / "out.json"]

@@ -52,7 +52,7 @@ def pair_of(names):
     alike = all(s.features[n].shape[-1] == t.features[n].shape[-1] for n in stages[0])
     classifier = tuple(np.zeros(t.head[part].shape, np.float32) for part in ("kernel", "bias"))
     norms = [(np.ones(t.features[n].shape[-1], np.float32),) * 2 for n in stages[0]]
-    return Pair(names, *stages, alike, classifier, norms, np.arange(200) % 100, 1000), s, t
+    return Pair(names, *stages, alike, classifier, norms, 200, np.arange(200) % 100, 1000), s, t
 
 
 def value_of(name, pair, s, t):

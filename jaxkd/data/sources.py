@@ -72,9 +72,10 @@ def open_source(
 
     Args:
       spec: A TFDS name ("mnist", "mnist:3.0.1", "paws_wiki/labeled_final"), downloaded and prepared at the first use; a
-        prepared TFDS folder (one with a dataset_info.json); "npz:PATH", where PATH may contain "{split}"; or a mapping
-        of arrays. Arrays are named `image`, `label` (one split, "train"), or `x_train`, `y_train`, `x_test`, ..., or
-        `train_image`, `train_label`, `test_image`, ...; texts and further arrays go by any other name.
+        prepared TFDS folder (one with a dataset_info.json); "npz:PATH", where PATH may contain "{split}"; "folder:PATH"
+        of pictures, PATH/split/class/picture; or a mapping of arrays. Arrays are named `image`, `label` (one split,
+        "train"), or `x_train`, `y_train`, `x_test`, ..., or `train_image`, `train_label`, `test_image`, ...; texts and
+        further arrays go by any other name.
       split: "train", "train[:90%]", "train[100:200]", ...
       data_dir: Where TFDS keeps its data; its own default, ~/tensorflow_datasets, if None.
       num_classes: Needed where the source does not say; arrays default to the largest label of all splits plus one.
@@ -94,22 +95,20 @@ def open_source(
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}: give at least 1.")
     # The readers import Source from here; TFDS is slow to import and not always needed.
-    from jaxkd.data import arrays, tfds_source
+    from jaxkd.data import arrays, folder, tfds_source
 
     if isinstance(spec, Mapping):
         return arrays.from_arrays("arrays", spec, split, num_classes, size)
     text = os.fspath(spec)
     if text.startswith("npz:"):
         return arrays.from_npz(text.removeprefix("npz:"), split, num_classes, size)
+    if text.startswith("folder:"):
+        return folder.from_pictures(Path(text.removeprefix("folder:")).expanduser(), split, num_classes, size)
     if text.endswith(".npz"):
         raise ValueError(f"{text} is named like a file of arrays: write npz:{text}.")
-    folder = Path(text).expanduser()
-    if (
-        isinstance(spec, os.PathLike)
-        or text.startswith((".", "~", os.sep))
-        or (folder / tfds_source.INFO_FILE).exists()
-    ):
-        return tfds_source.from_folder(folder, split, num_classes, size)
+    place = Path(text).expanduser()
+    if isinstance(spec, os.PathLike) or text.startswith((".", "~", os.sep)) or (place / tfds_source.INFO_FILE).exists():
+        return tfds_source.from_folder(place, split, num_classes, size)
     return tfds_source.from_name(text, split, data_dir, num_classes, size)
 
 
