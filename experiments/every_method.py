@@ -103,10 +103,9 @@ def everything() -> None:
     source = data.open_source(config.source, "train")
     clean = augment.augment_batch(augment.compose(augment.to_float(), augment.normalize(MEAN, STD)), seed=0)
     batch = clean(data.train_batches(source, config.batch_size, seed=0)[0])
-    labels = np.arange(source.size) % 100  # for CRD's choice of negatives
+    labels = data.labels_of(source)
     for names in (tuple(pair.split()) for pair in config.pairs):
-        methods = _methods.chosen(names, config.methods)
-        parts = networks(names, batch)
+        methods, parts = _methods.chosen(names, config.methods), networks(names, batch)
         pair = describe(names, *parts[:2], batch, examples=source.size, labels=labels, steps=config.steps)
         rows += [attempt(name, pair, parts, batch, config.steps) for name in methods]
         report.show(report.table(rows[-len(methods):], COLUMNS, title=" -> ".join(names)))  # fmt: skip
