@@ -132,6 +132,13 @@ def promoted_too_late(student, teacher):
     return jnp.mean(jnp.square(student - teacher), axis=-1).astype(jnp.promote_types(student.dtype, jnp.float32))
 
 
+def rounded_weights(student, teacher):
+    """Of two dtypes the program is the same but for the numbers in a constant."""
+    weights = np.linspace(0.1, 0.7, K).astype(student.dtype).astype(np.float32)
+    s, t = numerics.promote(student, teacher)
+    return jnp.sum(weights * jnp.square(s - t), axis=-1)
+
+
 def always_float32(student, teacher):
     return losses.logits_mse(student, teacher).astype(jnp.float32)
 
@@ -218,6 +225,7 @@ BUGS = [
     (plain_cosine, BOTH, testing.ZERO_ROWS),
     (no_promotion, BOTH, testing.DTYPE),
     (promoted_too_late, BOTH, testing.DTYPE),
+    (rounded_weights, BOTH, testing.DTYPE),
     (always_float32, BOTH, testing.DTYPE),
     (detached_teacher, BOTH, testing.GRADIENT),
     (detached_student_weight, BOTH, testing.STUDENT_GRADIENT),

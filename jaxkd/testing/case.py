@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -22,6 +23,7 @@ Check: TypeAlias = "Callable[[Case, Arrays], Outcome]"
 
 KINDS = ("side", "probabilities", "labels", "other")
 _ROWS = 8
+_UNSEEN = re.compile(r"lambda \w|\[\.\.\.\]")  # arrays among the constants, whose numbers no printed program shows
 
 
 class Case:
@@ -49,10 +51,10 @@ class Case:
         _check_kinds(self.kinds, self.names)
         # Most of a check's time is compilation, and nothing here runs long enough to deserve an optimised program.
         self._options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-        self._values = jax.jit(self.call, compiler_options=self._options)
+        self._values = jax.jit(lambda arrays: self.jitted(arrays), compiler_options=self._options)
         self._values_and_gradients = jax.jit(self._differentiate, compiler_options=self._options)
         with settings(np.float32):
-            out = jax.eval_shape(self.call, cast(self.arrays, np.float32))
+            out = jax.eval_shape(self.jitted, cast(self.arrays, np.float32))
         if not isinstance(out, jax.ShapeDtypeStruct):
             raise ValueError(f"the loss returns a {type(out).__name__}, expected one array: drop what else it returns.")
 
@@ -85,7 +87,25 @@ class Case:
     def shape(self, arrays: Arrays, dtype: Any = np.float64) -> jax.ShapeDtypeStruct:
         """Shape and dtype of the result, by tracing only."""
         with settings(dtype):
-            return jax.eval_shape(self.call, cast(arrays, dtype))
+            return jax.eval_shape(self.jitted, cast(arrays, dtype))
+
+    def widens_first(self, arrays: Arrays, dtype: Any) -> bool:
+        """Whether the program of `dtype` is float32's after a cast of each input, and so its value float32's."""
+        with settings(dtype):
+            given = cast(arrays, dtype)
+            own = str(self.jitted.trace(given).jaxpr)
+            after = str(jax.make_jaxpr(lambda arrays: self.call(_widened(arrays)))(given))
+        return own == after and not _UNSEEN.search(own)
+
+    @functools.cached_property
+    def strictly(self) -> bool:
+        """Whether the loss can be traced under all strict settings at once, and so under each of them."""
+        try:
+            with settings(np.float32, rank_promotion="raise", dtype_promotion="strict"):
+                jax.eval_shape(self.jitted, cast(self.arrays, np.float32))
+        except Exception:
+            return False  # which setting it was, and what is raised, each check finds out
+        return True
 
     @functools.cached_property
     def tolerance(self) -> float:
@@ -93,23 +113,23 @@ class Case:
         return 1e-9 if self.shape(self.arrays).dtype == np.float64 else 1e-4
 
     @functools.cached_property
-    def jitted(self) -> Callable[[Mapping[str, Any]], jax.Array]:
-        """The loss, compiled as JAX usually does."""
+    def jitted(self) -> jax.stages.Wrapped:
+        """The loss, compiled as JAX usually does; inside other programs, traced once for each shape and dtype."""
         return jax.jit(self.call)
 
     @functools.cached_property
     def vmapped(self) -> Callable[[Mapping[str, Any]], jax.Array]:
         """The loss over batches stacked in front."""
-        return jax.jit(jax.vmap(self.call), compiler_options=self._options)
+        return jax.jit(jax.vmap(self.jitted), compiler_options=self._options)
 
     @functools.cached_property
     def pmapped(self) -> Callable[[Mapping[str, Any]], jax.Array]:
         """The loss over two batches, one a device."""
-        return jax.pmap(self.call, devices=jax.local_devices()[:2])
+        return jax.pmap(self.jitted, devices=jax.local_devices()[:2])
 
     def _differentiate(self, arrays: Mapping[str, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
         def total(sides: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
-            values = self.call({**arrays, **sides})
+            values = self.jitted({**arrays, **sides})
             return jnp.sum(values), values
 
         gradients, values = jax.grad(total, has_aux=True)({name: arrays[name] for name in self.sides})
@@ -227,6 +247,11 @@ def _names(fn: Callable[..., Any], inputs: Sequence[Any]) -> list[str]:
 
 def _is_floating(array: Any) -> bool:
     return bool(jnp.issubdtype(array.dtype, jnp.floating))
+
+
+def _widened(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The same traced arrays with the floating ones in float32."""
+    return {n: a.astype(np.float32) if _is_floating(a) else a for n, a in arrays.items()}
 
 
 def _as_array(name: str, value: Any) -> np.ndarray:
