@@ -1,6 +1,6 @@
 """Feature-map losses against float64 twins written from the papers, finite in hard places, and their relations."""
 
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 
 import jax
@@ -22,12 +22,15 @@ def draw(*shape, seed=0, scale=1.0):
     return (scale * np.random.default_rng((seed, *shape)).standard_normal(shape)).astype(np.float32)
 
 
-def value_and_gradients(loss, *arguments):
-    return jax.jit(jax.value_and_grad(lambda a: jnp.sum(loss(*a))))(arguments)
+def run(loss, *arrays, **options):
+    """The loss as one program: op by op, dispatch would take most of a test's time."""
+    return np.asarray(jax.jit(partial(loss, **options))(*arrays))
 
 
-def assert_finite(loss, *arguments):
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(value_and_gradients(loss, *arguments)))
+@cache
+def differentiated(loss):
+    """(sides) -> value and gradients, compiled once for each shape."""
+    return jax.jit(jax.value_and_grad(lambda sides: jnp.sum(loss(*sides))))
 
 
 def loops_pool(x, size, reduce):
@@ -57,15 +60,16 @@ def test_attention_transfer_adds_weighted_layers_of_any_size_and_power():
         maps_ = [(np.abs(x.astype(np.float64)) ** 3).sum(-1).reshape(3, -1) for x in (a, b)]
         maps_ = [m / np.linalg.norm(m, axis=1, keepdims=True) for m in maps_]
         expected += w * np.linalg.norm(maps_[0] - maps_[1], axis=1)
-    np.testing.assert_allclose(maps.attention_transfer(s, t, p=3, weights=(0.5, 2.0)), expected, rtol=1e-5)
+    np.testing.assert_allclose(run(maps.attention_transfer, s, t, p=3, weights=(0.5, 2.0)), expected, rtol=1e-5)
 
 
 def test_released_attention_transfer_is_the_mean_square_and_keeps_the_sign_of_odd_powers():
     s, t = draw(3, 4, 5, 6), draw(3, 4, 5, 2, seed=1)
-    norm = maps.attention_transfer(s, t)
-    np.testing.assert_allclose(maps.attention_transfer(s, t, as_released=True), norm**2 / 20, rtol=1e-5)
-    assert np.abs(maps.attention_transfer(s, -s, p=3, as_released=True)).min() > 1e-3
-    np.testing.assert_allclose(maps.attention_transfer(s, -s, p=3), np.zeros(3), atol=1e-6)
+    norm, released = run(lambda s, t: [maps.attention_transfer(s, t, as_released=r) for r in (False, True)], s, t)
+    np.testing.assert_allclose(released, norm**2 / 20, rtol=1e-5)
+    norm, released = run(lambda s, t: [maps.attention_transfer(s, t, p=3, as_released=r) for r in (False, True)], s, -s)
+    assert np.abs(released).min() > 1e-3
+    np.testing.assert_allclose(norm, np.zeros(3), atol=1e-6)
 
 
 def test_nst_is_the_squared_distance_of_mean_outer_products():
@@ -78,8 +82,9 @@ def test_nst_is_the_squared_distance_of_mean_outer_products():
         return x @ x.swapaxes(1, 2) / x.shape[2]
 
     expected = np.square(moment(s) - moment(t)).sum((1, 2))
-    np.testing.assert_allclose(maps.nst(s, t), expected, rtol=1e-4)
-    np.testing.assert_allclose(maps.nst([s, s], [t, t]), 2 * expected, rtol=1e-4)
+    one, two = run(lambda s, t: [maps.nst(s, t), maps.nst([s, s], [t, t])], s, t)
+    np.testing.assert_allclose(one, expected, rtol=1e-4)
+    np.testing.assert_allclose(two, 2 * expected, rtol=1e-4)
 
 
 def test_fsp_takes_the_maximum_by_default_and_sums_over_all_neighbours():
@@ -94,42 +99,50 @@ def test_fsp_takes_the_maximum_by_default_and_sums_over_all_neighbours():
     for max_pool, reduce in ((True, np.max), (False, np.mean)):
         pairs = [[flow(*side[i : i + 2], reduce) for side in (s, t)] for i in (0, 1)]
         expected = sum(np.square(a - b).mean((1, 2)) for a, b in pairs)
-        np.testing.assert_allclose(jax.jit(partial(flows.fsp, max_pool=max_pool))(s, t), expected, rtol=1e-4)
+        np.testing.assert_allclose(run(flows.fsp, s, t, max_pool=max_pool), expected, rtol=1e-4)
 
 
 def test_ab_asks_for_the_teachers_side_by_a_margin():
     s, t = np.array([[2.0, 0.5, -3.0, 3.0, 0.0]], np.float32), np.array([[1.0, 1.0, -1.0, 0.0, 0.0]], np.float32)
-    np.testing.assert_allclose(maps.ab(s, t), [0 + 0.25 + 0 + 16 + 1])
-    np.testing.assert_allclose(maps.ab(s, t, margin=2.0), [0 + 2.25 + 0 + 25 + 4])
+    ab, wider = jax.jit(maps.ab), jax.jit(partial(maps.ab, margin=2.0))
+    np.testing.assert_allclose(ab(s, t), [0 + 0.25 + 0 + 16 + 1])
+    np.testing.assert_allclose(wider(s, t), [0 + 2.25 + 0 + 25 + 4])
     far = np.where(t > 0, 5, -5).astype(np.float32)
-    np.testing.assert_array_equal(maps.ab(far, t), [0])
-    np.testing.assert_array_equal(maps.ab(s, 7 * t), maps.ab(s, t))
+    np.testing.assert_array_equal(ab(far, t), [0])
+    np.testing.assert_array_equal(ab(s, 7 * t), ab(s, t))
 
 
 def test_ab_as_released_halves_earlier_layers():
     s, t = draw(2, 3, 3, 4), draw(2, 3, 3, 4, seed=1)
-    released = maps.ab([s, s, s], [t, t, t], as_released=True)
-    np.testing.assert_allclose(released, 3e-3 * 1.75 * maps.ab(s, t), rtol=1e-5)
-    np.testing.assert_allclose(maps.ab([s, s, s], [t, t, t]), 3 * maps.ab(s, t), rtol=1e-6)
+    layers = [s] * 3, [t] * 3
+    one, three, released = run(lambda: [maps.ab(s, t), maps.ab(*layers), maps.ab(*layers, as_released=True)])
+    np.testing.assert_allclose(released, 3e-3 * 1.75 * one, rtol=1e-5)
+    np.testing.assert_allclose(three, 3 * one, rtol=1e-6)
 
 
 def test_ft_equals_its_twin_and_the_benchmarks_form_loses_the_channels():
     s, t = draw(3, 2, 4, 5), draw(3, 2, 4, 5, seed=1)
     a, b = (x.reshape(3, -1).astype(np.float64) for x in (s, t))
     difference = a / np.linalg.norm(a, axis=1, keepdims=True) - b / np.linalg.norm(b, axis=1, keepdims=True)
-    for p in (1, 2, 3):
-        np.testing.assert_allclose(maps.ft(s, t, p=p), (np.abs(difference) ** p).mean(1), rtol=1e-4)
-    assert np.abs(maps.ft(s, s[..., ::-1])).min() > 1e-3
-    np.testing.assert_allclose(maps.ft_repdistiller(s, s[..., ::-1]), np.zeros(3), atol=1e-6)
-    released = maps.attention_transfer(s, t, as_released=True)
-    np.testing.assert_allclose(maps.ft_repdistiller(s, t, p2=2), released, rtol=1e-5)
+    powers = (1, 2, 3)
+    for p, value in zip(powers, run(lambda s, t: [maps.ft(s, t, p=n) for n in powers], s, t), strict=True):
+        np.testing.assert_allclose(value, (np.abs(difference) ** p).mean(1), rtol=1e-4)
+    whole, benchmark = run(lambda s, t: [loss(s, t) for loss in (maps.ft, maps.ft_repdistiller)], s, s[..., ::-1])
+    assert np.abs(whole).min() > 1e-3
+    np.testing.assert_allclose(benchmark, np.zeros(3), atol=1e-6)
+    square, released = run(
+        lambda s, t: [maps.ft_repdistiller(s, t, p2=2), maps.attention_transfer(s, t, as_released=True)], s, t
+    )
+    np.testing.assert_allclose(square, released, rtol=1e-5)
 
 
 @pytest.mark.parametrize("loss", [maps.ft, maps.ft_repdistiller, maps.attention_transfer, maps.nst, transfer.ofd])
 def test_the_gradient_at_equal_sides_is_zero_where_nothing_is_rounded_apart(loss):
     s = draw(2, 3, 3, 4)
     margin = (np.full(4, -0.5, np.float32),) if loss is transfer.ofd else ()
-    np.testing.assert_allclose(jax.grad(lambda x: jnp.sum(loss(x, s, *margin)))(s), np.zeros_like(s), atol=1e-7)
+    # One array for both sides, so that the compiler cannot round them apart.
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(loss(x, jax.lax.stop_gradient(x), *margin))))(s)
+    np.testing.assert_allclose(gradient, np.zeros_like(s), atol=1e-7)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e4])
@@ -140,8 +153,9 @@ def test_value_and_gradients_are_finite_at_any_scale(loss, scale):
     s, t = (draw(3, 4, 4, 5, seed=i, scale=scale) for i in (0, 1))
     several = loss in (flows.fsp, flows.kdsvd)
     one, other = ([x, x[..., ::2, :3]] if several else x for x in (s, t))
-    for a, b in ((one, other), (one, one), (jax.tree.map(jnp.ones_like, one), other)):
-        assert_finite(loss, a, b)
+    for sides in ((one, other), (one, one), (jax.tree.map(np.ones_like, one), other)):
+        found = differentiated(loss)(sides)
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found))
 
 
 def numpy_kdsvd(student, teacher, k):
@@ -172,7 +186,7 @@ def test_kdsvd_equals_its_twin(k):
     s = [draw(*shape) for shape in shapes]
     t = [draw(shape[0], 5, 3, shape[-1], seed=1) for shape in shapes]
     with jax.enable_x64(True):
-        value = jax.jit(partial(flows.kdsvd, k=k))(*jax.tree.map(lambda x: x.astype(np.float64), (s, t)))
+        value = run(flows.kdsvd, *jax.tree.map(lambda x: x.astype(np.float64), (s, t)), k=k)
     twins = [numpy_kdsvd([x[b] for x in s], [x[b] for x in t], k) for b in range(2)]
     np.testing.assert_allclose(value, twins, rtol=1e-9)
 
@@ -181,16 +195,18 @@ def test_kdsvd_equals_its_twin(k):
 def test_derivatives_of_singular_vectors_are_those_of_finite_differences(shape):
     with jax.enable_x64(True):
         x, dx = (draw(*shape, seed=i).astype(np.float64) for i in (0, 1))
-        weights = [draw(*part.shape, seed=2).astype(np.float64) for part in flows._svd(x)]
+        parts = jax.eval_shape(flows._svd, x)
+        weights = [draw(*part.shape, seed=2).astype(np.float64) for part in parts]
 
         @jax.jit
+        @jax.value_and_grad
         def f(x):
             """Squares, for the vectors' signs are arbitrary."""
             sigma, v = flows._svd(x)
             return jnp.sum(sigma * weights[0]) + jnp.sum(v**2 * weights[1])
 
-        derivative = jnp.sum(jax.grad(f)(x) * dx)
-        np.testing.assert_allclose(derivative, (f(x + 1e-6 * dx) - f(x - 1e-6 * dx)) / 2e-6, rtol=1e-6)
+        derivative = np.sum(f(x)[1] * dx)
+        np.testing.assert_allclose(derivative, (f(x + 1e-6 * dx)[0] - f(x - 1e-6 * dx)[0]) / 2e-6, rtol=1e-6)
 
 
 ROTATIONS = [np.linalg.qr(np.random.default_rng(n).standard_normal((n, n)))[0] for n in (4, 3)]
@@ -209,10 +225,10 @@ ROTATIONS = [np.linalg.qr(np.random.default_rng(n).standard_normal((n, n)))[0] f
     ids=["zeros", "equal values", "equal up to rounding", "rank one", "rank one, wide", "equal and tiny"],
 )
 def test_kdsvd_is_calm_at_equal_and_zero_singular_values(matrix):
-    degenerate = jnp.asarray(matrix, jnp.float32)[None, :, None]
+    degenerate = matrix.astype(np.float32)[None, :, None]
     other = draw(*degenerate.shape)
     for s, t in ((degenerate, other), (other, degenerate), (degenerate, degenerate)):
-        value, gradients = value_and_gradients(flows.kdsvd, [s, other], [t, other])
+        value, gradients = differentiated(flows.kdsvd)(([s, other], [t, other]))
         assert np.isfinite(value)
         assert all(np.abs(g).max() < 1e3 for g in jax.tree.leaves(gradients))
 
