@@ -1,11 +1,9 @@
 """Losses on kept tokens and on differing vocabularies: float64 NumPy twins and the relations they must obey."""
 
-import functools
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from losses.programs import differentiated, run
 from scipy.special import log_softmax, rel_entr, softmax
 
 from jaxkd.losses import logits, vocabulary
@@ -18,11 +16,6 @@ RANKING = [vocabulary.ranking_hinge, vocabulary.ranking_logistic]
 def _strict():
     with jax.numpy_dtype_promotion("strict"):
         yield
-
-
-def run(loss, *arrays, **options):
-    """The loss as one program: op by op, dispatch would take most of a test's time."""
-    return jax.jit(functools.partial(loss, **options))(*arrays)
 
 
 def draw(shape, seed, scale=2.0):
@@ -102,8 +95,8 @@ def test_value_and_gradients_are_finite_where_a_tail_is_empty(loss, case):
         kept = np.where(np.arange(3) == 0, 0.0, -1e4) * np.ones((3, 1))
     elif case == "absent slots":
         kept = np.where(np.arange(3) == 2, -np.inf, kept)
-    given = (jnp.asarray(s, jnp.float32), ids, jnp.asarray(kept, jnp.float32))
-    value, grads = jax.value_and_grad(lambda *a: run(loss, *a).sum(), argnums=(0, 2))(*given)
+    given = (s.astype(np.float32), ids, kept.astype(np.float32))
+    value, grads = differentiated(loss, 0, 2)(*given)
     assert np.isfinite(value)
     assert value >= -1e-6
     assert all(np.all(np.isfinite(g)) for g in grads)
@@ -155,11 +148,11 @@ def test_ranking_of_nothing_is_zero_and_a_masked_token_cannot_hurt(loss):
     s = draw((3, 6), 11).astype(np.float32)
     ids, kept = top_k(draw((3, 6), 12).astype(np.float32), 3)
     nothing = np.zeros(3, bool)
-    value, grad = jax.value_and_grad(lambda z: run(loss, z, ids, kept, nothing))(s)
+    value, (grad,) = differentiated(loss, 0)(s, ids, kept, nothing)
     assert value == 0
     np.testing.assert_array_equal(grad, np.zeros_like(s))
     s[0, ids[0, 2]] = kept[0, 2] = -np.inf
-    value, grads = jax.value_and_grad(lambda z, log_p: run(loss, z, ids, log_p), argnums=(0, 1))(s, kept)
+    value, grads = differentiated(loss, 0, 2)(s, ids, kept)
     assert np.isfinite(value)
     assert all(np.all(np.isfinite(g)) for g in grads)
 
@@ -196,10 +189,16 @@ def test_uld_of_answers_walks_both_spans():
 def test_one_temperature_a_row_that_can_be_learned(loss):
     s = draw((2, 3, 6), 17).astype(np.float32)
     ids, kept = top_k(draw((2, 3, 6), 18).astype(np.float32), 3)
-    T = jnp.array([1.0, 4.0])
+    T = np.array([1.0, 4.0], np.float32)
     each = [run(loss, s[i], ids[i], kept[i], temperature=float(T[i])) for i in range(2)]
-    np.testing.assert_allclose(loss(s, ids, kept, temperature=T), np.stack(each), rtol=1e-5)
-    assert np.all(np.isfinite(jax.grad(lambda T: run(loss, s, ids, kept, temperature=T).sum())(T)))
+
+    def total(T):
+        values = loss(s, ids, kept, temperature=T)
+        return values.sum(), values
+
+    gradient, values = jax.jit(jax.grad(total, has_aux=True))(T)
+    np.testing.assert_allclose(values, np.stack(each), rtol=1e-5)
+    assert np.all(np.isfinite(gradient))
 
 
 @pytest.mark.parametrize("loss", [*TOP_K, *RANKING])
