@@ -1,11 +1,9 @@
 """Losses that part the target class from the others: float64 NumPy twins and the relations they must obey."""
 
-import functools
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from losses.programs import compiled, differentiated, run
 from scipy.special import log_softmax, rel_entr, softmax
 
 from jaxkd.losses import decoupled, logits
@@ -17,11 +15,6 @@ LABELS = np.array([2, 0, 5, 5])
 def _strict():
     with jax.numpy_dtype_promotion("strict"):
         yield
-
-
-def run(loss, *arrays, **options):
-    """The loss as one program: op by op, dispatch would take most of a test's time."""
-    return jax.jit(functools.partial(loss, **options))(*arrays)
 
 
 def draw(shape, seed, scale=2.0):
@@ -119,7 +112,7 @@ def test_dkd_sees_the_other_classes_behind_a_certain_target():
 
 def test_nkd_is_least_where_the_other_classes_agree_and_pulls_the_target_up():
     t = draw((4, 6), 8).astype(np.float32)
-    grad = jax.grad(lambda s: run(decoupled.nkd, s, t, LABELS, gamma=2.0, temperature=3.0).sum())(t)
+    _, (grad,) = differentiated(decoupled.nkd, 0, gamma=2.0, temperature=3.0)(t, t, LABELS)
     p, p_y = softmax(t, -1), at(softmax(t, -1), LABELS)[:, None]
     # Only the target part is left: p_y (q - [c = y]).
     np.testing.assert_allclose(grad, p_y * (p - np.eye(6, dtype=np.float32)[LABELS]), rtol=1e-4, atol=1e-6)
@@ -128,10 +121,10 @@ def test_nkd_is_least_where_the_other_classes_agree_and_pulls_the_target_up():
 def test_wsld_scales_kds_gradient_by_a_constant_weight():
     s, t = draw((4, 6), 9), draw((4, 6), 10)
     with jax.enable_x64(True):
-        grad = jax.grad(lambda x: run(decoupled.wsld, x, t, LABELS, alpha=1.5, temperature=2.0).sum())(jnp.asarray(s))
-        of_kd = jax.grad(lambda x: run(logits.kd, x, t, temperature=2.0).sum())(jnp.asarray(s))
+        _, (grad,) = differentiated(decoupled.wsld, 0, alpha=1.5, temperature=2.0)(s, t, LABELS)
+        _, (of_kd,) = differentiated(logits.kd, 0, temperature=2.0)(s, t)
         ratio = log_softmax(s, -1)[np.arange(4), LABELS] / log_softmax(t, -1)[np.arange(4), LABELS]
-        np.testing.assert_allclose(grad, 1.5 * (1 - np.exp(-ratio))[:, None] * of_kd, rtol=1e-5)
+        np.testing.assert_allclose(grad, 1.5 * (1 - np.exp(-ratio))[:, None] * np.asarray(of_kd), rtol=1e-5)
 
 
 def test_wsld_leaves_alone_what_the_student_knows():
@@ -143,9 +136,7 @@ def test_wsld_leaves_alone_what_the_student_knows():
 def test_uskd_trains_the_student_by_constants_and_the_weak_head_by_smoothed_labels():
     s, w = draw((4, 6), 13), draw((4, 6), 14)
     with jax.enable_x64(True):
-        grads = jax.grad(lambda x, v: run(decoupled.uskd, x, v, LABELS, alpha=2.0, beta=0.0, mu=0.5), argnums=(0, 1))(
-            jnp.asarray(s), jnp.asarray(w)
-        )
+        _, grads = differentiated(decoupled.uskd, 0, 1, alpha=2.0, beta=0.0, mu=0.5)(s, w, LABELS)
         q, one_hot = softmax(s, -1), np.eye(6)[LABELS]
         P = at(q, LABELS) ** 2 + 1 - np.mean(at(q, LABELS) ** 2)
         np.testing.assert_allclose(grads[0], 2.0 * P[:, None] * (q - one_hot) / 4, rtol=1e-10)
@@ -159,19 +150,20 @@ def test_leading_axes_and_one_hyper_parameter_a_row(loss):
     s, t = draw((2, 4, 6), 15).astype(np.float32), draw((2, 4, 6), 16).astype(np.float32)
     y, T = np.stack([LABELS, LABELS[::-1]]), np.array([1.0, 5.0], np.float32)
     each = [run(loss, s[i], t[i], y[i], temperature=float(T[i])) for i in range(2)]
-    np.testing.assert_allclose(loss(s, t, y, temperature=T), np.stack(each), rtol=1e-5)
+    np.testing.assert_allclose(compiled(loss)(s, t, y, temperature=T), np.stack(each), rtol=1e-5)
 
 
 @pytest.mark.parametrize("loss", [decoupled.dkd, decoupled.nkd, decoupled.wsld])
 def test_the_temperature_can_be_learned_although_a_class_is_masked(loss):
     s, t = draw((4, 7), 17).astype(np.float32), draw((4, 7), 18).astype(np.float32)
     s[:, 3] = t[:, 3] = -np.inf
-    grad = jax.grad(lambda T: run(loss, s, t, LABELS, temperature=T).sum())(jnp.float32(2.0))
+    value, grad = jax.jit(jax.value_and_grad(lambda T: loss(s, t, LABELS, temperature=T).sum()))(2.0)
     assert np.isfinite(grad)
     assert grad != 0
     kept = [0, 1, 2, 4, 5, 6]
     there = run(loss, s[:, kept], t[:, kept], np.array([kept.index(y) for y in LABELS]), temperature=2.0)
-    np.testing.assert_allclose(loss(s, t, LABELS, temperature=2.0), there, rtol=1e-5)
+    np.testing.assert_allclose(run(loss, s, t, LABELS, temperature=2.0), there, rtol=1e-5)
+    np.testing.assert_allclose(value, there.sum(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("loss", [decoupled.dkd, decoupled.nkd, decoupled.wsld, decoupled.uskd])

@@ -1,12 +1,11 @@
 """Logits losses against their authors' numbers, a float64 numpy twin, and the relations they must obey."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from losses.programs import compiled, differentiated, run
 from scipy.special import log_softmax, rel_entr, softmax
 
 from jaxkd import losses
@@ -19,11 +18,6 @@ HALF_MASKED = np.array([[1.0, -np.inf, 2.0, -np.inf], [0.5, -np.inf, -1.0, -np.i
 def _strict():
     with jax.numpy_dtype_promotion("strict"):
         yield
-
-
-def run(loss, *arrays, **options):
-    """The loss as one program: op by op, dispatch would take most of a test's time."""
-    return jax.jit(functools.partial(loss, **options))(*arrays)
 
 
 def draw(shape, seed=0, scale=2.0):
@@ -43,39 +37,45 @@ def numpy_kd(student, teacher, temperature):
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 20.0])
 def test_kd_equals_its_numpy_twin_and_optax(temperature):
     s, t = draw((5, 3, 7), 1), draw((5, 3, 7), 2)
-    value = losses.kd(s, t, temperature=temperature)
+    value = run(losses.kd, s, t, temperature=temperature)
     assert value.shape == (5, 3)
     np.testing.assert_allclose(value, numpy_kd(s, t, temperature), rtol=2e-5, atol=1e-6)
-    peer = optax.kl_divergence(jax.nn.log_softmax(s / temperature), jax.nn.softmax(t / temperature))
+    s, t = (x / np.float32(temperature) for x in (s, t))
+    peer = run(lambda s, t: optax.kl_divergence(jax.nn.log_softmax(s), jax.nn.softmax(t)), s, t)
     # optax sums p (log p - log q) as it stands, whose rounding T^2 magnifies.
     np.testing.assert_allclose(value, temperature**2 * peer, rtol=2e-5, atol=5e-7 * temperature**2)
 
 
 def test_kd_is_zero_at_equality_also_in_bfloat16_and_otherwise_positive():
     s = draw((6, 10), 3)
-    np.testing.assert_array_equal(losses.kd(s, s), np.zeros(6))
-    np.testing.assert_array_equal(losses.kd(jnp.asarray(s, jnp.bfloat16), jnp.asarray(s, jnp.bfloat16)), np.zeros(6))
-    assert losses.kd(s, draw((6, 10), 4)).min() > 0
-    assert losses.kd(jnp.asarray(s, jnp.bfloat16), jnp.asarray(s, jnp.bfloat16)).dtype == jnp.float32
+    np.testing.assert_array_equal(run(losses.kd, s, s), np.zeros(6))
+    half = losses.kd(*[jnp.asarray(s, jnp.bfloat16)] * 2)
+    np.testing.assert_array_equal(half, np.zeros(6))
+    assert half.dtype == jnp.float32
+    assert run(losses.kd, s, draw((6, 10), 4)).min() > 0
 
 
 def test_kd_knows_which_side_is_the_teacher():
     s, t = draw((4, 5), 5), draw((4, 5), 6)
-    assert np.abs(losses.kd(s, t) - losses.kd(t, s)).max() > 1e-3
+    assert np.abs(run(losses.kd, s, t) - run(losses.kd, t, s)).max() > 1e-3
 
 
 def test_kd_gradient_keeps_its_scale_when_the_temperature_grows():
     """Without T^2 the gradient at T = 40 would be 100 times smaller than at T = 4."""
     s, t = draw((4, 5), 7, 0.1), draw((4, 5), 8, 0.1)
-    g4, g40 = (jax.grad(lambda x, T=T: losses.kd(x, t, temperature=T).sum())(s) for T in (4.0, 40.0))
+    g4, g40 = (differentiated(losses.kd, 0, temperature=T)(s, t)[1][0] for T in (4.0, 40.0))
     np.testing.assert_allclose(g4, g40, rtol=0.1, atol=1e-3)
 
 
 def test_kd_takes_one_temperature_per_example():
     s, t = draw((3, 5), 9), draw((3, 5), 10)
     T = np.array([1.0, 2.0, 8.0], np.float32)
-    each = [losses.kd(s[i], t[i], temperature=float(T[i])) for i in range(3)]
+    each = [run(losses.kd, s[i], t[i], temperature=float(T[i])) for i in range(3)]
     np.testing.assert_allclose(losses.kd(s, t, temperature=T), np.stack(each), rtol=1e-5)
+
+
+# With the temperature as an array among the others, whose gradient is asked for too.
+at_temperature = {loss: lambda s, t, T, loss=loss: loss(s, t, temperature=T) for loss in (losses.kd, losses.logits_mse)}
 
 
 @pytest.mark.parametrize("loss", [losses.kd, losses.logits_mse])
@@ -91,8 +91,9 @@ def test_kd_takes_one_temperature_per_example():
     ids=["equal", "huge", "one-hot teacher", "masked classes", "zeros"],
 )
 def test_value_and_all_gradients_are_finite_in_hard_places(loss, student, teacher):
-    arguments = (jnp.asarray(student, jnp.float32), jnp.asarray(teacher, jnp.float32), jnp.float32(2.0))
-    value, grads = jax.value_and_grad(lambda s, t, T: loss(s, t, temperature=T).sum(), argnums=(0, 1, 2))(*arguments)
+    value, grads = differentiated(at_temperature[loss], 0, 1, 2)(
+        np.float32(student), np.float32(teacher), np.float32(2)
+    )
     assert np.isfinite(value)
     for grad in grads:
         assert np.all(np.isfinite(grad))
@@ -103,23 +104,24 @@ def test_masked_classes_count_as_absent():
     other = draw((2, 2), 11)
     masked_other = np.full_like(HALF_MASKED, -np.inf)
     masked_other[:, [0, 2]] = other
-    np.testing.assert_allclose(losses.kd(HALF_MASKED, masked_other), losses.kd(kept, other), rtol=1e-6)
+    np.testing.assert_allclose(run(losses.kd, HALF_MASKED, masked_other), run(losses.kd, kept, other), rtol=1e-6)
 
 
 def test_cross_entropy_with_integers_equals_one_hot_and_smoothing_by_hand():
     z, y = draw((6, 5), 12), np.array([0, 1, 2, 3, 4, 0])
     hard = losses.cross_entropy(z, y)
-    np.testing.assert_allclose(hard, losses.cross_entropy(z, np.eye(5, dtype=np.float32)[y]), rtol=1e-5)
-    log_q = np.asarray(jax.nn.log_softmax(z), np.float64)
+    np.testing.assert_allclose(hard, run(losses.cross_entropy, z, np.eye(5, dtype=np.float32)[y]), rtol=1e-5)
+    log_q = log_softmax(z.astype(np.float64), -1)
     by_hand = -(0.9 * log_q[np.arange(6), y] + 0.1 * log_q.mean(-1))
-    np.testing.assert_allclose(losses.cross_entropy(z, y, label_smoothing=0.1), by_hand, rtol=1e-5)
+    np.testing.assert_allclose(run(losses.cross_entropy, z, y, label_smoothing=0.1), by_hand, rtol=1e-5)
 
 
 def test_soft_cross_entropy_is_kd_at_one_plus_the_teachers_entropy():
     z, t = draw((6, 5), 13), draw((6, 5), 14)
-    p = jax.nn.softmax(t)
-    entropy = -jnp.sum(p * jnp.log(p), axis=-1)
-    np.testing.assert_allclose(losses.cross_entropy(z, p), losses.kd(z, t, temperature=1.0) + entropy, rtol=1e-5)
+    p = softmax(t, -1)
+    entropy = -np.sum(p * np.log(p), axis=-1)
+    soft = run(losses.cross_entropy, z, p)
+    np.testing.assert_allclose(soft, run(losses.kd, z, t, temperature=1.0) + entropy, rtol=1e-5)
 
 
 @pytest.mark.parametrize("loss", [losses.kd, losses.logits_mse])
@@ -135,8 +137,8 @@ def test_shapes_that_do_not_fit_are_named(loss):
 def test_kd_takes_one_temperature_per_example_of_many_tokens():
     s, t = draw((2, 3, 5), 15), draw((2, 3, 5), 16)
     T = np.array([1.0, 8.0], np.float32)
-    each = [losses.kd(s[i], t[i], temperature=float(T[i])) for i in range(2)]
-    np.testing.assert_allclose(losses.kd(s, t, temperature=T), np.stack(each), rtol=1e-5)
+    each = [run(losses.kd, s[i], t[i], temperature=float(T[i])) for i in range(2)]
+    np.testing.assert_allclose(compiled(losses.kd)(s, t, temperature=T), np.stack(each), rtol=1e-5)
 
 
 def test_standardized_logits_have_zero_mean_and_unit_sample_deviation():
@@ -158,7 +160,7 @@ def test_standardized_kd_ignores_shift_and_scale_of_either_side():
         return losses.kd(standardize_logits(s), standardize_logits(t), temperature=2.0)
 
     np.testing.assert_allclose(loss(3 * s + 1, 0.5 * t - 2), loss(s, t), rtol=1e-4)
-    assert np.abs(loss(s, t) - losses.kd(s, t, temperature=2.0)).max() > 1e-2
+    assert np.abs(np.asarray(loss(s, t)) - run(losses.kd, s, t, temperature=2.0)).max() > 1e-2
 
 
 def test_spherical_kd_ignores_the_students_scale_and_is_kd_where_norms_agree():
@@ -181,8 +183,9 @@ def test_spherical_kd_with_a_given_norm_ignores_both_scales():
 
 def test_spherical_kd_of_a_student_without_direction_is_kd_of_a_uniform_one():
     t = draw((3, 5), 24)
-    value, grad = jax.value_and_grad(lambda s: run(spherical_kd, s, t, alpha=1.0).sum())(np.zeros((3, 5), np.float32))
-    np.testing.assert_allclose(value, losses.kd(np.zeros((3, 5)), t).sum(), rtol=1e-5)
+    nothing = np.zeros((3, 5), np.float32)
+    value, (grad,) = differentiated(spherical_kd, 0, alpha=1.0)(nothing, t)
+    np.testing.assert_allclose(value, run(losses.kd, nothing, t).sum(), rtol=1e-5)
     assert np.all(np.isfinite(grad))
 
 
@@ -203,7 +206,7 @@ def test_tfkd_reg_equals_its_numpy_twin(released, classes):
 
 def test_tfkd_reg_between_label_and_virtual_teacher():
     z, y = draw((6, 5), 26), np.array([0, 1, 2, 3, 4, 0])
-    np.testing.assert_allclose(run(tfkd_reg, z, y, alpha=0.0), losses.cross_entropy(z, y), rtol=1e-6)
+    np.testing.assert_allclose(run(tfkd_reg, z, y, alpha=0.0), run(losses.cross_entropy, z, y), rtol=1e-6)
     u = np.where(np.eye(5)[y] == 1, 0.99, 0.01 / 4).astype(np.float32)
     np.testing.assert_allclose(run(tfkd_reg, u, y, alpha=1.0), np.zeros(6), atol=1e-9)
 
@@ -226,7 +229,7 @@ def test_mft_equals_its_numpy_twin(threshold, temperature):
     with jax.enable_x64(True):
         value = run(mft, s, t, y, temperature=temperature, threshold=threshold)
         np.testing.assert_allclose(value, expected, rtol=1e-10)
-        each = run(mft, s, t, y, temperature=np.full(8, temperature), threshold=np.full(8, threshold))
+        each = compiled(mft)(s, t, y, temperature=np.full(8, temperature), threshold=np.full(8, threshold))
         np.testing.assert_allclose(each, expected, rtol=1e-10)
 
 
