@@ -1,11 +1,9 @@
 """Dense losses against float64 twins, with masks, padding and odd sizes."""
 
-import functools
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from losses.programs import compiled, differentiated, run
 
 from jaxkd.losses import dense, logits
 
@@ -22,7 +20,7 @@ def draw(shape, seed, scale=1.0):
 
 def in_float64(loss, *arrays, **options):
     with jax.enable_x64(True):
-        return np.asarray(jax.jit(functools.partial(loss, **options))(*jax.tree.map(jnp.asarray, arrays)))
+        return run(loss, *arrays, **options)
 
 
 def softmax(z):
@@ -58,12 +56,15 @@ def test_what_the_mask_drops_reaches_neither_value_nor_gradient():
     mask[0, 1], mask[1] = False, False
     broken = s.copy()
     broken[0, 1] = np.nan
-    loss = functools.partial(dense.pixel_kd, mask=mask)
-    np.testing.assert_array_equal(loss(broken, t), loss(s, t))
-    assert loss(s, t)[1] == 0
-    gradient = jax.grad(lambda s: jnp.sum(loss(s, t)))(broken)
-    assert np.all(np.isfinite(gradient))
-    np.testing.assert_array_equal(gradient[~mask], 0)
+    clean = dense.pixel_kd(s, t, mask=mask)
+    assert clean[1] == 0
+    # Weights, since a product with a mask of booleans is turned into a choice by the compiler.
+    by_weight = differentiated(lambda s, t, weight: dense.pixel_kd(s, t, mask=weight), 0)
+    for weight in (mask, mask.astype(np.float32)):
+        value, (gradient,) = by_weight(broken, t, weight)
+        np.testing.assert_allclose(value, np.sum(clean), rtol=1e-6)
+        assert np.all(np.isfinite(gradient))
+        np.testing.assert_array_equal(gradient[~mask], 0)
 
 
 def test_pixel_kd_takes_a_temperature_for_each_example():
@@ -123,29 +124,31 @@ def test_ifvd_is_zero_without_labelled_positions():
 
 
 def test_fgd_masks_weigh_a_cell_by_its_smallest_box_and_the_background_evenly():
-    boxes, shapes = jnp.array([[[2.0, 2, 28, 28], [12, 12, 18, 18]]]), {"map_shape": (6, 5), "image_shape": (60, 50)}
-    foreground, background = dense.fgd_masks(boxes, jnp.ones((1, 2), bool), **shapes)
+    boxes, shapes = np.array([[[2.0, 2, 28, 28], [12, 12, 18, 18]]]), {"map_shape": (6, 5), "image_shape": (60, 50)}
+    fgd_masks = compiled(dense.fgd_masks, **shapes)
+    foreground, background = fgd_masks(boxes, np.ones((1, 2), bool))
     expected = np.zeros((6, 5))
     expected[:4, :4] = 1 / 16
     expected[1:3, 1:3] = 1 / 4
     np.testing.assert_allclose(foreground[0], expected, rtol=1e-6)
     np.testing.assert_allclose(background[0], (expected == 0) / 14, rtol=1e-6)
-    alone, _ = dense.fgd_masks(boxes, jnp.array([[True, False]]), **shapes)
+    alone, _ = fgd_masks(boxes, np.array([[True, False]]))
     np.testing.assert_allclose(alone[0], np.where(expected > 0, 1 / 16, 0), rtol=1e-6)
 
 
 def test_fgd_masks_where_boxes_fill_the_map_or_are_absent():
-    box, shapes = jnp.array([[[0.0, 0.0, 9.0, 9.0]]]), {"map_shape": (3, 3), "image_shape": (9, 9)}
-    foreground, background = dense.fgd_masks(box, jnp.ones((1, 1), bool), **shapes)
+    box, shapes = np.array([[[0.0, 0.0, 9.0, 9.0]]]), {"map_shape": (3, 3), "image_shape": (9, 9)}
+    fgd_masks = compiled(dense.fgd_masks, **shapes)
+    foreground, background = fgd_masks(box, np.ones((1, 1), bool))
     np.testing.assert_allclose(foreground, np.full((1, 3, 3), 1 / 16), rtol=1e-6)
     np.testing.assert_array_equal(background, np.zeros((1, 3, 3)))
-    foreground, background = dense.fgd_masks(box[:, :0], jnp.ones((1, 0), bool), **shapes)
+    foreground, background = fgd_masks(box[:, :0], np.ones((1, 0), bool))
     np.testing.assert_array_equal(foreground, np.zeros((1, 3, 3)))
     np.testing.assert_allclose(background, np.full((1, 3, 3), 1 / 9), rtol=1e-6)
 
 
 def test_fgd_attention_sums_to_the_number_of_positions_and_channels():
-    positions, channels = dense.fgd_attention(jnp.asarray(draw((2, 3, 4, 5), 19), jnp.float32), 0.5)
+    positions, channels = compiled(dense.fgd_attention)(draw((2, 3, 4, 5), 19).astype(np.float32), 0.5)
     np.testing.assert_allclose(np.sum(positions, axis=(1, 2)), [12, 12], rtol=1e-5)
     np.testing.assert_allclose(np.sum(channels, axis=1), [5, 5], rtol=1e-5)
 
