@@ -1,10 +1,10 @@
 """Losses in transformers against numpy twins, the masks they must respect, and the relations between them."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from losses.programs import differentiated, run
 
 from jaxkd import numerics
 from jaxkd.losses import transformers
@@ -31,7 +31,7 @@ def test_hidden_mse_under_a_mask_is_the_mean_over_real_tokens():
     s, t = draw(3, 4, 5), draw(3, 4, 5, seed=1)
     value = transformers.hidden_mse(s, t)
     np.testing.assert_allclose(value, np.square(s - t).mean(-1), rtol=1e-12)
-    np.testing.assert_allclose(numerics.masked_mean(value, MASK), np.square(s - t)[MASK == 1].mean(), rtol=1e-12)
+    np.testing.assert_allclose(run(numerics.masked_mean, value, MASK), np.square(s - t)[MASK == 1].mean(), rtol=1e-12)
 
 
 def test_attention_mse_under_a_mask_is_the_mean_over_heads_and_pairs_of_real_tokens():
@@ -40,7 +40,11 @@ def test_attention_mse_under_a_mask_is_the_mean_over_heads_and_pairs_of_real_tok
     for b, n in enumerate(MASK.sum(1)):
         total += np.square(s - t)[b, :, :n, :n].sum()
         count += 2 * n * n
-    value = numerics.masked_mean(transformers.attention_mse(s, t), transformers.pair_mask(MASK))
+
+    def masked(s, t, mask):
+        return numerics.masked_mean(transformers.attention_mse(s, t), transformers.pair_mask(mask))
+
+    value = run(masked, s, t, MASK)
     np.testing.assert_allclose(value, total / count, rtol=1e-12)
 
 
@@ -49,11 +53,12 @@ def test_attention_mse_leaves_out_the_scores_of_padding():
     padded = MASK[:, None, None, :] == 0
     want = np.where(padded, 0, np.square(s - t)).mean(1)
     masked = [np.where(padded, -np.inf, x) for x in (s, t)]
-    np.testing.assert_allclose(transformers.attention_mse(*masked), want, rtol=1e-12)
-    assert np.all(np.isfinite(jax.grad(lambda s: transformers.attention_mse(s, masked[1]).sum())(masked[0])))
+    np.testing.assert_allclose(run(transformers.attention_mse, *masked), want, rtol=1e-12)
+    _, (gradient,) = differentiated(transformers.attention_mse, 0)(*masked)
+    assert np.all(np.isfinite(gradient))
     biased = [np.where(padded, x - 1e4, x) for x in (s, t)]
-    np.testing.assert_allclose(transformers.attention_mse(*biased, padding_score=-100.0), want, rtol=1e-12)
-    one_side = transformers.attention_mse(biased[0], t, padding_score=-100.0)
+    np.testing.assert_allclose(run(transformers.attention_mse, *biased, padding_score=-100.0), want, rtol=1e-12)
+    one_side = run(transformers.attention_mse, biased[0], t, padding_score=-100.0)
     np.testing.assert_allclose(one_side, np.square(np.where(padded, 0, s) - t).mean(1), rtol=1e-12)
 
 
@@ -69,7 +74,7 @@ def test_tinybert_pairs_each_student_layer_with_every_gth_of_the_teacher(S, N):
         want += np.square(a_s[:, i, :, :, :-1] - a_t[:, i * g + g - 1, :, :, :-1]).sum((1, 2, 3)) / (3 * 4 * 4)
     for i in range(S + 1):
         want += np.square(h_s[:, i] - h_t[:, i * g]).mean((1, 2))
-    np.testing.assert_allclose(transformers.tinybert(a_s, a_t, h_s, h_t), want, rtol=1e-12)
+    np.testing.assert_allclose(run(transformers.tinybert, a_s, a_t, h_s, h_t), want, rtol=1e-12)
 
 
 def test_tinybert_names_layers_that_do_not_match():
@@ -81,17 +86,17 @@ def test_tinybert_names_layers_that_do_not_match():
 
 def test_cosine_equals_optax_and_spans_0_to_2():
     s, t = draw(3, 4, 5), draw(3, 4, 5, seed=1)
-    np.testing.assert_allclose(transformers.cosine(s, t), 1 - optax.cosine_similarity(s, t), rtol=1e-9)
-    np.testing.assert_allclose(transformers.cosine(s, 3 * s), np.zeros((3, 4)), atol=1e-11)
-    np.testing.assert_allclose(transformers.cosine(s, -s), np.full((3, 4), 2), rtol=1e-11)
+    np.testing.assert_allclose(run(transformers.cosine, s, t), 1 - run(optax.cosine_similarity, s, t), rtol=1e-9)
+    np.testing.assert_allclose(run(transformers.cosine, s, 3 * s), np.zeros((3, 4)), atol=1e-11)
+    np.testing.assert_allclose(run(transformers.cosine, s, -s), np.full((3, 4), 2), rtol=1e-11)
     short = np.array([[[1e-6, 0.0]]])  # whose square is the 1e-12 under the root
     np.testing.assert_allclose(transformers.cosine(short, np.array([[[1.0, 0.0]]])), 1 - np.sqrt(0.5), rtol=1e-9)
 
 
 def test_pkd_normalised_is_the_cosine_distance_and_otherwise_the_plain_one():
     s, t = draw(3, 2, 5), draw(3, 2, 5, seed=1)
-    np.testing.assert_allclose(transformers.pkd(s, t), 2 / 5 * transformers.cosine(s, t).mean(1), rtol=1e-9)
-    np.testing.assert_allclose(transformers.pkd(s, t, normalized=False), np.square(s - t).mean((1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(run(transformers.pkd, s, t), 2 / 5 * run(transformers.cosine, s, t).mean(1), rtol=1e-9)
+    np.testing.assert_allclose(run(transformers.pkd, s, t, normalized=False), np.square(s - t).mean((1, 2)), rtol=1e-12)
 
 
 def numpy_relation_kl(student, teacher, m, n, heads, lengths):
@@ -114,27 +119,27 @@ def test_minilm_equals_its_numpy_twin_with_masked_tokens(widths):
     s, t = draw(3, 3, 4, widths[0]), draw(3, 3, 4, widths[1], seed=1)
     lengths = MASK.sum(1)
     qk, vv, kq = (numpy_relation_kl(s, t, m, n, 3, lengths) for m, n in ((1, 2), (3, 3), (2, 1)))
-    np.testing.assert_allclose(transformers.minilm(s, t, MASK, attention_heads=3), qk + vv, rtol=1e-10)
-    v2 = transformers.minilmv2(s, t, MASK == 1, relations=((2, 1, 0.25), (3, 3, 2.0)), relation_heads=3)
+    np.testing.assert_allclose(run(transformers.minilm, s, t, MASK, attention_heads=3), qk + vv, rtol=1e-10)
+    v2 = run(transformers.minilmv2, s, t, MASK == 1, relations=((2, 1, 0.25), (3, 3, 2.0)), relation_heads=3)
     np.testing.assert_allclose(v2, 0.25 * kq + 2 * vv, rtol=1e-10)
 
 
 def test_minilmv2_weighs_its_three_relations_alike_and_needs_no_mask():
     s, t = draw(3, 3, 4, 48), draw(3, 3, 4, 96, seed=1)
     want = sum(numpy_relation_kl(s, t, m, m, 48, [4] * 3) for m in (1, 2, 3)) / 3
-    np.testing.assert_allclose(transformers.minilmv2(s, t), want, rtol=1e-10)
+    np.testing.assert_allclose(run(transformers.minilmv2, s, t), want, rtol=1e-10)
 
 
 def test_minilm_neither_sees_padding_nor_breaks_where_all_is_padding():
     s, t = draw(3, 3, 4, 12), draw(3, 3, 4, 12, seed=1)
     other = [np.where(MASK[:, None, :, None] == 1, x, 7 * x + 1) for x in (s, t)]
-    minilm = jax.jit(transformers.minilm)
-    np.testing.assert_allclose(minilm(*other, MASK), minilm(s, t, MASK), rtol=1e-12)
+    values = run(transformers.minilm, s, t, MASK)
+    np.testing.assert_allclose(run(transformers.minilm, *other, MASK), values, rtol=1e-12)
     empty = MASK * np.array([1, 0, 1])[:, None]
-    values, pullback = jax.vjp(lambda s: minilm(s, t, empty), s)
+    values = run(transformers.minilm, s, t, empty)
     assert values[1] == 0
     assert np.all(np.isfinite(values))
-    grad = pullback(jnp.ones(3))[0]
+    grad = np.asarray(differentiated(transformers.minilm, 0)(s, t, empty)[1][0])
     assert np.all(np.isfinite(grad))
     np.testing.assert_array_equal(np.any(grad != 0, axis=(1, 3)), empty == 1)
 
@@ -151,8 +156,8 @@ def test_vitkd_mimics_low_layers_and_generates_the_masked_tokens_only():
     mimic = np.square(low_s - low_t).sum((1, 2, 3))
     generate = (MASK * np.square(high_s - high_t).sum(-1)).sum(1)
     arrays = (low_s, low_t, high_s, high_t, MASK)
-    np.testing.assert_allclose(transformers.vitkd(*arrays), 3e-5 * mimic + 6e-6 * generate, rtol=1e-12)
-    value = transformers.vitkd(*arrays, alpha=2.0, beta=3.0, lam=0.25)
+    np.testing.assert_allclose(run(transformers.vitkd, *arrays), 3e-5 * mimic + 6e-6 * generate, rtol=1e-12)
+    value = run(transformers.vitkd, *arrays, alpha=2.0, beta=3.0, lam=0.25)
     np.testing.assert_allclose(value, 2 * mimic + 12 * generate, rtol=1e-12)
     with pytest.raises(ValueError, match=r"mask has shape \(3, 3\).*\(3, 4, 5\)"):
         transformers.vitkd(low_s, low_t, high_s, high_t, MASK[:, :3])
