@@ -35,31 +35,29 @@ def test_reversed_gradients_keep_the_value(strength):
 def test_the_temperature_climbs_while_the_student_descends():
     term = objectives.curriculum_temperature(strength=0.5)
     owned = start(term)
-    value, _, metrics = evaluate(term, owned)
+    value, _, metrics = jax.jit(lambda: evaluate(term, owned))()
     T = 1 + 20 / (1 + np.exp(-1))
     assert float(metrics["temperature"]) == pytest.approx(T, rel=1e-5)
-    assert float(value) == pytest.approx(
-        float(jnp.mean(losses.kd(STUDENT.logits, TEACHER.logits, temperature=T))), rel=1e-5
-    )
 
-    def of_theta(theta):
-        T = 1 + 20 * jax.nn.sigmoid(theta)
-        return jnp.mean(losses.kd(STUDENT.logits, TEACHER.logits, temperature=T))
+    def direct(theta, student):
+        return jnp.mean(losses.kd(student, TEACHER.logits, temperature=1 + 20 * jax.nn.sigmoid(theta)))
 
-    (gradient,) = jax.tree.leaves(jax.grad(lambda p: evaluate(term, owned._replace(params=p))[0])(owned.params))
-    assert float(gradient) == pytest.approx(-0.5 * float(jax.grad(of_theta)(1.0)), rel=1e-4)
-    of_student = jax.grad(lambda s: evaluate(term, owned, student=Outputs(s))[0])(STUDENT.logits)
-    expected = jax.grad(lambda s: jnp.mean(losses.kd(s, TEACHER.logits, temperature=T)))(STUDENT.logits)
+    def of_term(params, student):
+        return evaluate(term, owned._replace(params=params), student=Outputs(student))[0]
+
+    plain, (of_theta, expected) = jax.jit(jax.value_and_grad(direct, argnums=(0, 1)))(1.0, STUDENT.logits)
+    assert float(value) == pytest.approx(float(plain), rel=1e-5)
+    params, of_student = jax.jit(jax.grad(of_term, argnums=(0, 1)))(owned.params, STUDENT.logits)
+    (gradient,) = jax.tree.leaves(params)
+    assert float(gradient) == pytest.approx(-0.5 * float(of_theta), rel=1e-4)
     np.testing.assert_allclose(of_student, expected, rtol=1e-4, atol=1e-7)
 
 
 def test_strength_is_a_schedule_and_other_numbers_are_checked():
     term = objectives.curriculum_temperature(strength=objectives.cosine_ramp(10))
     owned = start(term)
-    gradients = [
-        float(jax.grad(lambda p, step=step: evaluate(term, owned._replace(params=p), step)[0])(owned.params)["theta"])
-        for step in (0, 5, 10, 20)
-    ]
+    slope = jax.jit(jax.grad(lambda params, step: evaluate(term, owned._replace(params=params), step)[0]))
+    gradients = [float(slope(owned.params, step)["theta"]) for step in (0, 5, 10, 20)]
     assert gradients[0] == 0
     np.testing.assert_allclose(np.array(gradients) / gradients[2], [0, 0.5, 1, 1], atol=1e-5)
     with pytest.raises(TypeError, match="kd has no hyper-parameter 'beta'"):
@@ -104,8 +102,9 @@ def test_uncertainties_are_trained():
     owned = start(term)
     optimizer = optax.sgd(0.5)
     params, opt_state = owned.params, optimizer.init(owned.params)
+    slope = jax.jit(jax.grad(lambda p: evaluate(term, Variables(p, owned.state))[0]))
     for _ in range(60):
-        grads = jax.grad(lambda p: evaluate(term, Variables(p, owned.state))[0])(params)
+        grads = slope(params)
         updates, opt_state = optimizer.update(grads, opt_state)
         params = optax.apply_updates(params, updates)
     metrics = evaluate(term, Variables(params, owned.state))[2]
@@ -141,13 +140,16 @@ P /= P.sum(1, keepdims=True)
 def test_factors_multiply_each_example_and_pass_no_gradient(weigh, expected):
     np.testing.assert_allclose(weigh(STUDENT, TEACHER, BATCH), expected, rtol=1e-4, atol=1e-6)
     term = objectives.from_logits(losses.kd, weigh=weigh)
-    value, gradient = jax.value_and_grad(lambda s: evaluate(term, start(term), student=Outputs(s))[0])(STUDENT.logits)
-    each = losses.kd(STUDENT.logits, TEACHER.logits)
-    assert float(value) == pytest.approx(float(np.mean(expected * np.asarray(each))), rel=1e-4)
-    fixed = jax.grad(lambda s: jnp.mean(jnp.asarray(expected, jnp.float32) * losses.kd(s, TEACHER.logits)))(
-        STUDENT.logits
-    )
-    np.testing.assert_allclose(gradient, fixed, rtol=1e-3, atol=1e-6)
+
+    def weighed(student):
+        return evaluate(term, start(term), student=Outputs(student))[0]
+
+    def fixed(student):
+        return jnp.mean(expected.astype(np.float32) * losses.kd(student, TEACHER.logits))
+
+    (value, gradient), (by_hand, wanted) = (jax.jit(jax.value_and_grad(f))(STUDENT.logits) for f in (weighed, fixed))
+    assert float(value) == pytest.approx(float(by_hand), rel=1e-4)
+    np.testing.assert_allclose(gradient, wanted, rtol=1e-3, atol=1e-6)
 
 
 def test_wslds_weight_makes_kd_its_soft_part():
@@ -155,9 +157,8 @@ def test_wslds_weight_makes_kd_its_soft_part():
     term = objectives.from_logits(losses.kd, weigh=objectives.wsld_weight(), temperature=4.0)
     paths = ("student.logits", "teacher.logits", "batch.label")
     whole = objectives.from_outputs(losses.wsld, *paths, alpha=1.0, temperature=4.0)
-    one, two = (
-        jax.grad(lambda s, t=t: evaluate(t, start(t), student=Outputs(s))[0])(STUDENT.logits) for t in (term, whole)
-    )
+    slopes = (jax.jit(jax.grad(lambda s, t=t: evaluate(t, start(t), student=Outputs(s))[0])) for t in (term, whole))
+    one, two = (slope(STUDENT.logits) for slope in slopes)
     np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
 
 

@@ -24,27 +24,38 @@ def summed(**weights):
 
 SETUP = Setup(term=summed(kd=3.0))
 PARTS = (SETUP.student, SETUP.teacher, SETUP.term)
+report_of = jax.jit(gradients.make_gradient_report(*PARTS))
+
+
+@jax.jit
+def balanced(state, rate):
+    return gradients.make_balance(*PARTS, rate=rate)(state, SETUP.teacher_variables, make_batch())
 
 
 def flat(tree):
     return np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(tree)])
 
 
-def one_by_one(state, term=SETUP.term):
-    """Gradient of each weighted term, by leaving the others out of the sum."""
+@jax.jit
+def trees_one_by_one(state):
+    shared = train.make_share(PARTS[1])(SETUP.teacher_variables, make_batch())
     found = {}
     for name in ("label", "kd", "hint"):
         weights = state.state["term"]["weights"]
         alone = {n: w * (n == name) for n, w in weights.items()}
         only = dataclasses.replace(state, state={**state.state, "term": {**state.state["term"], "weights": alone}})
-        shared = train.make_share(PARTS[1])(SETUP.teacher_variables, make_batch())
         objective = train.make_objective(PARTS[0], PARTS[2])(only, shared)
-        found[name] = flat(jax.grad(lambda p, f=objective: f(p)[0])(state.params)["student"])
+        found[name] = jax.grad(lambda p, f=objective: f(p)[0])(state.params)["student"]
     return found
 
 
+def one_by_one(state):
+    """Gradient of each weighted term, by leaving the others out of the sum."""
+    return {name: flat(tree) for name, tree in trees_one_by_one(state).items()}
+
+
 def test_report_equals_gradients_taken_one_by_one():
-    report = jax.jit(gradients.make_gradient_report(*PARTS))(SETUP.state, SETUP.teacher_variables, make_batch())
+    report = report_of(SETUP.state, SETUP.teacher_variables, make_batch())
     each = one_by_one(SETUP.state)
     for name, g in each.items():
         assert float(report[f"gradient_norm/{name}"]) == pytest.approx(np.linalg.norm(g), rel=1e-4)
@@ -74,7 +85,7 @@ def test_balanced_terms_pull_alike():
 def test_a_small_rate_moves_the_weights_a_little():
     spread = []
     for rate in (0.0, 0.3, 1.0):
-        state, _ = gradients.make_balance(*PARTS, rate=rate)(SETUP.state, SETUP.teacher_variables, make_batch())
+        state, _ = balanced(SETUP.state, rate)
         norms = [np.linalg.norm(g) for g in one_by_one(state).values()]
         spread.append(max(norms) / min(norms))
     assert spread[0] > spread[1] > spread[2]
@@ -90,10 +101,10 @@ def test_a_term_without_gradient_keeps_its_weight_and_has_no_direction():
             },
         }
     )
-    report = gradients.make_gradient_report(*PARTS)(state, SETUP.teacher_variables, make_batch())
+    report = report_of(state, SETUP.teacher_variables, make_batch())
     assert float(report["gradient_norm/kd"]) == 0
     assert float(report["gradient_cosine/kd"]) == 0
-    new, _ = gradients.make_balance(*PARTS)(state, SETUP.teacher_variables, make_batch())
+    new, _ = balanced(state, 0.1)
     assert float(new.state["term"]["weights"]["kd"]) == 0
     assert np.all(np.isfinite(flat(new.state["term"]["weights"])))
 
@@ -101,16 +112,22 @@ def test_a_term_without_gradient_keeps_its_weight_and_has_no_direction():
 def test_what_cannot_be_reported_or_balanced_is_said():
     run = (SETUP.state, SETUP.teacher_variables, make_batch())
     with pytest.raises(ValueError, match="no term 'labels' to compare with: it has hint, kd, label"):
-        gradients.make_gradient_report(*PARTS, label="labels")(*run)
+        jax.eval_shape(gradients.make_gradient_report(*PARTS, label="labels"), *run)
     faded = Setup(term=summed(kd=optax.linear_schedule(1.0, 0.0, 10)))
     with pytest.raises(ValueError, match=r"those of \['hint', 'label'\] among \['hint', 'kd', 'label'\]"):
-        gradients.make_balance(faded.student, faded.teacher, faded.term)(
-            faded.state, faded.teacher_variables, make_batch()
+        jax.eval_shape(
+            gradients.make_balance(faded.student, faded.teacher, faded.term),
+            faded.state,
+            faded.teacher_variables,
+            make_batch(),
         )
     single = Setup(term=objectives.from_labels(losses.cross_entropy))
     with pytest.raises(ValueError, match="reports no weighted terms"):
-        gradients.make_gradient_report(single.student, single.teacher, single.term)(
-            single.state, single.teacher_variables, make_batch()
+        jax.eval_shape(
+            gradients.make_gradient_report(single.student, single.teacher, single.term),
+            single.state,
+            single.teacher_variables,
+            make_batch(),
         )
 
 
@@ -119,8 +136,11 @@ def test_uncertainty_weighted_terms_are_reported_too():
         label=objectives.from_labels(losses.cross_entropy), kd=objectives.from_logits(losses.kd)
     )
     setup = Setup(term=term)
-    report = gradients.make_gradient_report(setup.student, setup.teacher, term)(
-        setup.state, setup.teacher_variables, make_batch()
+    report = jax.eval_shape(
+        gradients.make_gradient_report(setup.student, setup.teacher, term),
+        setup.state,
+        setup.teacher_variables,
+        make_batch(),
     )
     assert set(report) == {"gradient_norm/label", "gradient_norm/kd", "gradient_cosine/kd"}
     assert isinstance(setup.teacher_variables, Variables)

@@ -143,7 +143,9 @@ def test_crd_equals_its_formula_with_a_set_normaliser():
 def test_the_normaliser_is_a_constant_and_the_bank_keeps_its_types_under_jit():
     s, t = (draw((3, 4), seed).astype(np.float32) for seed in (18, 19))
     bank, indices = make_bank(), np.array([[0, 5, 6], [1, 7, 8], [2, 9, 10]])
-    new = compiled(contrastive.crd_update)(bank, s, t, indices)
+    new = compiled(contrastive.crd_update, momentum=0.9)(bank, s, t, indices)
+    row = 0.9 * bank.student[:3] + 0.1 * s / np.linalg.norm(s, axis=1, keepdims=True)
+    np.testing.assert_allclose(new.student[:3], row / np.linalg.norm(row, axis=1, keepdims=True), rtol=1e-5)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), new) == jax.tree.map(lambda a: (a.shape, a.dtype), bank)
     fixed = bank._replace(student_z=new.student_z, teacher_z=new.teacher_z)
 
