@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from losses.programs import compiled, differentiated, run
 
 from jaxkd import losses, numerics
 from jaxkd.losses.sequence import chunked_kl, chunked_loss, masked_token_kl, next_tokens, sequence_kd, token_level
@@ -66,11 +67,17 @@ def chunked(x, chunk=None):
 
 
 def cast(x, dtype):
-    return {name: jnp.asarray(value, dtype) for name, value in x.items()}
+    return {name: np.asarray(value, dtype) for name, value in x.items()}
+
+
+@functools.cache
+def chunks_of(size):
+    return functools.partial(chunked, chunk=size)
 
 
 def value_and_gradients(loss, x):
-    return jax.jit(jax.value_and_grad(loss))(x)
+    value, (gradients,) = differentiated(loss, 0)(x)
+    return value, gradients
 
 
 def assert_close(got, wanted, tolerance):
@@ -83,44 +90,45 @@ def assert_close(got, wanted, tolerance):
 def test_masked_token_kl_equals_its_numpy_twin(temperature):
     s, t = draw(3, 4, 6), draw(3, 4, 6, seed=1)
     expected = (MASK * numpy_kl(s, t, temperature)).sum() / MASK.sum()
-    value = masked_token_kl(s.astype(np.float32), t.astype(np.float32), MASK, temperature=temperature)
+    value = run(masked_token_kl, s.astype(np.float32), t.astype(np.float32), MASK, temperature=temperature)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
 def test_masked_token_kl_counts_tokens_where_token_level_counts_sequences():
     s, t = (draw(3, 4, 6, seed=i).astype(np.float32) for i in (0, 1))
-    each = np.asarray(losses.kd(s, t, temperature=2.0))
-    per_sequence = token_level(losses.kd)(s, t, MASK, temperature=2.0)
+    each = run(losses.kd, s, t, temperature=2.0)
+    per_sequence = run(token_level(losses.kd), s, t, MASK, temperature=2.0)
     np.testing.assert_allclose(per_sequence, [each[0, :3].mean(), each[1, 0], 0], rtol=1e-6)
-    value = masked_token_kl(s, t, MASK, temperature=2.0)
+    value = run(masked_token_kl, s, t, MASK, temperature=2.0)
     np.testing.assert_allclose(value, (each[0, :3].sum() + each[1, 0]) / 4, rtol=1e-6)
-    np.testing.assert_allclose(token_level(losses.kd)(s, t, None), losses.kd(s, t).mean(-1), rtol=1e-6)
+    np.testing.assert_allclose(run(token_level(losses.kd), s, t, None), run(losses.kd, s, t).mean(-1), rtol=1e-6)
 
 
 def test_token_level_takes_labels_too_and_keeps_what_is_padded_out_of_value_and_gradient():
     z = draw(3, 4, 6).astype(np.float32)
     z[~MASK] = np.nan
-    on_labels = token_level(losses.cross_entropy)
-    value, gradient = jax.value_and_grad(lambda z: on_labels(z, np.zeros((3, 4), np.int32), MASK).sum())(z)
+    labels = np.zeros((3, 4), np.int32)
     expected = -numpy_log_softmax(z[MASK].astype(np.float64))[:, 0]
-    np.testing.assert_allclose(value, expected[:3].mean() + expected[3], rtol=1e-5)
-    assert np.isfinite(gradient[MASK]).all()
+    for kind in (bool, np.float32):  # a product with a mask of booleans the compiler turns into a choice
+        value, (gradient,) = differentiated(token_level(losses.cross_entropy), 0)(z, labels, MASK.astype(kind))
+        np.testing.assert_allclose(value, expected[:3].mean() + expected[3], rtol=1e-5)
+        assert np.isfinite(gradient[MASK]).all()
 
 
 def test_a_temperature_for_each_sequence_holds_for_its_tokens():
     s, t = (draw(3, 4, 6, seed=i).astype(np.float32) for i in (0, 1))
     T = np.array([1.0, 2.0, 4.0], np.float32)
     weights = np.ones((3, 4), np.float32)
-    each = [masked_token_kl(s[i : i + 1], t[i : i + 1], weights[:1], temperature=float(T[i])) for i in range(3)]
-    np.testing.assert_allclose(masked_token_kl(s, t, weights, temperature=T), np.mean(each), rtol=1e-6)
+    each = [run(masked_token_kl, s[i : i + 1], t[i : i + 1], weights[:1], temperature=float(T[i])) for i in range(3)]
+    np.testing.assert_allclose(compiled(masked_token_kl)(s, t, weights, temperature=T), np.mean(each), rtol=1e-6)
 
 
 def test_sequence_kd_sums_the_surprise_at_the_teachers_tokens():
     z, y = draw(3, 4, 6), np.array([[1, 2, 3, -1], [0, 99, 0, 0], [5, 5, 5, 5]])
     surprise = -np.take_along_axis(numpy_log_softmax(z), np.clip(y, 0, 5)[..., None], -1)[..., 0]
-    value = sequence_kd(z.astype(np.float32), y, MASK)
+    value = run(sequence_kd, z.astype(np.float32), y, MASK)
     np.testing.assert_allclose(value, (MASK * surprise).sum(-1), rtol=1e-5)
-    np.testing.assert_allclose(sequence_kd(z[2:].astype(np.float32), y[2:]), surprise[2:].sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(run(sequence_kd, z[2:].astype(np.float32), y[2:]), surprise[2:].sum(-1), rtol=1e-5)
 
 
 def test_next_tokens_never_cross_padding_or_the_end():
@@ -145,7 +153,7 @@ def test_next_tokens_never_cross_padding_or_the_end():
 )
 def test_chunked_kl_has_the_value_and_every_gradient_of_the_dense_loss(lead, sizes, chunk, biases):
     x = problem(lead, sizes, biases=biases)
-    by_chunks = functools.partial(chunked, chunk=chunk)
+    by_chunks = chunks_of(chunk)
     with jax.enable_x64(True):
         exact, exact_gradients = value_and_gradients(dense_kl, cast(x, jnp.float64))
         value, gradients = value_and_gradients(by_chunks, cast(x, jnp.float64))
@@ -158,8 +166,8 @@ def test_chunked_kl_has_the_value_and_every_gradient_of_the_dense_loss(lead, siz
 
 def test_the_value_alone_is_the_same_as_with_gradients():
     x = cast(problem(), jnp.float32)
-    by_chunks = functools.partial(chunked, chunk=8)
-    np.testing.assert_allclose(jax.jit(by_chunks)(x), value_and_gradients(by_chunks, x)[0], rtol=1e-6)
+    by_chunks = chunks_of(8)
+    np.testing.assert_allclose(run(by_chunks, x), value_and_gradients(by_chunks, x)[0], rtol=1e-6)
 
 
 def test_gradients_of_a_few_inputs_are_scaled_by_what_the_loss_is_multiplied_with():
@@ -204,7 +212,7 @@ def test_memory_is_less_than_an_eighth_of_the_dense_loss():
     for differentiate in (False, True):
         dense = temporary_bytes(dense_kl, differentiate)
         assert dense >= 2 * N * K * 4  # both logits: the measure sees what it should
-        assert temporary_bytes(functools.partial(chunked, chunk=16), differentiate) <= dense / 8
+        assert temporary_bytes(chunks_of(16), differentiate) <= dense / 8
 
 
 def test_tied_heads_get_both_sides_gradients_and_embeddings_enter_transposed():
@@ -217,13 +225,13 @@ def test_tied_heads_get_both_sides_gradients_and_embeddings_enter_transposed():
 
         return value_and_gradients(of_embedding, {"E": embedding})[1]
 
-    assert_close(tied(functools.partial(chunked, chunk=8)), tied(dense_kl), 1e-5)
+    assert_close(tied(chunks_of(8)), tied(dense_kl), 1e-5)
 
 
 def test_bfloat16_is_computed_in_float32_and_gets_its_gradient_back_in_bfloat16():
     x = cast(problem(), jnp.bfloat16) | {"temperature": jnp.float32(2)}
     wide = cast(x, jnp.float32)
-    value, gradients = value_and_gradients(functools.partial(chunked, chunk=8), x)
+    value, gradients = value_and_gradients(chunks_of(8), x)
     assert value.dtype == jnp.float32
     assert gradients["student_head"].dtype == gradients["student_hidden"].dtype == jnp.bfloat16
     exact, wanted = value_and_gradients(dense_kl, wide)
@@ -236,24 +244,29 @@ def test_bfloat16_is_computed_in_float32_and_gets_its_gradient_back_in_bfloat16(
 def test_chunked_kl_is_exactly_zero_and_flat_for_equal_sides():
     x = cast(problem(sizes=(5, 5)), jnp.float32)
     x |= {f"teacher_{what}": x[f"student_{what}"] for what in ("hidden", "head", "bias")}
-    value, gradients = value_and_gradients(functools.partial(chunked, chunk=8), x)
+    value, gradients = value_and_gradients(chunks_of(8), x)
     assert value == 0
     for name in SIDES:
         np.testing.assert_allclose(gradients[name], 0, atol=1e-7)
 
 
+@jax.jit
+def dirty_chunks(x, kept):
+    return jax.value_and_grad(lambda x: chunked(x | {"mask": kept}, chunk=8))(x)
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 def test_padding_and_absent_classes_leave_value_and_gradients_finite(scale):
-    x = cast(problem(K=6), jnp.float32)
-    kept = np.asarray(x["mask"]) > 0
-    clean = x | {"student_hidden": scale * x["student_hidden"]}
-    dirty = clean | {h: jnp.where(kept[:, None], clean[h], jnp.nan) for h in SIDES[:2]}
-    dirty |= {b: x[b].at[2].set(-jnp.inf) for b in ("student_bias", "teacher_bias")}
+    x = {name: value.astype(np.float32) for name, value in problem(K=6).items()}
+    kept = x["mask"] > 0
+    clean = x | {"student_hidden": np.float32(scale) * x["student_hidden"]}
+    dirty = clean | {h: np.where(kept[:, None], clean[h], np.float32(np.nan)) for h in SIDES[:2]}
+    dirty |= {b: np.where(np.arange(6) == 2, np.float32(-np.inf), x[b]) for b in ("student_bias", "teacher_bias")}
     dirty = {k: v for k, v in dirty.items() if k != "mask"}
-    value, gradients = value_and_gradients(lambda d: chunked(d | {"mask": kept}, chunk=8), dirty)
+    value, gradients = dirty_chunks(dirty, kept)
     others = [0, 1, 3, 4, 5]
     fewer = clean | {n: clean[n][..., others] for n in ("student_head", "teacher_head", "student_bias", "teacher_bias")}
-    np.testing.assert_allclose(value, dense_kl(fewer | {"mask": kept}), rtol=1e-5)
+    np.testing.assert_allclose(value, run(dense_kl, fewer | {"mask": kept}), rtol=1e-5)
     for name, gradient in gradients.items():
         assert np.isfinite(gradient).all(), name
     np.testing.assert_array_equal(gradients["student_head"][:, 2], 0)
@@ -272,8 +285,8 @@ def test_a_batch_over_eight_devices_gives_what_one_device_gives():
     mesh = make_mesh()
     split, whole = (NamedSharding(mesh, PartitionSpec(*p)) for p in ((DATA,), ()))
     placed = {k: jax.device_put(v, split if k in (*SIDES[:2], "mask") else whole) for k, v in x.items()}
-    run = jax.jit(jax.value_and_grad(functools.partial(chunked, chunk=16)))
-    (value, gradients), (expected, wanted) = (on_eight := run.lower(placed).compile())(placed), run(x)
+    compute = jax.jit(jax.value_and_grad(chunks_of(16)))
+    (value, gradients), (expected, wanted) = (on_eight := compute.lower(placed).compile())(placed), compute(x)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     assert_close(gradients, wanted, 1e-5)
     # Every device works on tokens of its own in every chunk: hidden states stay where they are.
@@ -304,22 +317,21 @@ def test_the_order_of_the_tokens_does_not_matter():
     x = cast(problem(), jnp.float32)
     order = np.random.default_rng(0).permutation(37)
     moved = x | {n: x[n][order] for n in (*SIDES[:2], "mask")}
-    run = jax.jit(functools.partial(chunked, chunk=8))
-    np.testing.assert_allclose(run(moved), run(x), rtol=1e-6)
+    np.testing.assert_allclose(run(chunks_of(8), moved), run(chunks_of(8), x), rtol=1e-6)
 
 
 def test_shapes_that_do_not_fit_are_named():
     x = problem()
     with pytest.raises(ValueError, match=r"hidden states have shape \(37, 5\).*hidden states have shape \(36, 7\)"):
-        chunked(x | {"teacher_hidden": x["teacher_hidden"][1:]})
+        jax.eval_shape(chunked, x | {"teacher_hidden": x["teacher_hidden"][1:]})
     with pytest.raises(ValueError, match=r"student head has shape \(11, 5\).*\(5, classes\), transposed"):
-        chunked(x | {"student_head": x["student_head"].T})
+        jax.eval_shape(chunked, x | {"student_head": x["student_head"].T})
     with pytest.raises(ValueError, match=r"different numbers of classes \(11 and 9, heads \(5, 11\) and \(7, 9\)\)"):
-        chunked(x | {"teacher_head": x["teacher_head"][:, :9], "teacher_bias": x["teacher_bias"][:9]})
+        jax.eval_shape(chunked, x | {"teacher_head": x["teacher_head"][:, :9], "teacher_bias": x["teacher_bias"][:9]})
     with pytest.raises(ValueError, match=r"teacher bias has shape \(10,\)"):
-        chunked(x | {"teacher_bias": x["teacher_bias"][1:]})
+        jax.eval_shape(chunked, x | {"teacher_bias": x["teacher_bias"][1:]})
     with pytest.raises(ValueError, match=r"mask has shape \(36,\) but the tokens have shape \(37,\)"):
-        chunked(x | {"mask": x["mask"][1:]})
+        jax.eval_shape(chunked, x | {"mask": x["mask"][1:]})
     with pytest.raises(ValueError, match="37 tokens in chunks of 0"):
         chunked(x, chunk=0)
     for loss in (masked_token_kl, token_level(losses.kd)):
