@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from losses.programs import run
 
 from jaxkd import losses
 from jaxkd.losses import features
@@ -68,14 +69,14 @@ def test_review_hcl_averages_hints_of_the_levels_below_the_height(x64, shape, le
     hints = [np.square(s - t).mean((1, 2, 3))]
     hints += [np.square(numpy_pool(s, n, n) - numpy_pool(t, n, n)).mean((1, 2, 3)) for n in levels[1:]]
     want = sum(w * h for w, h in zip(weights, hints, strict=True)) / sum(weights)
-    np.testing.assert_allclose(features.review_hcl(s, t), want, rtol=1e-12)
+    np.testing.assert_allclose(run(features.review_hcl, s, t), want, rtol=1e-12)
 
 
 def test_mgd_and_simkd_are_a_sum_and_a_mean_of_squares(x64):
     s, t = draw(2, 3, 4, 5), draw(2, 3, 4, 5, seed=1)
-    np.testing.assert_allclose(features.mgd(s, t), 7e-5 * np.square(s - t).sum((1, 2, 3)), rtol=1e-12)
-    np.testing.assert_allclose(features.mgd(s, t, alpha=1.0), 60 * features.hint(s, t), rtol=1e-12)
-    np.testing.assert_allclose(features.simkd(s, t), np.square(s - t).mean((1, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(run(features.mgd, s, t), 7e-5 * np.square(s - t).sum((1, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(run(features.mgd, s, t, alpha=1.0), 60 * run(features.hint, s, t), rtol=1e-12)
+    np.testing.assert_allclose(run(features.simkd, s, t), np.square(s - t).mean((1, 2, 3)), rtol=1e-12)
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -85,13 +86,13 @@ def test_ickd_compares_gram_matrices_of_channels(x64, normalize):
     if normalize:
         grams = [g / np.linalg.norm(g, axis=-1, keepdims=True) for g in grams]
     want = np.square(grams[0] - grams[1]).sum((1, 2)) / 5
-    np.testing.assert_allclose(features.ickd(s, t, normalize=normalize), want, rtol=1e-12)
+    np.testing.assert_allclose(run(features.ickd, s, t, normalize=normalize), want, rtol=1e-12)
 
 
 def test_ickd_ignores_the_order_of_positions_and_with_normalize_the_scale(x64):
     s, t = draw(3, 4, 4, 5), draw(3, 4, 4, 5, seed=1)
     shuffled = s.reshape(3, 16, 5)[:, np.random.default_rng(0).permutation(16)]
-    np.testing.assert_allclose(features.ickd(shuffled, t), features.ickd(s, t), rtol=1e-12)
+    np.testing.assert_allclose(run(features.ickd, shuffled, t), run(features.ickd, s, t), rtol=1e-12)
     report = check_loss(
         functools.partial(features.ickd, normalize=True), (s, t), properties=(FINITE, ZERO_ROWS, SCALE_INVARIANT)
     )
@@ -104,8 +105,8 @@ def test_srrl_adds_the_distance_of_pooled_features_and_beta_times_that_of_logits
     z_s, z_t = draw(2, 7), draw(2, 7, seed=1)
     pooled = np.square(s.mean((1, 2)) - t.mean((1, 2))).mean(1)
     logits = np.square(z_s - z_t).mean(1)
-    np.testing.assert_allclose(features.srrl(s, t, z_s, z_t), pooled + logits, rtol=1e-12)
-    np.testing.assert_allclose(features.srrl(s, t, z_s, z_t, beta=5.0), pooled + 5 * logits, rtol=1e-12)
+    np.testing.assert_allclose(run(features.srrl, s, t, z_s, z_t), pooled + logits, rtol=1e-12)
+    np.testing.assert_allclose(run(features.srrl, s, t, z_s, z_t, beta=5.0), pooled + 5 * logits, rtol=1e-12)
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -115,8 +116,8 @@ def test_cat_kd_compares_pooled_maps_of_each_class(x64, normalize):
     if normalize:
         pooled = [x / np.sqrt(np.square(x).sum((1, 2), keepdims=True)) for x in pooled]
     want = np.square(pooled[0] - pooled[1]).mean((1, 2, 3))
-    np.testing.assert_allclose(features.cat_kd(s, t, normalize=normalize), want, rtol=1e-12)
-    same = features.cat_kd(s, s[::-1], resolution=1, normalize=normalize)
+    np.testing.assert_allclose(run(features.cat_kd, s, t, normalize=normalize), want, rtol=1e-12)
+    same = run(features.cat_kd, s, s[::-1], resolution=1, normalize=normalize)
     signs = np.square(np.sign(s.mean((1, 2))) - np.sign(s[::-1].mean((1, 2)))).mean(1)  # one number of length one
     means = np.square(s.mean((1, 2)) - s[::-1].mean((1, 2))).mean(1)
     np.testing.assert_allclose(same, signs if normalize else means, rtol=1e-12)
@@ -126,10 +127,12 @@ def test_semckd_goes_from_the_mean_pair_to_the_best_matched_one_as_soft_falls(x6
     q, k, pairs = draw(2, 3, 4), draw(2, 5, 4, seed=1), np.abs(draw(2, 3, 5))
     scores = np.einsum("bid,bjd->bij", q, k) / 0.5
     attention = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
-    np.testing.assert_allclose(features.semckd(q, k, pairs, soft=0.5), (attention * pairs).sum(-1).mean(-1), rtol=1e-12)
-    np.testing.assert_allclose(features.semckd(q, k, pairs, soft=1e9), pairs.mean((1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(
+        run(features.semckd, q, k, pairs, soft=0.5), (attention * pairs).sum(-1).mean(-1), rtol=1e-12
+    )
+    np.testing.assert_allclose(run(features.semckd, q, k, pairs, soft=1e9), pairs.mean((1, 2)), rtol=1e-6)
     best = np.take_along_axis(pairs, scores.argmax(-1)[..., None], -1).mean((1, 2))
-    np.testing.assert_allclose(features.semckd(q, k, pairs, soft=1e-6), best, rtol=1e-6)
+    np.testing.assert_allclose(run(features.semckd, q, k, pairs, soft=1e-6), best, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("exponent", "temperature"), [(4.0, 1.0), (1.0, 4.0), (2.5, 0.5)])
@@ -137,7 +140,7 @@ def test_srd_equals_its_numpy_twin(x64, exponent, temperature):
     s, t, z_s, z_t = draw(4, 6), draw(4, 6, seed=1), draw(4, 5, seed=2), draw(4, 5, seed=3)
     p, q = (np.exp(z / temperature) / np.exp(z / temperature).sum(-1, keepdims=True) for z in (z_t, z_s))
     want = 2 * np.log((np.abs(s - t) ** exponent).sum()) + (p * np.log(p / q)).sum(-1).mean()
-    value = features.srd(s, t, z_s, z_t, exponent=exponent, temperature=temperature)
+    value = run(features.srd, s, t, z_s, z_t, exponent=exponent, temperature=temperature)
     np.testing.assert_allclose(value, want, rtol=1e-12)
 
 
@@ -159,16 +162,19 @@ def test_pkd_pearson_is_one_minus_the_correlation_of_each_channel_and_ignores_it
     s, t = draw(3, 4, 2, 5), draw(3, 4, 2, 5, seed=1)
     n = 3 * 4 * 2
     r = [np.corrcoef(s[..., c].ravel(), t[..., c].ravel())[0, 1] for c in range(5)]
-    np.testing.assert_allclose(features.pkd_pearson(s, t), (1 - np.mean(r)) * (n - 1) / n, rtol=1e-5)
+    value = run(features.pkd_pearson, s, t)
+    np.testing.assert_allclose(value, (1 - np.mean(r)) * (n - 1) / n, rtol=1e-5)
     affine = s * np.abs(draw(5)) + draw(5, seed=1)
-    np.testing.assert_allclose(features.pkd_pearson(affine, t), features.pkd_pearson(s, t), rtol=1e-4)
-    np.testing.assert_allclose(features.pkd_pearson(s, t, loss_weight=6.0), 6 * features.pkd_pearson(s, t), rtol=1e-12)
+    np.testing.assert_allclose(run(features.pkd_pearson, affine, t), value, rtol=1e-4)
+    np.testing.assert_allclose(
+        run(features.pkd_pearson, s, t, loss_weight=6.0), 6 * run(features.pkd_pearson, s, t), rtol=1e-12
+    )
 
 
 def test_pkd_pearson_adds_1e_6_to_the_standard_deviation_and_survives_constant_channels(x64):
     s, t = 1e-6 * draw(3, 4, 2, 5), draw(3, 4, 2, 5, seed=1)
     hats = [(x - x.mean((0, 1, 2))) / (x.std((0, 1, 2), ddof=1) + 1e-6) for x in (s, t)]
-    np.testing.assert_allclose(features.pkd_pearson(s, t), np.square(hats[0] - hats[1]).mean() / 2, rtol=1e-12)
+    np.testing.assert_allclose(run(features.pkd_pearson, s, t), np.square(hats[0] - hats[1]).mean() / 2, rtol=1e-12)
     value, grad = jax.jit(jax.value_and_grad(features.pkd_pearson))(jnp.ones((1, 1, 1, 5)), jnp.asarray(t[:1, :1, :1]))
     assert value == 0
     assert np.all(np.isfinite(grad))

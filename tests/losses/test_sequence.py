@@ -126,8 +126,10 @@ def test_a_temperature_for_each_sequence_holds_for_its_tokens():
 def test_sequence_kd_sums_the_surprise_at_the_teachers_tokens():
     z, y = draw(3, 4, 6), np.array([[1, 2, 3, -1], [0, 99, 0, 0], [5, 5, 5, 5]])
     surprise = -np.take_along_axis(numpy_log_softmax(z), np.clip(y, 0, 5)[..., None], -1)[..., 0]
-    value = run(sequence_kd, z.astype(np.float32), y, MASK)
-    np.testing.assert_allclose(value, (MASK * surprise).sum(-1), rtol=1e-5)
+    padded = np.where(MASK[..., None], z, np.nan).astype(np.float32)
+    for kind in (bool, np.float32):
+        value = run(sequence_kd, padded, y, MASK.astype(kind))
+        np.testing.assert_allclose(value, (MASK * surprise).sum(-1), rtol=1e-5)
     np.testing.assert_allclose(run(sequence_kd, z[2:].astype(np.float32), y[2:]), surprise[2:].sum(-1), rtol=1e-5)
 
 

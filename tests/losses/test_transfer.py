@@ -3,9 +3,9 @@
 from itertools import pairwise
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from losses.programs import differentiated, run
 
 from jaxkd.losses import transfer
 
@@ -37,9 +37,9 @@ def normalised(x, scale, bias):
 def test_fitnet_regressor_is_the_papers_convolution_and_with_a_norm_the_benchmarks(stride, padding):
     x, kernel, bias, scale, shift = draw(2, 6, 5, 3), draw(3, 2, 3, 4), draw(4), draw(4, seed=1), draw(4, seed=2)
     expected = loops_convolution(x, kernel, bias, stride, padding)
-    plain = transfer.fitnet_regressor(x, kernel, bias, stride=stride, padding=padding)
+    plain = run(transfer.fitnet_regressor, x, kernel, bias, stride=stride, padding=padding)
     np.testing.assert_allclose(plain, expected, rtol=1e-4, atol=1e-5)
-    normed = transfer.fitnet_regressor(x, kernel, bias, (scale, shift), stride=stride, padding=padding)
+    normed = run(transfer.fitnet_regressor, x, kernel, bias, (scale, shift), stride=stride, padding=padding)
     np.testing.assert_allclose(normed, np.maximum(normalised(expected, scale, shift), 0), rtol=1e-4, atol=1e-4)
 
 
@@ -53,7 +53,7 @@ def test_ft_factor_is_a_chain_of_convolution_norm_and_leaky_relu(normed):
         y = loops_convolution(expected, kernel, bias, 1, 1)
         y = normalised(y, *norm) if normed else y
         expected = np.where(y > 0, y, 0.1 * y)
-    factor = transfer.ft_factor(x, kernels, biases, norms if normed else None)
+    factor = run(transfer.ft_factor, x, kernels, biases, norms if normed else None)
     np.testing.assert_allclose(factor, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -61,16 +61,16 @@ def test_ofd_margin_is_the_mean_of_the_negative_responses():
     scale, bias = np.array([1.5, -0.7, 2.0]), np.array([0.4, -0.3, 1.0])
     samples = bias + scale * np.random.default_rng(0).standard_normal((400_000, 3))
     expected = [column[column < 0].mean() for column in samples.T]
-    np.testing.assert_allclose(transfer.ofd_margin(scale.astype(np.float32), bias.astype(np.float32)), expected, 1e-2)
+    np.testing.assert_allclose(
+        run(transfer.ofd_margin, scale.astype(np.float32), bias.astype(np.float32)), expected, 1e-2
+    )
 
 
 def test_ofd_margin_of_channels_that_are_hardly_ever_negative_or_constant():
     scale, bias = np.float32([1, -2, 0, 0, 0, 1]), np.float32([3.2, 8, 1, -1, 0, -1e4])
-    margin, gradients = value = jax.jit(jax.value_and_grad(lambda *a: jnp.sum(transfer.ofd_margin(*a)), (0, 1)))(
-        scale, bias
-    )
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(value)), (margin, gradients)
-    np.testing.assert_allclose(transfer.ofd_margin(scale, bias), [-3, -6, 0, -1, 0, -1e4], atol=1e-6)
+    found = differentiated(transfer.ofd_margin, 0, 1)(scale, bias)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found)), found
+    np.testing.assert_allclose(run(transfer.ofd_margin, scale, bias), [-3, -6, 0, -1, 0, -1e4], atol=1e-6)
 
 
 def test_ofd_counts_what_the_teacher_shows_and_what_the_student_shows_too_much():
@@ -78,13 +78,13 @@ def test_ofd_counts_what_the_teacher_shows_and_what_the_student_shows_too_much()
     t = np.float32([[-9, -0.4, -9, 1, 1]])
     margin = np.full(5, -0.5, np.float32)
     # Below the margin's target; above it twice (targets -0.4 and -0.5); positive teachers always.
-    np.testing.assert_allclose(transfer.ofd(s, t, margin), [0 + 0.36 + 0.16 + 1 + 16], rtol=1e-6)
+    np.testing.assert_allclose(run(transfer.ofd, s, t, margin), [0 + 0.36 + 0.16 + 1 + 16], rtol=1e-6)
 
 
 def test_ofd_connector_is_a_pointwise_projection_and_a_norm():
     x, kernel, scale, bias = draw(3, 2, 4, 5), draw(1, 1, 5, 3), draw(3), draw(3, seed=1)
     expected = normalised(x.astype(np.float64) @ kernel[0, 0], scale, bias)
-    np.testing.assert_allclose(transfer.ofd_connector(x, kernel, scale, bias), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(run(transfer.ofd_connector, x, kernel, scale, bias), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_vid_is_the_mean_gaussian_negative_log_likelihood_without_its_constant():
@@ -92,26 +92,26 @@ def test_vid_is_the_mean_gaussian_negative_log_likelihood_without_its_constant()
     deviation = np.sqrt(np.log1p(np.exp(log_scale.astype(np.float64))) + 0.1)
     density = np.exp(-((t - mu) ** 2) / (2 * deviation**2)) / (deviation * np.sqrt(2 * np.pi))
     expected = -np.log(density).reshape(3, -1).mean(1) - np.log(2 * np.pi) / 2
-    np.testing.assert_allclose(transfer.vid(mu, t, log_scale, eps=0.1), expected, rtol=1e-5)
+    np.testing.assert_allclose(run(transfer.vid, mu, t, log_scale, eps=0.1), expected, rtol=1e-5)
 
 
 def test_vid_of_the_usual_start_has_variance_five():
     log_scale = np.full(5, np.log(np.exp(5 - 1e-5) - 1), np.float32)
     t = draw(2, 3, 5)
-    np.testing.assert_allclose(transfer.vid(t, t, log_scale), np.full(2, np.log(5) / 2), rtol=1e-6)
+    np.testing.assert_allclose(run(transfer.vid, t, t, log_scale), np.full(2, np.log(5) / 2), rtol=1e-6)
 
 
 def test_vid_mean_has_relu_between_its_convolutions_only():
     x, kernels = draw(2, 3, 4, 3), [draw(1, 1, 3, 6), draw(1, 1, 6, 2)]
     expected = np.maximum(x.astype(np.float64) @ kernels[0][0, 0], 0) @ kernels[1][0, 0]
-    np.testing.assert_allclose(transfer.vid_mean(x, kernels), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(run(transfer.vid_mean, x, kernels), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e4])
 @pytest.mark.parametrize("loss", [transfer.ofd, transfer.vid])
 def test_value_and_gradients_are_finite_at_any_scale(loss, scale):
     arguments = [scale * draw(2, 3, 3, 4), scale * draw(2, 3, 3, 4, seed=1), scale * -np.abs(draw(4))]
-    leaves = jax.tree.leaves(jax.jit(jax.value_and_grad(lambda *a: jnp.sum(loss(*a)), (0, 1, 2)))(*arguments))
+    leaves = jax.tree.leaves(differentiated(loss, 0, 1, 2)(*arguments))
     assert all(np.all(np.isfinite(leaf)) for leaf in leaves)
 
 
