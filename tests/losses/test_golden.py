@@ -29,27 +29,32 @@ def stored(method, case):
     return METHODS[method]["cases"][case], arrays
 
 
-def ours(method, case, dtype):
-    """Our value and gradients, compiled, with strict promotion."""
-    description, arrays = stored(method, case)
+@functools.cache
+def ours(method, cases, dtype):
+    """Our value and gradients of each case, compiled together, with strict promotion."""
     with jax.enable_x64(dtype == jnp.float64), jax.numpy_dtype_promotion("strict"):
-        inputs = {k: jnp.asarray(arrays[k]) for k in description["inputs"]}
-        inputs = {k: v.astype(dtype) if jnp.issubdtype(v.dtype, jnp.floating) else v for k, v in inputs.items()}
-        moving = {k: inputs[k] for k in description["differentiated"]}
-        fixed = {k: v for k, v in inputs.items() if k not in moving}
+        moving, fixed = {}, {}
+        for case in cases:
+            description, arrays = stored(method, case)
+            inputs = {k: arrays[k] for k in description["inputs"]}
+            inputs = {k: v.astype(dtype) if v.dtype.kind == "f" else v for k, v in inputs.items()}
+            moving[case] = {k: inputs.pop(k) for k in description["differentiated"]}
+            fixed[case] = inputs
 
-        def value(moving, fixed):
-            return adapter.value(method, description["hyperparameters"], {**fixed, **moving})
+        def value(moving, fixed, case):
+            return adapter.value(method, stored(method, case)[0]["hyperparameters"], {**fixed, **moving})
+
+        def values_and_gradients(moving, fixed):
+            return {case: jax.value_and_grad(value)(moving[case], fixed[case], case) for case in cases}
 
         # What is static in a method (lengths, boxes' counts) comes from shapes alone, so all of it compiles.
-        found, grads = jax.jit(jax.value_and_grad(value))(moving, fixed)
-        return np.asarray(found), {k: np.asarray(g) for k, g in grads.items()}
+        return jax.tree.map(np.asarray, jax.jit(values_and_gradients)(moving, fixed))
 
 
 @pytest.mark.parametrize(("method", "case"), CASES, ids=[" ".join(pair) for pair in CASES])
 def test_float64_equals_the_authors(method, case):
     description, arrays = stored(method, case)
-    value, grads = ours(method, case, jnp.float64)
+    value, grads = ours(method, tuple(METHODS[method]["cases"]), jnp.float64)[case]
     np.testing.assert_allclose(value, arrays["value"], rtol=1e-9)
     largest = max(np.abs(arrays[f"grad_{k}"]).max() for k in grads)
     for name, grad in grads.items():
@@ -62,7 +67,7 @@ def test_float64_equals_the_authors(method, case):
 @pytest.mark.parametrize(("method", "case"), FIRST, ids=[" ".join(pair) for pair in FIRST])
 def test_float32_is_finite_and_as_good_as_the_authors(method, case):
     description, arrays = stored(method, case)
-    value, grads = ours(method, case, jnp.float32)
+    value, grads = ours(method, (case,), jnp.float32)[case]
     assert np.isfinite(value)
     assert all(np.all(np.isfinite(g)) for g in grads.values())
     reference = description["reference_in_float32"]
