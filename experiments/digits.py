@@ -43,7 +43,7 @@ class Config:
     wandb: bool = False  # log to Weights & Biases as well
 
 
-SMALL = dict(name="digits-smoke", seeds=2, teacher_steps=4, alone_steps=4, distill_steps=4, finetune_steps=2)
+SMALL = dict(name="digits-smoke", seeds=2, teacher_steps=2, alone_steps=2, distill_steps=2, finetune_steps=1)
 
 
 def procedure(config, run, logger, plan) -> None:

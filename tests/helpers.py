@@ -1,5 +1,7 @@
 """Small parts shared by tests: a batch, networks with every kind of state, a step made of them."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -60,31 +62,46 @@ def make_term():
     )
 
 
+STUDENT, TEACHER, TERM = models.from_linen(Small(4)), models.from_linen(Small(8)), make_term()
+OPTIMIZER = optax.sgd(0.05, momentum=0.9)  # Adam would magnify the rounding that comparisons must ignore.
+
+
+def same(batch):
+    """Prepares nothing."""
+    return batch
+
+
+@functools.cache
+def teacher_variables():
+    """Of the usual teacher."""
+    return jax.device_get(jax.jit(TEACHER.init)(jax.random.key(99), make_batch()))
+
+
+def _begin(student, term, prepare, ema, keys):
+    return train.init_state(
+        *(student, TEACHER, term, OPTIMIZER),
+        key=jax.random.key(0) if keys is None else keys,
+        batch=make_batch(),
+        teacher_variables=teacher_variables(),
+        prepare=prepare,
+        ema=ema,
+    )
+
+
+_begun = functools.cache(lambda *parts: _begin(*parts, keys=None))
+
+
 class Setup:
     """Student, wider teacher, term and optimizer, with a state before the first step."""
 
-    def __init__(self, *, prepare=None, term=None, student=None, keys=None, **options):
-        self.student = student or models.from_linen(Small(4))
-        self.teacher = models.from_linen(Small(8))
-        self.term = term or make_term()
-        # Adam would magnify the rounding that comparisons must ignore.
-        self.optimizer = optax.sgd(0.05, momentum=0.9)
-        self.prepare = prepare or (lambda batch: batch)
-        self.teacher_variables = jax.jit(self.teacher.init)(jax.random.key(99), make_batch())
-        self.state = train.init_state(
-            self.student,
-            self.teacher,
-            self.term,
-            self.optimizer,
-            key=jax.random.key(0) if keys is None else keys,
-            batch=make_batch(),
-            teacher_variables=self.teacher_variables,
-            prepare=self.prepare,
-            ema=options.get("ema_decay") is not None,
-        )
-        self.step = train.make_train_step(
-            self.student, self.teacher, self.term, self.optimizer, prepare=self.prepare, **options
-        )
+    def __init__(self, *, prepare=same, term=TERM, student=STUDENT, keys=None, **options):
+        self.student, self.teacher, self.term, self.optimizer = student, TEACHER, term, OPTIMIZER
+        self.prepare = prepare
+        self.teacher_variables = jax.tree.map(jnp.asarray, teacher_variables())
+        parts = (student, term, prepare, options.get("ema_decay") is not None)
+        # Copied, for steps may overwrite it.
+        self.state = jax.tree.map(jnp.copy, _begun(*parts)) if keys is None else _begin(*parts, keys=keys)
+        self.step = train.make_train_step(student, TEACHER, term, OPTIMIZER, prepare=prepare, **options)
 
 
 def shapes(model, image):
@@ -99,8 +116,7 @@ def shapes(model, image):
 def assert_trees_equal(a, b):
     """Bit for bit, structure included."""
     assert jax.tree.structure(a) == jax.tree.structure(b)
-    for path, x in jax.tree.leaves_with_path(a):
-        y = dict(jax.tree.leaves_with_path(b))[path]
+    for (path, x), y in zip(jax.tree.leaves_with_path(a), jax.tree.leaves(b), strict=True):
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             x, y = jax.random.key_data(x), jax.random.key_data(y)
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=jax.tree_util.keystr(path))

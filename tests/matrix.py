@@ -1,10 +1,12 @@
 """The objectives that every way of spreading a step over devices and processes is tried with, and the parts around."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from helpers import CLASSES, make_batch
+from helpers import CLASSES, assert_trees_close, make_batch
 
 from jaxkd import losses, metrics, models, objectives, parallel, train
 
@@ -12,14 +14,17 @@ DATA = parallel.DATA
 POOLED = {"student": "pooled", "teacher": "pooled"}
 TERMS = {
     "per example": objectives.weighted(
-        label=(0.5, objectives.from_labels(losses.cross_entropy)), kd=objectives.from_logits(losses.kd)
+        label=(0.5, objectives.from_labels(losses.cross_entropy)),
+        kd=objectives.from_logits(losses.kd),
+        hint=objectives.from_features(losses.hint, **POOLED, project=objectives.linear()),
     ),
     "couples the batch": objectives.weighted(
-        sp=objectives.from_features(losses.sp, **POOLED), dist=objectives.from_logits(losses.dist)
-    ),
-    "trained projection": objectives.from_features(losses.hint, **POOLED, project=objectives.linear()),
-    "batch norm": objectives.from_features(
-        losses.ickd, student="stage1", teacher="stage1", project=objectives.connector(), normalize=True
+        sp=objectives.from_features(losses.sp, **POOLED),
+        dist=objectives.from_logits(losses.dist),
+        # Batch norm in the term.
+        ickd=objectives.from_features(
+            losses.ickd, student="stage1", teacher="stage1", project=objectives.connector(), normalize=True
+        ),
     ),
     "bank": objectives.weighted(
         crd=(0.02, objectives.crd(**POOLED, examples=16, width=5, negatives=8)),
@@ -50,12 +55,15 @@ class Parts:
         )
 
     def run(self, plan, steps=3):
+        """The last state, and the metrics of each step."""
         step = plan.compile(train.make_train_step(*self.makers, prepare=self.prepare, axis_name=plan.axis_name))
         state, known = plan.put(jax.tree.map(jnp.copy, (self.state, self.known)))
         batches = [plan.place(own_rows(make_batch(seed=number))) for number in range(steps)]
+        found = []
         with jax.transfer_guard("disallow"):
             for batch in batches:
-                state, found = step(state, known, batch)
+                state, numbers = step(state, known, batch)
+                found.append(numbers)
         return state, found
 
     def measure(self, plan):
@@ -65,3 +73,29 @@ class Parts:
         step = plan.compile(step, donate_state=False)
         batch = {**make_batch(), "mask": np.arange(16) < 11}
         return step(*plan.put((self.state, self.known)), plan.place(own_rows(batch)))
+
+
+@functools.cache
+def parts(name):
+    """Those of one of the objectives above."""
+    return Parts(TERMS[name])
+
+
+@functools.cache
+def alone(name):
+    """What one device makes of an objective: metrics of each step, params and state."""
+    state, found = parts(name).run(parallel.with_jit(parallel.make_mesh(jax.devices()[:1])))
+    return jax.device_get((found, state.params, state.state))
+
+
+def assert_same(many, one):
+    """That many devices have come to what one comes to."""
+    assert_trees_close(many[0], one[0], rtol=2e-6, atol=1e-6)
+    assert_trees_close(many[1], one[1], rtol=0, atol=1e-5)
+    assert_trees_close(many[2], one[2], rtol=1e-4, atol=1e-5)
+
+
+def assert_each_is_another(many, one):
+    """That every metric is off by a multiple of what `assert_same` lets pass: for negative controls."""
+    for name, value in one.items():
+        assert abs(float(many[name]) - float(value)) > 1e-3 * abs(float(value)), name

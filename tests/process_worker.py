@@ -24,65 +24,65 @@ PLANS = {
 }
 
 
-FEW = ("couples the batch", "batch norm")  # objectives whose params are split over a second axis as well
+FEW = ("couples the batch",)  # objectives whose params are split over a second axis as well
 
 
 def spread(names, ways, more):
     """Results of each objective under each way, whole and on the host, and how much of two kernels lies here."""
-    from matrix import TERMS, Parts
+    from matrix import parts
 
     found = {}
     for name in names:
-        parts = Parts(TERMS[name])
+        makes = parts(name)
         for way in [*ways, *(["model"] if more and name in FEW else [])]:
             plan = PLANS[way]()
-            state, metrics = parts.run(plan)
+            state, metrics = makes.run(plan)
             found[name, way] = parallel.fetch((metrics, state.params, state.state))
             if way == "model":
-                student, teacher = state.params["student"], plan.put(parts.known).params
+                student, teacher = state.params["student"], plan.put(makes.known).params
                 kernels = [student["stage1_conv2"], teacher["stage1_conv2"], student["stage1_conv1"]]
                 kernels = [layer["kernel"] for layer in kernels]
                 found["shares"] = [kernel.addressable_shards[0].data.size / kernel.size for kernel in kernels]
-                found["fingerprint"] = data.fingerprint_variables(plan.put(parts.known))
+                found["fingerprint"] = data.fingerprint_variables(plan.put(makes.known))
     return found
 
 
 def without_gather():
     """Negative control: each device on its own share, under pmap over all processes."""
-    from matrix import TERMS, Parts
+    from matrix import parts
 
     train._gathered = lambda tree, axis_name: tree
-    _, metrics = Parts(TERMS["couples the batch"]).run(parallel.with_pmap(), steps=1)
-    return parallel.fetch(metrics["loss"])
+    _, metrics = parts("couples the batch").run(parallel.with_pmap(), steps=1)
+    return parallel.fetch(metrics[0])
 
 
 def measured():
     """Evaluation of a padded batch, and a model's predictions for rows that do not fill a batch."""
     from helpers import make_batch
-    from matrix import TERMS, Parts
+    from matrix import parts
 
-    parts, found = Parts(TERMS["per example"]), {}
+    makes, found = parts("per example"), {}
     batch = make_batch(21)
     source = data.open_source({name: batch[name] for name in ("image", "label")})
     for way in ("jit", "pmap"):
         plan = PLANS[way]()
         setting = stage.Setting(None, None, plan, 0, 16, lambda batch: batch, lambda batch: batch)
-        found[way] = jax.device_get(parts.measure(plan)), stage.predict(setting, parts.teacher, parts.known, source)
+        found[way] = jax.device_get(makes.measure(plan)), stage.predict(setting, makes.teacher, makes.known, source)
     return found
 
 
 def cached(folder):
     """A teacher's targets in two views, written by all processes together, and who has written which shard."""
     from helpers import make_batch
-    from matrix import TERMS, Parts
+    from matrix import parts
 
-    parts, batch, own = Parts(TERMS["per example"]), make_batch(21), []
+    makes, batch, own = parts("per example"), make_batch(21), []
     source = data.open_source({name: batch[name] for name in ("image", "label")})
     same = {"prepare": lambda batch: batch, "views": 2, "made_with": {}}
     writing = shards.writing
     shards.writing = lambda where, name: own.append(name) or writing(where, name)
     options = {"plan": PLANS["jit"](), "batch_size": 8, "rows": 6}
-    caching.write_targets(folder, source, parts.teacher, parts.known, **options, **same)
+    caching.write_targets(folder, source, makes.teacher, makes.known, **options, **same)
     return own, data.with_targets(source, folder, **same).targets(np.arange(21), 1)
 
 

@@ -1,12 +1,14 @@
 """Gradients of micro-batches: their mean is the whole batch's where that is possible, and elsewhere it is refused."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from helpers import CLASSES, Setup, assert_trees_close, make_batch
-from test_method_terms import BATCH, STUDENT, TEACHER, TERMS, start
+from test_method_terms import BATCH, STUDENT, TEACHER, TERMS, started
 
 from jaxkd import losses, metrics, models, objectives, parallel, students, train
 from jaxkd.objectives import terms
@@ -40,33 +42,39 @@ def batch(seed=0):
     return {**make_batch(24, seed), "mask": np.arange(24) < 19, "labelled": rng.uniform(size=24) ** 2}
 
 
-class Pair(Setup):
-    """A student without batch norm or dropout."""
-
-    def __init__(self, term, **options):
-        super().__init__(student=models.mlp(CLASSES, hidden=(6,)), term=term, **options)
-
-    def train(self, plan=None, steps=2):
-        step = plan.compile(self.step) if plan else jax.jit(self.step)
-        state, known = jax.tree.map(jnp.copy, (self.state, self.teacher_variables))
-        state, known = plan.put((state, known)) if plan else (state, known)
-        for seed in range(steps):
-            state, found = step(state, known, plan.place(batch(seed)) if plan else batch(seed))
-        return state, found
+SMALL = models.mlp(CLASSES, hidden=(6,))  # neither batch norm nor dropout
+ADD = {"mask": np.ones(16, bool), "labelled": np.ones(16)}
 
 
-def parts(term, **options):
+def prepare(batch):
     """Setup initialises the term on a batch without masks."""
-    add = {"mask": np.ones(16, bool), "labelled": np.ones(16)}
-    return Pair(term, prepare=lambda b: {**{k: v[: len(b["label"])] for k, v in add.items()}, **b}, **options)
+    return {**{name: values[: len(batch["label"])] for name, values in ADD.items()}, **batch}
+
+
+def trained(term, plan=None, steps=2, **options):
+    """State and metrics after a few steps."""
+    setup = Setup(student=SMALL, term=term, prepare=prepare, **options)
+    step, state, known = setup.step, setup.state, setup.teacher_variables
+    step = plan.compile(step) if plan else jax.jit(step)
+    state, known = plan.put((state, known)) if plan else (state, known)
+    for seed in range(steps):
+        state, found = step(state, known, plan.place(batch(seed)) if plan else batch(seed))
+    return state, found
+
+
+ACCURACY = {"metrics": {"accuracy": metrics.accuracy}}
+
+
+@functools.cache
+def at_once(name):
+    """What whole batches make of an objective."""
+    return trained(PER_EXAMPLE[name], **ACCURACY)
 
 
 @pytest.mark.parametrize("name", PER_EXAMPLE)
 @pytest.mark.parametrize("count", [3, 24])
 def test_micro_batches_give_the_whole_batchs_step(name, count):
-    options = {"metrics": {"accuracy": metrics.accuracy}}
-    whole = parts(PER_EXAMPLE[name], **options).train()
-    cut = parts(PER_EXAMPLE[name], micro_batches=count, **options).train()
+    whole, cut = at_once(name), trained(PER_EXAMPLE[name], micro_batches=count, **ACCURACY)
     assert_trees_close(cut[1], whole[1], rtol=2e-6, atol=1e-6)
     assert_trees_close(cut[0].params, whole[0].params, rtol=0, atol=1e-6)
     assert set(cut[1]) == set(whole[1])
@@ -75,23 +83,23 @@ def test_micro_batches_give_the_whole_batchs_step(name, count):
 def test_without_the_whole_batchs_masks_they_do_not(monkeypatch):
     """Negative control: a mean of the micro-batches' own means counts rows unequally."""
     monkeypatch.setattr(terms, "WHOLE", "no such field")
-    whole = parts(MASKED).train(steps=1)[1]
-    cut = parts(MASKED, micro_batches=3).train(steps=1)[1]
+    whole = trained(MASKED, steps=1)[1]
+    cut = trained(MASKED, micro_batches=3, steps=1)[1]
     assert abs(cut["label"] - whole["label"]) > 0.01 * whole["label"]
 
 
 @pytest.mark.parametrize("plan", [parallel.with_jit, parallel.with_pmap])
 def test_micro_batches_on_eight_devices(plan):
     plan = plan()
-    whole = parts(MASKED).train()
-    cut = parts(MASKED, micro_batches=3, axis_name=plan.axis_name).train(plan)
+    whole = at_once("masks")
+    cut = trained(MASKED, plan, micro_batches=3, axis_name=plan.axis_name, **ACCURACY)
     assert_trees_close(cut[1], whole[1], rtol=1e-5, atol=1e-6)
     assert_trees_close(cut[0].params, whole[0].params, rtol=0, atol=1e-6)
 
 
 def test_students_at_once_accumulate_too():
     keys = jax.random.split(jax.random.key(0), 2)
-    whole, cut = (Setup(keys=keys, student=models.mlp(CLASSES, hidden=(6,)), term=KD, micro_batches=n) for n in (1, 4))
+    whole, cut = (Setup(keys=keys, student=SMALL, term=KD, micro_batches=n) for n in (1, 4))
     states = [
         jax.jit(students.vmap_students(s.step))(s.state, s.teacher_variables, make_batch())[0] for s in (whole, cut)
     ]
@@ -102,21 +110,22 @@ def test_running_statistics_see_one_part_after_the_other():
     setup, batch = Setup(term=KD, micro_batches=2), make_batch()
     found = jax.jit(setup.step)(setup.state, setup.teacher_variables, batch)[0].state["student"]
     state = setup.state.state["student"]
+    apply = jax.jit(setup.student.apply, static_argnums=3)
     for i in range(2):
         rows = {name: value[i::2] for name, value in batch.items()}
         variables = Variables(setup.state.params["student"], state)
-        _, state = setup.student.apply(variables, rows, jax.random.key(0), True)
+        _, state = apply(variables, rows, jax.random.key(0), True)
     assert_trees_close(found, state, rtol=1e-5, atol=1e-6)
 
 
 def test_losses_that_couple_the_batch_are_refused_unless_the_approximation_is_asked_for():
     plain = make_batch()
-    setup = Setup(student=models.mlp(CLASSES, hidden=(6,)), term=objectives.weighted(kd=KD, sp=SP), micro_batches=2)
+    setup = Setup(student=SMALL, term=objectives.weighted(kd=KD, sp=SP), micro_batches=2)
     with pytest.raises(ValueError, match=r"couples the batch.*micro_batches=1, or approximate=True"):
         setup.step(setup.state, setup.teacher_variables, plain)
-    setup = Setup(student=models.mlp(CLASSES, hidden=(6,)), term=SP, micro_batches=2, approximate=True)
+    setup = Setup(student=SMALL, term=SP, micro_batches=2, approximate=True)
     state, found = jax.jit(setup.step)(setup.state, setup.teacher_variables, plain)
-    halves = Setup(student=models.mlp(CLASSES, hidden=(6,)), term=SP)
+    halves = Setup(student=SMALL, term=SP)
     step = jax.jit(halves.step)
     each = [step(setup.state, setup.teacher_variables, {k: v[i::2] for k, v in plain.items()}) for i in range(2)]
     np.testing.assert_allclose(found["loss"], np.mean([f["loss"] for _, f in each]), rtol=1e-5)
@@ -136,18 +145,17 @@ def test_terms_with_a_batch_norm_or_a_memory_are_refused_before_anything_is_trac
 
 @pytest.mark.parametrize("name", sorted(set(TERMS) - {*RANDOM, *SLOW}))
 def test_a_term_is_refused_exactly_if_its_halves_do_not_add_up(name):
-    term, owned = TERMS[name], start(TERMS[name])
-    rows = {k: jnp.asarray(v)[:8] for k, v in BATCH.items()}
+    term, owned = TERMS[name], started(name)
+    rows = {k: np.asarray(v)[:8] for k, v in BATCH.items()}
+    sides = jax.tree.map(np.asarray, (STUDENT, TEACHER))
 
-    def apply(cut, approximate):
-        student, teacher = (jax.tree.map(lambda x: x[cut], side) for side in (STUDENT, TEACHER))
+    @functools.partial(jax.jit, static_argnums=4)
+    def value(student, teacher, part, rows, approximate):
+        part = {**part, WHOLE: Whole(rows, approximate)}
+        return term.apply(owned, student, teacher, part, jax.random.key(1), jnp.int32(0))
 
-        @jax.jit
-        def value(student, teacher, rows):
-            part = {**{k: v[cut] for k, v in rows.items()}, WHOLE: Whole(rows, approximate)}
-            return term.apply(owned, student, teacher, part, jax.random.key(1), jnp.int32(0))
-
-        return value(student, teacher, rows)
+    def cut(start, step):
+        return *jax.tree.map(lambda x: x[start::step], (*sides, rows)), rows
 
     def works(function):
         try:
@@ -157,12 +165,12 @@ def test_a_term_is_refused_exactly_if_its_halves_do_not_add_up(name):
         return True
 
     def add_up():
-        each = [apply(slice(i, None, 2), approximate=True) for i in (0, 1)]
-        whole = apply(slice(None), approximate=True)
+        each = [value(*cut(start, 2), True) for start in (0, 1)]
+        whole = value(*cut(0, 1), True)
         np.testing.assert_allclose(np.mean([value for value, _, _ in each]), whole[0], rtol=1e-5)
         assert_trees_close(whole[1], owned.state, rtol=1e-6)
 
-    allowed = not term.couples and works(lambda: apply(slice(0, None, 2), approximate=False))
+    allowed = not term.couples and works(lambda: value.eval_shape(*cut(0, 2), False))
     assert allowed == works(add_up)
 
 

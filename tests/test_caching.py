@@ -1,6 +1,7 @@
 """A cache of targets trains as the live teacher does, is written once whatever happens, and by all devices."""
 
 import dataclasses
+import functools
 import os
 import signal
 import subprocess
@@ -120,11 +121,21 @@ def test_a_cache_holds_what_the_teacher_says_of_each_view(logits):
         np.testing.assert_allclose(logits[view], said, rtol=1e-5, atol=1e-5)
 
 
+@functools.partial(jax.jit, static_argnums=3)
+def compared(logits, student, found, k):
+    """The exact reduction, the losses with it and with the cache's, and the student's log-probabilities."""
+    kept = models.keep_top_k(logits, k)
+    one, other = (losses.topk_kl_tail_bucket(student, *(x[n] for n in models.KEPT)) for x in (kept, found))
+    return kept, one, other, jax.nn.log_softmax(student)
+
+
 @pytest.mark.parametrize("k", [1, 3, CLASSES])
 def test_a_top_k_cache_keeps_the_bound_that_it_states(k, tmp_path, logits):
     written(tmp_path, top_k=k)
     for view in range(VIEWS):
-        kept, found = models.keep_top_k(logits[view], k), read(tmp_path, view)
+        found = read(tmp_path, view)
+        student = np.random.default_rng(view).normal(size=(SIZE, CLASSES)).astype(np.float32)
+        kept, one, other, log_q = jax.device_get(compared(logits[view], student, found, k))
         assert {name: x.dtype for name, x in found.items()} == {
             "top_ids": np.int32, "top_logprobs": np.float16, "top_tail": np.float32
         }  # fmt: skip
@@ -134,22 +145,19 @@ def test_a_top_k_cache_keeps_the_bound_that_it_states(k, tmp_path, logits):
         error = np.abs(found["top_logprobs"].astype(np.float64) - exact)
         assert np.all(error <= 2.0**-11 * np.abs(exact) + 2.0**-25 + 2e-6)
         # To first order the loss moves by sum_k p_k dl_k (log p_k / q_k - KL).
-        student = jnp.asarray(np.random.default_rng(view).normal(size=(SIZE, CLASSES)), jnp.float32)
-        one, other = (losses.topk_kl_tail_bucket(student, *(x[n] for n in models.KEPT)) for x in (kept, found))
-        log_q = np.take_along_axis(np.asarray(jax.nn.log_softmax(student)), found["top_ids"], -1)
-        steep = np.abs(exact - log_q - np.asarray(one)[:, None])
+        log_q = np.take_along_axis(log_q, found["top_ids"], -1)
+        steep = np.abs(exact - log_q - one[:, None])
         bound = np.sum(np.exp(exact) * (2.0**-11 * np.abs(exact) + 2.0**-25) * steep, axis=-1)
         assert np.all(np.abs(one - other) <= 1.05 * bound + 2e-6)
 
 
 def test_tail_bucket_takes_the_tail_of_the_cache_instead_of_a_rounded_complement():
-    z = jnp.array([[4.0, 3.98, -3.0, -3.5]])
-    kept = models.keep_top_k(z, 2)
-    rounded = {**kept, "top_logprobs": kept["top_logprobs"].astype(jnp.float16)}
-    student = jnp.array([[4.0, 4.0, -14.0, -14.0]])  # whose own tail is all but empty, so that the teacher's counts
+    kept = jax.jit(models.keep_top_k, static_argnums=1)(np.float32([[4.0, 3.98, -3.0, -3.5]]), 2)
+    rounded = {**kept, "top_logprobs": np.asarray(kept["top_logprobs"]).astype(np.float16)}
+    student = np.float32([[4.0, 4.0, -14.0, -14.0]])  # whose own tail is all but empty, so that the teacher's counts
 
     def bucket(given, tail=()):
-        return float(losses.topk_kl_tail_bucket(student, given["top_ids"], given["top_logprobs"], *tail)[0])
+        return float(jax.jit(losses.topk_kl_tail_bucket)(student, given["top_ids"], given["top_logprobs"], *tail)[0])
 
     exact = bucket(kept)
     assert abs(bucket(rounded, [kept["top_tail"]]) - exact) < 0.1 * abs(bucket(rounded) - exact)

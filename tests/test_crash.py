@@ -1,13 +1,15 @@
 """A run that is killed and started again ends with the same bits; a run that forgets something does not."""
 
+import contextlib
 import importlib.util
+import io
 import json
-import os
 import pathlib
 import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -17,6 +19,7 @@ from jaxkd.log import Logger
 from jaxkd.run import open_run
 
 PATH = pathlib.Path(__file__).parents[1] / "experiments" / "benchmarks" / "crash.py"
+STEPS = 12  # of the student in the benchmark's smallest run
 
 
 @pytest.fixture(scope="module")
@@ -30,80 +33,74 @@ def crash():
     del sys.modules["crash"]
 
 
-class Breaking(Logger):
-    """Fails at a line of the log, which ends the training there as a crash does."""
-
-    def write(self, step, split, metrics, stage=""):
-        if (stage, step) == ("student", 10):
-            raise KeyboardInterrupt
-        super().write(step, split, metrics, stage)
+def train(crash, root, name, fault="none"):
+    """The run in this process, from the start or where it stopped."""
+    config = crash.Training(name=name, root=str(root), data_dir=str(root / "data"), steps=STEPS, every=4, fault=fault)
+    with open_run(config, root=root, ignore=("root", "data_dir", "name", "fault")) as run, Logger(run.path) as logger:
+        crash.procedure(config, run, logger, parallel.with_jit())
+    return run.path
 
 
 @pytest.fixture(scope="module")
-def runs(crash, tmp_path_factory):
-    """Starts the run in this process, under some name."""
+def killed(crash, tmp_path_factory):
+    """The benchmark: what it found, what it printed, and the undisturbed run, which is made in this process."""
     root = tmp_path_factory.mktemp("runs")
 
-    def start(name, fault="none", logger=Logger):
-        config = crash.Training(name=name, root=str(root), data_dir=str(root / "data"), steps=12, every=4, fault=fault)
-        with (
-            open_run(config, root=root, ignore=("root", "data_dir", "name", "fault")) as run,
-            logger(run.path) as written,
-        ):
-            crash.procedure(config, run, written, parallel.with_jit())
-        return run.path
+    class Here(crash.Killer):
+        def start(self, name):
+            if name != "undisturbed":
+                return super().start(name)
+            shutil.copytree(train(crash, self.root, name), root / "whole")
+            shutil.copytree(self.root / "data", root / "data")
+            return subprocess.Popen(["true"])
 
-    whole = start("whole")
-    with pytest.raises(KeyboardInterrupt):
-        start("cut", logger=Breaking)
-    return start, root, whole
-
-
-def resumed(runs, name, **options):
-    """What the run that broke off ends with."""
-    start, root, _ = runs
-    shutil.copytree(root / "cut", root / name)
-    return start(name, **options)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
+        patch.setattr(sys, "argv", [str(PATH), "--smoke", "--out", str(root / "out.json")])
+        patch.setattr(crash, "Killer", Here)
+        patch.setenv("JAX_NUM_CPU_DEVICES", str(jax.device_count()))  # of the others: bits depend on it
+        crash.benchmark()
+    return json.loads((root / "out.json").read_text()), said.getvalue(), root / "whole"
 
 
-def test_killed_for_real_while_saving_and_between_lines_it_ends_with_the_same_bits(tmp_path):
-    out = tmp_path / "out.json"
-    done = subprocess.run(
-        [sys.executable, PATH, "--smoke", "--out", out],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "every bit is the same" in done.stdout
-    found = json.loads(out.read_text())
+def resumed(crash, whole, name, fault="none"):
+    """What the undisturbed run comes to if it goes on from its last checkpoint but one."""
+    path = shutil.copytree(whole, whole.parent / name)
+    (path / "summary.json").unlink()
+    (path / "final.npz").unlink()
+    shutil.rmtree(path / "checkpoints" / "student" / str(STEPS))
+    return train(crash, path.parent, name, fault)
+
+
+def test_killed_for_real_while_saving_and_between_lines_it_ends_with_the_same_bits(killed):
+    found, said, _ = killed
+    assert "every bit is the same" in said
     assert [kill["moment"] for kill in found["kills"]] == ["during a save", "between lines"]
     assert found["half_written"] >= 1
     assert found["differences"] == []
 
 
-def test_broken_off_run_ends_with_the_same_bits(crash, runs):
-    path = resumed(runs, "resumed")
-    assert crash.differences(runs[2], path) == []
+def test_run_that_goes_on_in_this_process_ends_with_the_same_bits(crash, killed):
+    path = resumed(crash, killed[2], "resumed")
+    assert crash.differences(killed[2], path) == []
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     steps = [(line["stage"], line["split"], line["step"]) for line in lines]
     assert len(steps) == len(set(steps))
-    assert steps[-1] == ("student", "validation", 12)
+    assert steps[-1] == ("student", "validation", STEPS)
 
 
 @pytest.mark.parametrize(("fault", "named"), [("order", "student.params"), ("bank", "student.state.term.crd.bank")])
-def test_run_that_forgets_something_is_noticed(crash, runs, monkeypatch, fault, named):
+def test_run_that_forgets_something_is_noticed(crash, killed, monkeypatch, fault, named):
     """Negative controls: another order of the examples, or a memory bank that starts anew."""
     monkeypatch.setattr(Checkpoints, "restore", Checkpoints.restore)  # which the fault replaces
-    found = crash.differences(runs[2], resumed(runs, fault, fault=fault))
+    found = crash.differences(killed[2], resumed(crash, killed[2], fault, fault))
     assert any(what.startswith(named) for what in found), found
     assert "test logits differs" in found
 
 
 @pytest.mark.parametrize("what", ["array", "line twice", "summary", "checkpoint"])
-def test_single_difference_is_noticed(crash, runs, tmp_path, what):
-    other = tmp_path / "other"
-    shutil.copytree(runs[2], other)
+def test_single_difference_is_noticed(crash, killed, tmp_path, what):
+    whole, other = killed[2], tmp_path / "other"
+    shutil.copytree(whole, other)
     if what == "array":
         arrays = dict(np.load(other / "final.npz"))
         arrays["student.ema.params.head.bias"] = np.nextafter(arrays["student.ema.params.head.bias"], 1)
@@ -116,4 +113,4 @@ def test_single_difference_is_noticed(crash, runs, tmp_path, what):
         (other / "summary.json").write_text(json.dumps({**summary, "test": {}}))
     else:
         shutil.rmtree(other / "checkpoints" / "student" / "8")
-    assert len(crash.differences(runs[2], other)) == 1
+    assert len(crash.differences(whole, other)) == 1

@@ -1,5 +1,6 @@
 """Many steps in one dispatch, with data on the device: the same numbers as one step after the other."""
 
+import functools
 import os
 import signal
 
@@ -31,9 +32,20 @@ def setup(plan, **options):
     return Setup(prepare=NOISY, metrics={"accuracy": metrics.accuracy}, axis_name=plan.axis_name, **options)
 
 
-def one_by_one(plan, parts, step=None):
+@functools.cache
+def ready(name):
+    """A plan, parts, and the compiled step on batches and bundle of steps on row numbers."""
+    plan = PLANS[name]()
+    parts = setup(plan)
+    return plan, parts, *compiled(plan, parts.step)
+
+
+def compiled(plan, step):
+    return plan.compile(step), plan.compile(dispatch.scan_steps(dispatch.from_table(step)))
+
+
+def one_by_one(plan, parts, step):
     """State and metrics of every step, as the loop usually runs."""
-    step = plan.compile(step or parts.step)
     state, known = plan.put(jax.tree.map(jnp.copy, (parts.state, parts.teacher_variables)))
     batches, found = data.train_batches(source(), BATCH, seed=0), []
     for k in range(STEPS):
@@ -42,10 +54,9 @@ def one_by_one(plan, parts, step=None):
     return state, {name: np.stack([f[name] for f in found]) for name in found[0]}
 
 
-def at_once(plan, parts, step=None, spans=(range(3), range(3, STEPS))):
+def at_once(plan, parts, step, spans=(range(3), range(3, STEPS))):
     """The same from a table on the device, several steps a dispatch."""
     fields, rows = data.table(source())
-    step = plan.compile(dispatch.scan_steps(dispatch.from_table(step or parts.step)))
     state = plan.put(jax.tree.map(jnp.copy, parts.state))
     known = plan.put((jax.tree.map(jnp.copy, parts.teacher_variables), fields))
     found = []
@@ -60,10 +71,9 @@ def at_once(plan, parts, step=None, spans=(range(3), range(3, STEPS))):
 
 @pytest.mark.parametrize("name", PLANS)
 def test_many_steps_from_a_table_are_the_same_steps(name):
-    plan = PLANS[name]()
-    parts = setup(plan)
-    expected, numbers = one_by_one(plan, parts)
-    state, found = at_once(plan, parts)
+    plan, parts, single, bundle = ready(name)
+    expected, numbers = one_by_one(plan, parts, single)
+    state, found = at_once(plan, parts, bundle)
     assert_trees_close(found, numbers, rtol=1e-5, atol=1e-6)
     assert_trees_close((state.params, state.state), (expected.params, expected.state), rtol=1e-4, atol=1e-5)
     assert int(state.step) == STEPS
@@ -71,10 +81,9 @@ def test_many_steps_from_a_table_are_the_same_steps(name):
 
 def test_how_steps_are_bundled_changes_no_bit():
     """So that a run that was stopped within a bundle goes on as if it had not been."""
-    plan = PLANS["one device"]()
-    parts = setup(plan)
-    whole, numbers = at_once(plan, parts, spans=[range(2), range(2, 4), range(4, 5)])
-    parted, others = at_once(plan, parts, spans=[range(1), range(1, 4), range(4, 5)])
+    plan, parts, _, bundle = ready("one device")
+    whole, numbers = at_once(plan, parts, bundle)
+    parted, others = at_once(plan, parts, bundle, spans=[range(1), range(1, 4), range(4, 5)])
     assert_trees_equal(parted, whole)
     assert_trees_equal(others, numbers)
 
@@ -83,9 +92,9 @@ def test_how_steps_are_bundled_changes_no_bit():
 def test_stacks_of_students_too(form):
     plan = PLANS["one device"]()
     parts = setup(plan, keys=jax.random.split(jax.random.key(0), 2))
-    step = students.FORMS[form](parts.step)
-    expected, numbers = one_by_one(plan, parts, step)
-    state, found = at_once(plan, parts, step)
+    single, bundle = compiled(plan, students.FORMS[form](parts.step))
+    expected, numbers = one_by_one(plan, parts, single)
+    state, found = at_once(plan, parts, bundle, spans=[range(STEPS)])
     assert found["loss"].shape == (STEPS, 2)
     assert_trees_close(found, numbers, rtol=1e-5, atol=1e-6)
     assert_trees_close(state.params, expected.params, rtol=0, atol=1e-5)
@@ -104,8 +113,7 @@ def test_a_table_of_other_rows_shows():
 
 
 def test_evaluation_from_a_table_counts_each_row_once():
-    plan = PLANS["eight devices"]()
-    parts = setup(plan)
+    plan, parts, *_ = ready("eight devices")
     fields, rows = data.table(source())
     single = train.make_eval_step(parts.student, parts.teacher, metrics.DISTILLATION)
     state, known = plan.put((parts.state, parts.teacher_variables))
@@ -124,10 +132,8 @@ def test_evaluation_from_a_table_counts_each_row_once():
 
 def fit(at_once, steps, folder=None, during=None, log=None, every=4):
     """A whole training, in bundles or step by step."""
-    plan = PLANS["one device"]()
-    parts = setup(plan)
+    plan, parts, _, bundle = ready("one device")
     fields, rows = data.table(source())
-    step = dispatch.from_table(parts.step)
     batches = data.train_batches(rows, BATCH, seed=0)
 
     def feed(start, stop):
@@ -142,7 +148,7 @@ def fit(at_once, steps, folder=None, during=None, log=None, every=4):
     known = plan.put((jax.tree.map(jnp.copy, parts.teacher_variables), fields))
     checkpoints = Checkpoints(folder) if folder else None
     return loop.fit(
-        plan.compile(dispatch.scan_steps(step) if at_once > 1 else step),
+        bundle if at_once > 1 else plan.compile(dispatch.from_table(parts.step)),
         plan.put(jax.tree.map(jnp.copy, parts.state)),
         known,
         feed,
@@ -185,13 +191,13 @@ def test_bundles_end_where_something_is_due():
 
 
 def test_a_bundle_that_goes_too_far_is_refused():
-    plan = PLANS["one device"]()
-    parts = setup(plan)
-    bundles = data.bundles(data.train_batches(source(), BATCH, seed=0), dispatch.spans(0, 6, 3))
+    plan, parts, _, bundle = ready("one device")
+    fields, rows = data.table(source())
+    bundles = data.bundles(data.train_batches(rows, BATCH, seed=0), dispatch.spans(0, 6, 3))
     arguments = (
-        plan.compile(dispatch.scan_steps(parts.step)),
+        bundle,
         plan.put(jax.tree.map(jnp.copy, parts.state)),
-        plan.put(parts.teacher_variables),
+        plan.put((parts.teacher_variables, fields)),
         lambda a, b: data.prefetch(bundles, plan.place),
     )
     hooks = [loop.Every(5, "validation", lambda state: {})]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import Setup, assert_trees_close, make_batch
+from helpers import TERM, Setup, assert_trees_close, make_batch
 
 from jaxkd import losses, models, objectives, parallel, train
 
@@ -38,7 +38,7 @@ def remember():
 
 @pytest.mark.parametrize(
     "term",
-    [None, objectives.from_logits(couple), remember()],
+    [TERM, objectives.from_logits(couple), remember()],
     ids=["labels, kd and hint", "couples the batch", "banks and batch norm"],
 )
 def test_eight_devices_equal_one(term):

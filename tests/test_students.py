@@ -50,16 +50,30 @@ def alone(i):
     return run(train.make_train_step(*parts, metrics={"accuracy": metrics.accuracy}), state)
 
 
-def begin(points=POINTS, **options):
+def begin(points):
     swept = students.sweep(make_parts, points)
-    state = swept.init(key=jax.random.key(0), batch=make_batch(), teacher_variables=KNOWN)
-    return state, swept.make_step(**options)
+    return swept.init(key=jax.random.key(0), batch=make_batch(), teacher_variables=KNOWN), swept.make_step()
+
+
+SWEPT = students.sweep(make_parts, POINTS)
+STEP = SWEPT.make_step(metrics={"accuracy": metrics.accuracy})
+
+
+@functools.cache
+def first():
+    """The state of all points before the first step."""
+    return SWEPT.init(key=jax.random.key(0), batch=make_batch(), teacher_variables=KNOWN)
+
+
+@functools.cache
+def trained(form):
+    """State and metrics of all points after three steps."""
+    return run(FORMS[form](STEP), first())
 
 
 @pytest.mark.parametrize("form", students.FORMS)
 def test_a_sweep_is_its_points_one_by_one(form):
-    state, step = begin(metrics={"accuracy": metrics.accuracy})
-    state, found = run(FORMS[form](step), state)
+    state, found = trained(form)
     losses_seen = set()
     for i in (0, 3, 4, 7):
         expected, numbers = alone(i)
@@ -71,44 +85,42 @@ def test_a_sweep_is_its_points_one_by_one(form):
 
 
 def test_other_points_recompile_nothing():
-    state, step = begin()
     traces = 0
 
     def counted(*arguments):
         nonlocal traces
         traces += 1
-        return students.vmap_students(step)(*arguments)
+        return students.vmap_students(STEP)(*arguments)
 
     compiled = jax.jit(counted)
     other, _ = begin({**POINTS, "temperature": POINTS["temperature"] + 1, "rate": POINTS["rate"] / 3})
-    first, second = (compiled(s, KNOWN, make_batch())[1]["kd"] for s in (state, other))
+    one, two = (compiled(s, KNOWN, make_batch())[1]["kd"] for s in (first(), other))
     assert traces == 1
-    assert np.all(np.abs(first - second) > 1e-4)
+    assert np.all(np.abs(one - two) > 1e-4)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_teacher_runs_once_for_all_students(form):
     """In the program there are as many of the teacher's convolutions as without a stack, on unstacked images."""
-    state, step = begin()
+    state = first()
     wide = "f32[16,8,8,6]"  # the teacher's first stage, which no student has
-    program = str(jax.make_jaxpr(FORMS[form](step))(state, KNOWN, make_batch()))
-    single = str(jax.make_jaxpr(step)(students.pick_student(state, 0), KNOWN, make_batch()))
+    program = str(jax.make_jaxpr(FORMS[form](STEP))(state, KNOWN, make_batch()))
+    single = str(jax.make_jaxpr(STEP)(students.pick_student(state, 0), KNOWN, make_batch()))
 
     def convolutions(text):
         return sum(f":{wide} = conv_general" in line for line in text.splitlines())
 
     assert convolutions(program) == convolutions(single) == 2
-    shared = str(jax.make_jaxpr(step.share)(KNOWN, make_batch()))
+    shared = str(jax.make_jaxpr(STEP.share)(KNOWN, make_batch()))
     assert convolutions(shared) == 2, "which is the part that no form stacks"
 
 
 def test_a_student_that_diverges_does_not_disturb_the_others():
     points = {**POINTS, "rate": POINTS["rate"].copy()}
     points["rate"][2] = 1e30
-    healthy, step = begin(skip_nonfinite=True)
-    broken, _ = begin(points)
-    together, found = run(students.vmap_students(step), broken, steps=5)
-    usual, _ = run(students.vmap_students(step), healthy, steps=5)
+    step = jax.jit(students.vmap_students(SWEPT.make_step(skip_nonfinite=True)))
+    together, found = run(step, begin(points)[0], steps=5)
+    usual, _ = run(step, first(), steps=5)
     assert found["skipped"][2] > 0
     for i in (0, 1, 3, 7):
         expected, mine = (students.pick_student(s, i) for s in (usual, together))
@@ -117,8 +129,7 @@ def test_a_student_that_diverges_does_not_disturb_the_others():
 
 
 def test_evaluation_of_a_stack_in_every_form():
-    state, step = begin()
-    state, _ = run(students.vmap_students(step), state, steps=1)
+    state, _ = trained("vmap")
     student, teacher, *_ = make_parts(1.0, 0.1)
     measure = train.make_eval_step(student, teacher, metrics.DISTILLATION)
     found = [metrics.values(jax.jit(FORMS[form](measure))(state, KNOWN, make_batch())) for form in FORMS]
@@ -129,11 +140,10 @@ def test_evaluation_of_a_stack_in_every_form():
 
 
 def test_many_devices_train_a_sweep():
-    state, step = begin()
-    expected, _ = run(students.vmap_students(step), state)
+    expected, _ = trained("vmap")
     plan = parallel.with_jit()
-    compiled = plan.compile(students.vmap_students(step))
-    now, known = plan.put(jax.tree.map(jnp.copy, (state, KNOWN)))
+    compiled = plan.compile(students.vmap_students(STEP))
+    now, known = plan.put(jax.tree.map(jnp.copy, (first(), KNOWN)))
     for seed in range(3):
         now, found = compiled(now, known, plan.place(make_batch(seed=seed)))
     assert np.all(np.isfinite(found["loss"]))
@@ -203,9 +213,8 @@ def test_what_does_not_fit_fails_before_anything_compiles():
 def test_students_may_start_from_given_variables():
     student, *_ = make_parts(1.0, 0.1)
     start = jax.jit(student.init)(jax.random.key(5), make_batch())
-    state = students.sweep(make_parts, POINTS).init(
-        key=jax.random.key(0), batch=make_batch(), teacher_variables=KNOWN, student_variables=start, ema=True
-    )
+    options = {"teacher_variables": KNOWN, "student_variables": start, "ema": True}
+    state = SWEPT.init(key=jax.random.key(0), batch=make_batch(), **options)
     mine = students.pick_student(state, 6)
     assert_trees_equal(Variables(mine.params["student"], mine.state["student"]), start)
     assert_trees_equal(mine.ema, start)

@@ -53,20 +53,19 @@ def examples(pair, count, config):
 
 
 def with_logits(pair, config, source, batch_size):
-    """The examples with what the teacher says of them."""
+    """The teacher's variables, and the examples with what it says of them."""
     teacher = networks(pair, config)[0][0]
     known = jax.jit(teacher.init)(jax.random.key(1), {name: x[:batch_size] for name, x in source.items()})
     say = jax.jit(lambda known, rows: teacher.apply(known, rows, None, False)[0].logits)
     starts = range(0, len(source["label"]), batch_size)
     found = [say(known, {name: x[start : start + batch_size] for name, x in source.items()}) for start in starts]
-    return {**source, CACHED: np.concatenate(found)}
+    return known, {**source, CACHED: np.concatenate(found)}
 
 
-def library(pair, config, batch, cached):
+def library(pair, config, batch, known, cached):
     """(step on a placed batch, place, wait, the weights by path) of the library."""
     (teacher, student), _ = networks(pair, config)
     mesh = parallel.make_mesh(jax.devices()[:1])
-    known = jax.jit(teacher.init)(jax.random.key(1), batch)
     term = objectives.weighted(label=(ALPHA, objectives.from_labels(losses.cross_entropy)),
                                kd=(1 - ALPHA, objectives.from_logits(losses.kd, temperature=T)))  # fmt: skip
     held_by = Variables({}, {}) if cached else known
@@ -158,11 +157,11 @@ def epoch(side, source, batch_size):
     wait(loss)
 
 
-def sides_of(pair, config, batch):
+def sides_of(pair, config, batch, known):
     """Name -> (launch, place, wait), and the losses of three steps of each."""
     ways, sides = {"": False, ", cached": True}, {}
     for way, cached in ways.items():
-        *mine, weights = library(pair, config, batch, cached)
+        *mine, weights = library(pair, config, batch, known, cached)
         sides[f"jaxkd{way}"] = tuple(mine)
     if importlib.util.find_spec("torch"):
         for peer in config.peers:
@@ -176,9 +175,11 @@ def sides_of(pair, config, batch):
 
 
 def measure(pair, batch_size, config):
-    source = with_logits(pair, config, examples(pair, max(config.epoch_examples, batch_size), config), batch_size)
+    known, source = with_logits(
+        pair, config, examples(pair, max(config.epoch_examples, batch_size), config), batch_size
+    )
     batch = {name: x[:batch_size] for name, x in source.items()}
-    sides, seen = sides_of(pair, config, batch)
+    sides, seen = sides_of(pair, config, batch, known)
     tolerance = 3e-2 if timing.is_accelerator() else 1e-3  # of float32, and of TF32
     for name, found in seen.items():  # the same mathematics
         np.testing.assert_allclose(found, seen["jaxkd"], rtol=tolerance, err_msg=name)

@@ -22,13 +22,17 @@ from jaxkd.caching import write_targets
 from jaxkd.cli import main
 from jaxkd.types import Variables
 
-SMALL = dict(rounds=1, seconds=0.01, steps=2, batch_size=8, depths=(8, 8), examples=32, classes=10, top_k=4)
+SMALL = dict(rounds=1, seconds=0.01, steps=2, batch_size=8, pair="mlp", examples=32, classes=10, top_k=4)
 T, ALPHA = 4.0, 0.1
+# (network, its name) of the teacher and of the student.
+NETWORKS = {
+    "resnet": lambda c: [(models.resnet(c.classes, depth=d), f"ResNet-{d}") for d in c.depths],
+    "mlp": lambda c: [(models.mlp(c.classes, hidden=(w,)), f"MLP 3072-{w}-{c.classes}") for w in (64, 32)],
+}
 
 
-def trainer(source, prepare, teacher, known, config, plan, stack):
+def trainer(source, prepare, student, teacher, known, config, plan, stack):
     """A function that takes some steps with batches from the pipeline and waits for the last one."""
-    student = models.resnet(config.classes, depth=config.depths[1])
     term = objectives.weighted(label=(ALPHA, objectives.from_labels(losses.cross_entropy)),
                                kd=(1 - ALPHA, objectives.from_logits(losses.kd, temperature=T)))  # fmt: skip
     parts = (student, teacher, term, optax.sgd(0.01, momentum=0.9))
@@ -54,7 +58,8 @@ def benchmark() -> None:
         seconds=(1.0, "least length of one side of a round"),
         steps=(5, "steps between two looks at the clock"),
         batch_size=(64, "examples a step"),
-        depths=((56, 20), "depths of the teacher and of the student"),
+        pair=("resnet", "which teacher and student: resnet, mlp"),
+        depths=((56, 20), "of the residual networks, teacher and student"),
         examples=(2048, "examples of the set"),
         views=(2, "views of each example in the cache"),
         classes=(100, "classes"),
@@ -64,14 +69,14 @@ def benchmark() -> None:
     arrays, prepare = pictures(config.examples, config.classes)
     source = dataclasses.replace(data.open_source(arrays, num_classes=config.classes), views=config.views)
     plan = parallel.with_jit(parallel.make_mesh(jax.devices()[:1]))
-    big = models.resnet(config.classes, depth=config.depths[0])
+    (big, big_name), (small, small_name) = NETWORKS[config.pair](config)
     known = jax.jit(big.init)(jax.random.key(1), prepare(data.train_batches(source, 8, seed=0)[0]))
     same = {"made_with": {"teacher": data.fingerprint_variables(known)}, "prepare": prepare, "views": config.views}
     written, nothing = {"live": None, "none": None}, Variables({}, {})
     with contextlib.ExitStack() as stack:
-        sides = {"live": trainer(source, prepare, big, known, config, plan, stack)}
+        sides = {"live": trainer(source, prepare, small, big, known, config, plan, stack)}
         zeros = data.with_fields(source, teacher_logits=np.zeros((config.examples, config.classes), np.float32))
-        sides["none"] = trainer(zeros, prepare, models.cached(), nothing, config, plan, stack)
+        sides["none"] = trainer(zeros, prepare, small, models.cached(), nothing, config, plan, stack)
         for name, k in (("cached, all logits", None), (f"cached, top {config.top_k}", config.top_k)):
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             written[name] = write_targets(
@@ -79,7 +84,7 @@ def benchmark() -> None:
             )
             teacher = models.cached(num_classes=None if k is None else config.classes)
             joined = data.with_targets(source, folder, **same)
-            sides[name] = trainer(joined, prepare, teacher, nothing, config, plan, stack)
+            sides[name] = trainer(joined, prepare, small, teacher, nothing, config, plan, stack)
         first = {name: run() for name, run in sides.items()}
         np.testing.assert_allclose(first["cached, all logits"], first["live"], rtol=1e-4)  # the same training
         times = timing.alternate(sides, rounds=config.rounds, seconds=config.seconds)
@@ -92,8 +97,7 @@ def benchmark() -> None:
     ]  # fmt: skip
     columns = dict(teacher="teacher", rate="examples/s", ratio="times the live one", written="written, examples/s")
     notes = ["Median (quartiles). Against none, which makes the student's step on zeros, no cache can be faster."]
-    pair = " -> ".join(f"ResNet-{depth}" for depth in config.depths)
-    title = f"{pair}, live and cached teacher, batch {config.batch_size}"
+    title = f"{big_name} -> {small_name}, live and cached teacher, batch {config.batch_size}"
     timing.publish(config.out, title, rows, columns, notes=notes, config=vars(config))
 
 

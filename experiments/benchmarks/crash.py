@@ -44,7 +44,7 @@ class Config:
     out: str = "runs/crash.json"  # where the findings go
 
 
-SMALL = dict(kills=2, steps=24, every=4, cache=True)
+SMALL = dict(kills=2, steps=12, every=4, cache=True)
 
 
 # The run that is killed.
@@ -174,7 +174,7 @@ class Killer:
             if time.monotonic() - began > self.config.timeout:
                 process.kill()
                 raise RuntimeError(f"{name} was still running after {self.config.timeout} seconds: see {self.root}.")
-            time.sleep(0.0005)
+            time.sleep(0.002)
         if process.returncode:
             said = (self.root / f"{name}.txt").read_text()[-2000:]
             raise RuntimeError(f"{name} left with code {process.returncode} by itself:\n{said}")

@@ -3,6 +3,8 @@
 `run(source, name, tensors, x) -> (logits, features)`, for every network of models.json; no mathematics of its own.
 """
 
+import functools
+
 import jax
 
 from jaxkd import pytorch
@@ -14,11 +16,17 @@ SOURCES = {
 }
 
 
+@functools.cache
+def made(source, name, classes):
+    """The model; always the same one, for JAX knows it again and traces it once."""
+    return SOURCES[source][name].make(classes)
+
+
 def run(source, name, tensors, x):
     """Logits [B, K] and, for the benchmark's networks, the features [B, ...]: stem, stages, pooled vector."""
-    network, batch = SOURCES[source][name], {"image": x}
-    model = network.make(pytorch.num_classes(network.rules, tensors))
-    variables = pytorch.import_weights(model, network.rules, tensors, batch)
+    rules, batch = SOURCES[source][name].rules, {"image": x}
+    model = made(source, name, pytorch.num_classes(rules, tensors))
+    variables = pytorch.import_weights(model, rules, tensors, batch)
     with jax.default_matmul_precision("highest"):
         outputs, _ = jax.jit(model.apply, static_argnums=(2, 3))(variables, batch, None, False)
     stages = sorted(n for n in outputs.features if n.startswith("stage") and not n.endswith("preact"))

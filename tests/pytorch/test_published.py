@@ -34,13 +34,12 @@ def tensor(name, shape):
     return a * (np.sqrt(1 / np.prod(shape[1:])) if weight else 0.02)
 
 
-def tensors_of(source, name, size, classes):
+def tensors_of(source, name, shape, classes, dtype=jnp.float32):
     """Names and shapes of the network's tensors in PyTorch's layout, and its size."""
-    network = networks.SOURCES[source][name]
-    model, batch = network.make(classes), {"image": jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)}
-    like = jax.eval_shape(model.init, jax.random.key(0), batch)
+    batch = {"image": jax.ShapeDtypeStruct(shape, dtype)}
+    like = jax.eval_shape(networks.made(source, name, classes).init, jax.random.key(0), batch)
     zeros = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), like)
-    exported = pytorch.export_weights(zeros, network.rules)
+    exported = pytorch.export_weights(zeros, networks.SOURCES[source][name].rules)
     return {n: x.shape for n, x in exported.items()}, models.count_parameters(like)
 
 
@@ -53,12 +52,12 @@ def digest(named):
 def test_logits_features_names_and_size_are_those_of_pytorch(network):
     golden, (source, name) = NETWORKS[network], network.split("/")
     shape = golden["input"]["shape"]
-    named, count = tensors_of(source, name, shape[1], 100 if source == "cifar100_benchmark" else 1000)
-    assert digest(named) == golden["names"]
-    assert count == golden["trainable_parameters"]
     x = np.random.default_rng(golden["input"]["seed"]).standard_normal(shape)
     with jax.enable_x64(True):
+        named, count = tensors_of(source, name, shape, 100 if source == "cifar100_benchmark" else 1000, jnp.float64)
         logits, features = networks.run(source, name, {n: tensor(n, s) for n, s in named.items()}, x)
+    assert digest(named) == golden["names"]
+    assert count == golden["trainable_parameters"]
     logits, features = np.asarray(logits), [np.asarray(f) for f in features]
     close = {"rtol": 1e-9, "atol": 1e-9}
     np.testing.assert_allclose(logits[:, :8], golden["logits"], **close)
@@ -73,8 +72,9 @@ def test_logits_features_names_and_size_are_those_of_pytorch(network):
 @pytest.mark.parametrize("network", ["cifar100_benchmark/resnet8", "cifar100_benchmark/vgg8"])
 def test_float32_keeps_four_digits(network):
     golden, (source, name) = NETWORKS[network], network.split("/")
-    named, _ = tensors_of(source, name, 32, 100)
-    x = np.random.default_rng(golden["input"]["seed"]).standard_normal(golden["input"]["shape"]).astype(np.float32)
+    shape = golden["input"]["shape"]
+    named, _ = tensors_of(source, name, shape, 100)
+    x = np.random.default_rng(golden["input"]["seed"]).standard_normal(shape).astype(np.float32)
     logits, features = networks.run(source, name, {n: tensor(n, s) for n, s in named.items()}, x)
     assert {x.dtype for x in (logits, *features)} == {jnp.dtype(jnp.float32)}
     np.testing.assert_allclose(logits[:, :8], golden["logits"], rtol=1e-4, atol=1e-5)
@@ -100,11 +100,11 @@ PUBLISHED = [
 def test_sizes_and_names_are_the_published_ones(network, parameters, pairs, names):
     source, name = network.split("/")
     small = source == "cifar100_benchmark"
-    named, count = tensors_of(source, name, 32 if small else 224, 100 if small else 1000)
+    shape, classes = ((1, 32, 32, 3), 100) if small else ((1, 224, 224, 3), 1000)
+    named, count = tensors_of(source, name, shape, classes)
     assert count == parameters
     assert digest(named) == names
     if pairs:
-        model = networks.SOURCES[source][name].make(1000)
-        found = models.size(model, {"image": jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)})
+        found = models.size(networks.made(source, name, classes), {"image": jax.ShapeDtypeStruct(shape, jnp.float32)})
         assert found.parameters == parameters
         assert round(found.flops / 2e9, 3) == pairs
