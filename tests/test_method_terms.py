@@ -10,8 +10,7 @@ import pytest
 from losses.test_golden import stored
 
 from jaxkd import losses, objectives
-from jaxkd.losses import connectors, contrastive, dense, transfer
-from jaxkd.objectives import banks
+from jaxkd.losses import connectors, dense, transfer
 from jaxkd.types import Outputs, Variables
 
 B, K, N = 8, 5, 32
@@ -386,60 +385,6 @@ def test_fusion_mixes_by_its_attention():
     np.testing.assert_allclose(residual, np.repeat(np.repeat(deeper, 2, 1), 2, 2), atol=1e-5)
     with pytest.raises(ValueError, match="needs attention_kernel and attention_bias"):
         connectors.review_fusion(feature, deeper, **alone)
-
-
-# --- memories ---
-
-
-def test_crd_moves_the_rows_of_the_batch_and_no_others():
-    term = TERMS["crd"]
-    owned = start(term)
-    _, state, _ = evaluate(term, owned)
-    before, after = owned.state["bank"], state["bank"]
-    rows = np.asarray(BATCH["id"])
-    others = np.setdiff1d(np.arange(N), rows)
-    for name in ("student", "teacher"):
-        old, new = np.asarray(getattr(before, name)), np.asarray(getattr(after, name))
-        np.testing.assert_array_equal(old[others], new[others])
-        assert np.all(np.abs(old[rows] - new[rows]).max(axis=1) > 1e-3)
-        np.testing.assert_allclose(np.linalg.norm(new[rows], axis=1), 1, rtol=1e-5)
-    assert float(before.student_z) < 0 < float(after.student_z)
-
-
-def test_crd_draws_negatives_from_other_classes_only():
-    labels = np.arange(N) % 4
-    term = objectives.crd(student="pooled", teacher="pooled", examples=N, labels=labels, width=5, negatives=500)
-    owned = start(term)
-    draw_rows = jax.jit(banks.negatives_of_other_classes, static_argnums=(3, 4))
-    rows = np.asarray(draw_rows(jax.random.key(0), BATCH["id"], owned.state["classes"], N, 500))
-    np.testing.assert_array_equal(rows[:, 0], BATCH["id"])
-    for own, negatives in zip(rows[:, 0], rows[:, 1:], strict=True):
-        assert set(negatives) == set(np.flatnonzero(labels != labels[own]))
-    assert np.isfinite(float(evaluate(term, owned)[0]))
-
-
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        (np.zeros(N, int), "all examples are of one class"),
-        (np.zeros(3, int), r"shape \(3,\) but there are 32 examples"),
-    ],
-)
-def test_crd_says_what_is_wrong_with_labels(labels, message):
-    with pytest.raises(ValueError, match=message):
-        objectives.crd(student="pooled", teacher="pooled", examples=N, labels=labels)
-
-
-def test_the_queue_holds_the_teachers_latest_embeddings():
-    term = TERMS["info_nce_queue"]
-    owned = start(term)
-    _, state, _ = evaluate(term, owned)
-    queue = np.asarray(state["queue"])
-    embedded = jax.jit(objectives.linear(width=5).apply)(owned.params["teacher"], TEACHER.features["pooled"])
-    np.testing.assert_allclose(queue[-B:], embedded / np.linalg.norm(embedded, axis=1, keepdims=True), rtol=1e-4)
-    np.testing.assert_array_equal(queue[:-B], np.asarray(owned.state["queue"])[B:])
-    pushed = jax.jit(contrastive.queue_push)(owned.state["queue"], embedded)
-    np.testing.assert_allclose(queue, pushed, rtol=1e-5)
 
 
 # --- what does not fit ---
