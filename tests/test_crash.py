@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import jax
 import numpy as np
@@ -57,6 +58,7 @@ def killed(crash, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
         patch.setattr(sys, "argv", [str(PATH), "--smoke", "--out", str(root / "out.json")])
         patch.setattr(crash, "Killer", Here)
+        patch.setattr(tempfile, "tempdir", str(root))
         patch.setenv("JAX_NUM_CPU_DEVICES", str(jax.device_count()))  # of the others: bits depend on it
         crash.benchmark()
     return json.loads((root / "out.json").read_text()), said.getvalue(), root / "whole"
