@@ -97,7 +97,7 @@ class Setup:
     def __init__(self, *, prepare=same, term=TERM, student=STUDENT, keys=None, **options):
         self.student, self.teacher, self.term, self.optimizer = student, TEACHER, term, OPTIMIZER
         self.prepare = prepare
-        self.teacher_variables = jax.tree.map(jnp.asarray, teacher_variables())
+        self.teacher_variables = jax.tree.map(jnp.array, teacher_variables())
         parts = (student, term, prepare, options.get("ema_decay") is not None)
         # Copied, for steps may overwrite it.
         self.state = jax.tree.map(jnp.copy, _begun(*parts)) if keys is None else _begin(*parts, keys=keys)

@@ -175,9 +175,8 @@ def sides_of(pair, config, batch, known):
 
 
 def measure(pair, batch_size, config):
-    known, source = with_logits(
-        pair, config, examples(pair, max(config.epoch_examples, batch_size), config), batch_size
-    )
+    drawn = examples(pair, max(config.epoch_examples, batch_size), config)
+    known, source = with_logits(pair, config, drawn, batch_size)
     batch = {name: x[:batch_size] for name, x in source.items()}
     sides, seen = sides_of(pair, config, batch, known)
     tolerance = 3e-2 if timing.is_accelerator() else 1e-3  # of float32, and of TF32
