@@ -25,7 +25,7 @@ from jaxkd.cli import check_positive
 from jaxkd.log import read_metrics
 from jaxkd.stage import Measure, Setting, Training, launch, train_stage
 
-NETWORKS = {**pytorch.TIMM, **pytorch.TORCHVISION}
+NETWORKS = {**pytorch.CIFAR100_BENCHMARK, **pytorch.TIMM, **pytorch.TORCHVISION}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -54,7 +54,7 @@ class Config:
 
 
 SMALL = dict(name="imagenet-smoke", source="fake", epochs=1, batch_size=8, image_size=32, resize=40,
-             teacher="resnet18", student="resnet18", validation_split="train")  # fmt: skip
+             teacher="resnet8", student="resnet8", validation_split="train")  # fmt: skip
 
 
 def fake(config):

@@ -1,13 +1,11 @@
 """Transfer: a teacher pre-trained on one data set helps students on another, with other classes and few labels.
 
-    python experiments/transfer.py --source cifar100 --target cifar10 --per-class 50 --seeds 3
+    python experiments/transfer.py --target cifar10 --per-class 50 --seeds 3
     python experiments/transfer.py --source npz:cifar100_{split}.npz --source-classes 80 --target-classes 20
 
-Compared on the target's test split, which is read once: a student from scratch; one that follows the pre-trained
-teacher's maps, since the label sets differ; the teacher itself with a new last layer, fine-tuned by gradual unfreezing
-with a smaller rate for each shallower group of layers; the same teacher with all but its last layer frozen; a student
-distilled from the fine-tuned teacher's logits; and one by logits and maps. With --source-classes and --target-classes
-one data set serves as both: the first classes are the source, the last ones the target.
+Compared on the target's test split, which is read once: the teacher with a new last layer, all else frozen, or thawed
+gradually; a student alone, one that follows the pre-trained teacher's maps (label sets may differ), one distilled from
+the thawed teacher's logits, one from both. One data set can serve as both, by its first and its last classes.
 """
 
 import dataclasses
@@ -52,18 +50,21 @@ class Config:
     temperature: float = 4.0  # T of the soft labels
     maps: float = 100.0  # weight of attention transfer between the stages
     flip: bool = True  # flip images left to right at random
+    students: tuple[str, ...] = ("alone", "by-maps", "by-logits", "by-both")  # which kinds
     seeds: int = 1  # students of each kind, trained at once
     training: Annotated[Training, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Training)
     seed: int = 0  # of everything
     wandb: bool = False  # log to Weights & Biases as well
 
 
-SMALL = dict(name="transfer-smoke", teacher="resnet8", student="resnet8", pretrain_epochs=1, epochs=1, per_class=4,
-             batch_size=8, source_split="train[:32]", test_split="test[:32]")  # fmt: skip
+SMALL = dict(name="transfer-smoke", students=("by-both",), teacher="resnet8", student="resnet8", pretrain_epochs=1,
+             epochs=1, per_class=4, batch_size=8, source_split="train[:32]", test_split="test[:32]")  # fmt: skip
 
 
 def procedure(config, run, logger, plan) -> None:
     check_positive(config, "per_class", "pretrain_epochs", "epochs", "batch_size", "seeds")
+    if unknown := set(config.students) - set(Config.students):
+        raise ValueError(f"there are no students {sorted(unknown)}: choose from {', '.join(Config.students)}.")
     pretrain, few, validation, test = opened(config)
     clean = augment.compose(augment.to_float(), augment.normalize(*data.statistics(pretrain)))
     moves = [augment.random_crop(4), *[augment.flip()] * config.flip, clean]
@@ -95,16 +96,20 @@ def procedure(config, run, logger, plan) -> None:
     many = range(config.seeds) if config.seeds > 1 else None
     stages = [objectives.features_of(side, STAGES) for side in ("student", "teacher")]
     maps = (config.maps, objectives.from_outputs(losses.attention_transfer, *stages, as_released=True))
-    soft = objectives.from_logits(losses.kd, temperature=config.temperature)
+    soft = (0.9, objectives.from_logits(losses.kd, temperature=config.temperature))
     known = fit("pre-trained", big, label, source=pretrain)
     start = models.inherit(jax.jit(tuned.init)(jax.random.key(config.seed), clean(data.eval_batches(few, 8)[0])), known)
     fit("teacher-last-layer", tuned, label, last_layer, start=start)
     taught = fit("teacher-thawed", tuned, label, thawing, start=start)
-    fit("alone", small, label, seeds=many)
-    fit("by-maps", small, objectives.weighted(label=label, maps=maps), seeds=many, teacher=big, teacher_variables=known)
-    after = {"seeds": many, "teacher": tuned, "teacher_variables": taught}
-    fit("by-logits", small, objectives.weighted(label=(0.1, label), kd=(0.9, soft)), **after)
-    fit("by-both", small, objectives.weighted(label=(0.1, label), kd=(0.9, soft), maps=maps), **after)
+    before, after = ({"teacher": model, "teacher_variables": v} for model, v in ((big, known), (tuned, taught)))
+    kinds = {
+        "alone": (label, {}),
+        "by-maps": (objectives.weighted(label=label, maps=maps), before),
+        "by-logits": (objectives.weighted(label=(0.1, label), kd=soft), after),
+        "by-both": (objectives.weighted(label=(0.1, label), kd=soft, maps=maps), after),
+    }
+    for kind in config.students:
+        fit(kind, small, kinds[kind][0], seeds=many, **kinds[kind][1])
     if processes.is_first():
         report.show(report.table(rows, COLUMNS, title=f"{test.name}: {len(test):,} images, {config.seeds} seed(s)"))
         run.finish({"table": rows, "validation": report.last_and_best(read_metrics(run.path))})

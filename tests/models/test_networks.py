@@ -48,7 +48,8 @@ def test_resnet_has_the_size_of_its_architecture(depth, classes, widen, count, p
     assert logits == (2, classes)
     stages = {f"stage{i + 1}": (2, 32 // 2**i, 32 // 2**i, 2**i * 16 * widen) for i in range(3)}
     before = {f"{name}_preact": shape for name, shape in stages.items()}
-    assert features == {"stem": (2, 32, 32, 16), **stages, **before, "pooled": (2, 64 * widen)}
+    rest = {"stem": (2, 32, 32, 16), "last": stages["stage3"], "pooled": (2, 64 * widen)}
+    assert features == {**stages, **before, **rest}
 
 
 @pytest.mark.parametrize("depth", [-4, 2, 7, 18, 51])
