@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxkd.types import PyTree
+from jaxkd.meshes import is_key
+from jaxkd.types import PyTree, leaf_name
 
 SHOWN = 3
 """How many differences of each kind are named; the rest is counted."""
@@ -39,7 +40,7 @@ def inventory(tree: PyTree) -> dict[str, Entry]:
     Returns:
       Path, as "params/student/w" -> entry.
     """
-    leaves = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in jax.tree.leaves_with_path(tree)}
+    leaves = {leaf_name(path): x for path, x in jax.tree.leaves_with_path(tree)}
     sums = {path: _checksum(x) for path, x in leaves.items() if isinstance(x, jax.Array)}
     known = {path: int(value) for path, value in jax.device_get(sums).items()}
     return {path: Entry(f"{x.dtype}[{','.join(map(str, x.shape))}]", known.get(path)) for path, x in leaves.items()}
@@ -81,7 +82,7 @@ def _some(names: Iterable[str]) -> str:
 @jax.jit
 def _checksum(x: Any) -> jax.Array:
     """Sum of an array's words, each weighed by its place; no reshape, which would gather a sharded array."""
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if is_key(x):
         x = jax.random.key_data(x)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         x = jnp.stack([x.real, x.imag], axis=-1)

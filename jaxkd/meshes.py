@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxkd.types import Batch, PyTree
+from jaxkd.types import Batch, PyTree, leaf_name
 
 DATA = "data"
 """Name of the mesh axis over which batches are split."""
@@ -96,7 +96,7 @@ def fsdp(tree: PyTree, mesh: Mesh, rules: Rules | None = None, *, smallest: int 
     used = set()
 
     def of(path: tuple[Any, ...], x: Any) -> NamedSharding:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = leaf_name(path)
         pattern = next((pattern for pattern in rules or {} if re.search(pattern, name)), None)
         if pattern is None or rules is None:
             return NamedSharding(mesh, _largest_axis(x, mesh.shape[MODEL], smallest))
@@ -112,7 +112,7 @@ def fsdp(tree: PyTree, mesh: Mesh, rules: Rules | None = None, *, smallest: int 
 
     shardings = jax.tree_util.tree_map_with_path(of, tree)
     if unused := [pattern for pattern in rules or {} if pattern not in used]:
-        names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(tree)]
+        names = [leaf_name(path) for path, _ in jax.tree.leaves_with_path(tree)]
         raise ValueError(
             f"the pattern {unused[0]!r} decides over no array: check its spelling and the rules before it; the arrays "
             f"are {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}."

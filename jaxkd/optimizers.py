@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxkd.types import PyTree
+from jaxkd.types import PyTree, leaf_name
 
 
 def by_path(
@@ -135,12 +135,8 @@ def _first(path: str, rules: Mapping[str, object]) -> str:
 
 
 def _by_path(params: PyTree, of_path: Callable[[str], object]) -> PyTree:
-    return jax.tree_util.tree_map_with_path(lambda path, _: of_path(_name(path)), params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: of_path(leaf_name(path)), params)
 
 
 def _paths(params: PyTree) -> list[str]:
-    return [_name(path) for path, _ in jax.tree.leaves_with_path(params)]
-
-
-def _name(path: tuple) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    return [leaf_name(path) for path, _ in jax.tree.leaves_with_path(params)]

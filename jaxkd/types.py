@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import flax.struct
@@ -10,6 +10,12 @@ import jax
 
 PyTree: TypeAlias = Any
 """A nest of dicts, tuples and arrays."""
+
+
+def leaf_name(path: Sequence[Any]) -> str:
+    """How rules and messages call a leaf of a tree, from its path as `jax.tree` gives it: "student/head/kernel"."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
 
 Batch: TypeAlias = Mapping[str, Any]
 """Arrays with one leading axis B: `image`, `label`, `id`, `view`, and whatever else a source or a cache adds."""

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from jaxkd.data import checks, images
-from jaxkd.data.preparing import first_line
 from jaxkd.data.sources import Source
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
@@ -47,17 +46,8 @@ def from_pictures(folder: Path, split: str, num_classes: int | None, size: tuple
 
     def read(rows: np.ndarray) -> dict[str, np.ndarray]:
         ids = start + np.asarray(rows)
-        pictures = [_decoded(found[i], size) for i in ids]
+        advice = "copy it anew, or delete it and start another run"
+        pictures = [images.decode_or_say(found[i], 3, size, what=str(found[i]), advice=advice) for i in ids]
         return {"image": np.stack(pictures), "label": labels[ids], "id": ids.astype(np.int32)}
 
     return Source(f"{folder}[{split}]", stop - start, num_classes or len(classes), (*size, 3), read, start)
-
-
-def _decoded(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """One picture's pixels, or a sentence that names its path."""
-    try:
-        return images.decode(path.read_bytes(), 3, size)
-    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for files that are cut off or foreign
-        raise ValueError(
-            f"{path} cannot be decoded ({first_line(error)}): copy it anew, or delete it and start another run."
-        ) from error

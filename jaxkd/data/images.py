@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from jaxkd.data.preparing import first_line
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
@@ -28,6 +31,30 @@ def decode(encoded: bytes, channels: int | None, size: tuple[int, int] | None) -
             picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
         pixels = np.array(picture, dtype=np.uint8)
     return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def decode_or_say(
+    encoded: bytes | Path, channels: int | None, size: tuple[int, int] | None, *, what: str, advice: str
+) -> np.ndarray:
+    """As `decode`, with a sentence for files that are cut off or foreign.
+
+    Args:
+      encoded: The file's bytes, or its path.
+      channels: As in `decode`.
+      size: As in `decode`.
+      what: Which picture it is, for the sentence.
+      advice: What to do about it, without a full stop.
+
+    Returns:
+      As `decode`.
+
+    Raises:
+      ValueError: If the file cannot be read or decoded.
+    """
+    try:
+        return decode(encoded.read_bytes() if isinstance(encoded, Path) else encoded, channels, size)
+    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for them
+        raise ValueError(f"{what} cannot be decoded ({first_line(error)}): {advice}.") from error
 
 
 def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -233,8 +233,12 @@ def _stack(
     checks.check_labels(name, label, ids, num_classes)
     batch = {"label": label, "id": ids}
     if fields.image is not None and shape is not None:
+        source = "the files that the set was prepared from"
+        advice = f"replace it in {source} and prepare it anew, or choose a split without that row"
         pictures = [
-            _picture(name, row, example[fields.image], shape[-1], size)
+            images.decode_or_say(
+                example[fields.image], shape[-1], size, what=f"the image in row {row} of {name}", advice=advice
+            )
             for row, example in zip(ids, examples, strict=True)
         ]
         for row, picture in zip(ids, pictures, strict=True):
@@ -246,14 +250,3 @@ def _stack(
         batch[field] = np.stack([np.asarray(example[field]) for example in examples])
         checks.check_finite(name, field, batch[field], ids)
     return batch
-
-
-def _picture(name: str, row: int, encoded: bytes, channels: int, size: tuple[int, int] | None) -> np.ndarray:
-    """One image's pixels, or a sentence that names the row."""
-    try:
-        return images.decode(encoded, channels, size)
-    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for files that are cut off or foreign
-        raise ValueError(
-            f"the image in row {row} of {name} cannot be decoded ({first_line(error)}): replace it in the files "
-            "that the set was prepared from and prepare it anew, or choose a split without that row."
-        ) from error

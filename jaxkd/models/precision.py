@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxkd.types import Batch, Model, Outputs, PyTree, Variables
+from jaxkd.types import Batch, Model, Outputs, PyTree, Variables, leaf_name
 
 HEAD = r"(^|/)head(_distillation)?(/|$)"
 """The last layers, by the names that the networks here give them."""
@@ -124,7 +124,6 @@ def _floating(x: Any, change: Callable[[jax.Array], Any]) -> Any:
 
 def _map_params(params: PyTree, change: Callable[[jax.Array], Any], keep: str) -> PyTree:
     def at(path: Any, x: Any) -> Any:
-        named = jax.tree_util.keystr(path, simple=True, separator="/")
-        return x if re.search(keep, named) else _floating(jnp.asarray(x), change)
+        return x if re.search(keep, leaf_name(path)) else _floating(jnp.asarray(x), change)
 
     return jax.tree_util.tree_map_with_path(at, params)

@@ -6,7 +6,7 @@ import re
 
 import jax
 
-from jaxkd.types import Variables
+from jaxkd.types import Variables, leaf_name
 
 
 def inherit(own: Variables, trained: Variables, *, fresh: str = r"(^|/)head") -> Variables:
@@ -26,13 +26,13 @@ def inherit(own: Variables, trained: Variables, *, fresh: str = r"(^|/)head") ->
       ValueError: If another part has no counterpart or another shape (the sentence names path and shapes), or if no
         path is fresh.
     """
-    known = {_path(path): leaf for path, leaf in jax.tree.leaves_with_path(trained)}
-    paths = [_path(path) for path, _ in jax.tree.leaves_with_path(own)]
+    known = {leaf_name(path): leaf for path, leaf in jax.tree.leaves_with_path(trained)}
+    paths = [leaf_name(path) for path, _ in jax.tree.leaves_with_path(own)]
     if not any(re.search(fresh, path.split("/", 1)[1]) for path in paths):
         raise ValueError(f"no path has {fresh!r}, so that nothing would begin anew: they are {', '.join(paths[:10])}.")
 
     def choose(path: tuple, leaf: jax.Array) -> jax.Array:
-        name = _path(path)
+        name = leaf_name(path)
         if re.search(fresh, name.split("/", 1)[1]):
             return leaf
         if name not in known or known[name].shape != leaf.shape:
@@ -44,7 +44,3 @@ def inherit(own: Variables, trained: Variables, *, fresh: str = r"(^|/)head") ->
         return known[name]
 
     return jax.tree_util.tree_map_with_path(choose, own)
-
-
-def _path(path: tuple) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")

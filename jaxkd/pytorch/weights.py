@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxkd.pytorch.names import Rule, name_of, place
-from jaxkd.types import Batch, Model, Variables
+from jaxkd.types import Batch, Model, Variables, leaf_name
 
 SHOWN = 8
 """How many names of each kind an error lists; the rest is counted."""
@@ -139,7 +139,7 @@ def _filled(like: Any, found: Mapping[str, np.ndarray]) -> Any:
 
 def _path(keys: Sequence[Any]) -> str:
     """Path within a collection, whose own key comes first."""
-    return jax.tree_util.keystr(tuple(keys[1:]), simple=True, separator="/")
+    return leaf_name(keys[1:])
 
 
 def _described(rules: Sequence[Rule], path: str) -> str:

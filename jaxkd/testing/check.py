@@ -13,7 +13,7 @@ import numpy as np
 from jaxkd.testing.case import Arrays, Case
 from jaxkd.testing.outcome import Finding, NotRun, Outcome, Report, Result
 from jaxkd.testing.properties import ALWAYS, Property
-from jaxkd.types import PyTree
+from jaxkd.types import PyTree, leaf_name
 
 _CHUNKS = 16
 
@@ -69,7 +69,7 @@ def check_no_teacher_gradient(step_loss: Callable[[PyTree], jax.Array], teacher_
     outcome: Outcome = None if floating else NotRun("the teacher has no floating variables")
     if wrong := [i for i, size in largest.items() if size != 0]:
         worst = max(wrong, key=lambda i: np.nan_to_num(largest[i], nan=np.inf))
-        path = jax.tree_util.keystr(paths[worst][0], simple=True, separator="/")
+        path = leaf_name(paths[worst][0])
         what = f"the gradient in all {len(floating)} leaves of the teacher must be 0, but is not in {len(wrong)}"
         outcome = Finding(what, {}, {f"largest |gradient| in {path}": largest[worst], "expected": 0.0})
     return Report(_subject(step_loss), (Result("no teacher gradient", outcome),))
