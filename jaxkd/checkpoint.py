@@ -17,15 +17,18 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxkd import processes
 from jaxkd.inventory import Entry, differences, inventory
+from jaxkd.meshes import is_key
 from jaxkd.types import TrainState
 
 _CENTURY = 100 * 365 * 24 * 3600
 _PATIENCE = 1200  # seconds that processes wait for each other in a save
+_SHARE = 1 << 20  # bytes from which on devices that hold copies of an array each write a share of it
 _LOG = logging.getLogger(__name__)
 
 
@@ -121,7 +124,8 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=self._keep, cleanup_tmp_directories=True, async_options=_asynchronous()
             )
-            self._manager = _Manager(self.path, options=options)
+            handlers = {"state": _writer(), "about": ocp.JsonCheckpointHandler()}
+            self._manager = _Manager(self.path, options=options, item_handlers=handlers)
         except OSError as error:
             raise OSError(
                 f"cannot keep checkpoints in {self.path} ({error.strerror or error}): choose a folder that can be "
@@ -160,7 +164,9 @@ class Checkpoints:
             self._keep.note(step, measured)
             about = _About(dict(self._fingerprint or {}), measured, inventory(state))._asdict()
             about = ocp.args.JsonSave({**about, "digest": _digest(about)})
-            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=about))
+            self._manager.save(
+                step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(jax.tree.map(_words, state)), about=about)
+            )
 
     def wait(self) -> None:
         """Waits until what was saved is complete on disk.
@@ -216,10 +222,9 @@ class Checkpoints:
 
     def _first_readable(self, steps: Sequence[int], like: TrainState) -> TrainState | None:
         """The state of the first step that can be read; those before it are removed."""
-        target = jax.tree.map(_abstract, like)
         reason = ""
         for number, step in enumerate(steps):
-            state, reason = self._read(step, target)
+            state, reason = self._read(step, like)
             if state is not None:
                 for bad in steps[:number]:
                     self._manager.delete(bad)
@@ -232,7 +237,7 @@ class Checkpoints:
             )
         return None
 
-    def _read(self, step: int, target: TrainState) -> tuple[TrainState | None, str]:
+    def _read(self, step: int, like: TrainState) -> tuple[TrainState | None, str]:
         """The state of one step, or None and why it cannot be read."""
         about, reason = None, ""
         try:
@@ -241,10 +246,13 @@ class Checkpoints:
             reason = _reason(error)
         if _any_process(about is None) or about is None:
             return None, reason or "another process cannot read it"
-        self._check_fits(step, about, target)
+        self._check_fits(step, about, jax.tree.map(_abstract, like))
         state = None
         try:
-            state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))).state
+            words = jax.tree.map(_words, jax.tree.map(_abstract, like))
+            how = ocp.args.PyTreeRestore(words, ocp.checkpoint_utils.construct_restore_args(words))
+            words = self._manager.restore(step, args=ocp.args.Composite(state=how)).state
+            state = jax.tree.map(_like, like, words)
         except Exception as error:
             reason = _reason(error)
         if _any_process(state is None):
@@ -304,6 +312,13 @@ def _asynchronous() -> ocp.AsyncOptions:
     return ocp.AsyncOptions(timeout_secs=_CENTURY if alone else _PATIENCE, create_directories_asynchronously=not alone)
 
 
+def _writer() -> ocp.PyTreeCheckpointHandler:
+    """What writes a state: only large copies of an array are written in shares, since each share costs a program."""
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_SHARE)
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+
+
 def _digest(about: Mapping[str, Any]) -> str:
     """SHA-256 of what JSON makes of it."""
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
@@ -325,3 +340,20 @@ def _reason(error: Exception) -> str:
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
+def _words(x: Any) -> Any:
+    """PRNG keys as the numbers that they are made of, other arrays as they are; shapes alike."""
+    if not is_key(x):
+        return x
+    if isinstance(x, jax.Array):
+        return jax.random.key_data(x)
+    words = jax.eval_shape(jax.random.key_data, x)
+    return jax.ShapeDtypeStruct(words.shape, words.dtype, sharding=x.sharding)
+
+
+def _like(x: Any, words: jax.Array) -> jax.Array:
+    """The way back from `_words`."""
+    if not is_key(x):
+        return words
+    return jax.random.wrap_key_data(words, impl=jax.random.key_impl(jnp.empty((), x.dtype)))
