@@ -2,34 +2,23 @@
 
 R: the CIFAR-100 distillation benchmark (Tian, Krishnan, Isola, https://github.com/HobbitLong/RepDistiller,
 scripts/run_cifar_distill.sh); M: later work on it (https://github.com/megvii-research/mdistiller, configs/cifar100); L:
-https://github.com/sunshangquan/logit-standardization-KD; D: https://github.com/hunto/DIST_KD; "": nobody tuned it.
+https://github.com/sunshangquan/logit-standardization-KD; D: https://github.com/hunto/DIST_KD; I:
+https://github.com/ADLab-AutoDrive/ICKD; S: https://github.com/DefangChen/SimKD; "": nobody tuned it.
 """
-
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import _terms as term
 from _benchmark import measured
+from _terms import Method
 
 from jaxkd import losses, objectives
 from jaxkd.pytorch import CIFAR100_BENCHMARK
-
-
-class Method(NamedTuple):
-    """label * cross-entropy + weight * term."""
-
-    make: Callable[[term.Pair], Any]
-    weight: float = 1.0
-    source: str = ""
-    label: float = 1.0
-
 
 LOGITS = {
     "kd": Method(term.tempered(losses.kd, temperature=4.0), 0.9, "R", label=0.1),
     "kd_ls": Method(term.tempered(term.standardized, temperature=2.0), 9.0, "L", label=0.1),
     "ctkd": Method(lambda p: objectives.curriculum_temperature(strength=objectives.cosine_ramp(p.steps // 24)), 0.9, "",
                    label=0.1),
-    "dkd": Method(term.dkd, 1.0, "M"),
+    "dkd": Method(term.warmed(term.dkd), 1.0, "M"),
     "nkd": Method(term.labelled(losses.nkd)),
     "wsld": Method(term.labelled(losses.wsld, temperature=2.0)),
     "mft": Method(term.labelled(losses.mft)),
@@ -65,14 +54,16 @@ FEATURES = {
     "ft": Method(term.one(losses.ft_repdistiller), 200.0, "R"),
     "fsp": Method(term.every(losses.fsp), 50.0, "R"),
     "kdsvd": Method(term.every(losses.kdsvd), 1.0, "M"),
-    "crd": Method(lambda p: objectives.crd(student="pooled", teacher="pooled", examples=p.examples, labels=p.labels,
+    "crd": Method(lambda p: objectives.crd(student="pooled", teacher="pooled", examples=p.examples, labels=p.labels(),
                                            negatives=16384), 0.8, "R"),
-    "ofd": Method(term.preacts(objectives.ofd, norms=lambda p: p.norms)),
-    "review": Method(term.pairs(objectives.review), 5.0, "M"),
-    "semckd": Method(term.pairs(objectives.semckd), 400.0, "P"),
-    "ickd": Method(term.one(losses.ickd, project=objectives.connector()), 2.5, "P"),
-    "srrl": Method(lambda p: objectives.srrl(student="last", teacher="last", classifier=p.classifier), 1.0, "P"),
-    "simkd": Method(lambda p: objectives.simkd(student="last", teacher="last", classifier=p.classifier), 1.0, "P"),
+    "ofd": Method(term.preacts(objectives.ofd, norms=lambda p: p.norms()), 1.0, "M"),
+    "review": Method(term.warmed(term.pairs(objectives.review)), 1.0, "M"),
+    "semckd": Method(term.pairs(objectives.semckd), 400.0, "S", kd=1.0),
+    "ickd": Method(term.one(losses.ickd, project=objectives.connector()), 2.5, "I"),
+    "srrl": Method(lambda p: objectives.srrl(student="last", teacher="last", classifier=p.classifier), 1.0, "S",
+                   kd=1.0),
+    "simkd": Method(lambda p: objectives.simkd(student="last", teacher="last", classifier=p.classifier), 1.0, "S",
+                    label=0.0),
     "cat_kd": Method(lambda p: objectives.cat_kd()),
     "srd": Method(lambda p: objectives.srd(student="pooled", teacher="pooled")),
     "mgd": Method(lambda p: objectives.mgd(student=p.students[-1], teacher=p.teachers[-1])),
@@ -115,4 +106,7 @@ def objective(name, pair):
     if name == "alone":
         return on_labels
     method = METHODS[name]
-    return objectives.weighted(label=(method.label, on_labels), **{name: (method.weight, method.make(pair))})
+    terms = {"label": (method.label, on_labels), name: (method.weight, method.make(pair))}
+    if method.kd:
+        terms["soft"] = (method.kd, METHODS["kd"].make(pair))
+    return objectives.weighted(**terms)

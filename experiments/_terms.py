@@ -1,32 +1,23 @@
 """How terms are made for a pair of networks: each function here gives one that takes the pair."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import optax
-from _benchmark import EPOCHS
+from _benchmark import BETA, EPOCHS
+from _pair import Pair
 
 from jaxkd import losses, models, objectives
 
-BETA = {("resnet56", "resnet20"): 2.0, ("resnet110", "resnet32"): 2.0, ("wrn_40_2", "wrn_16_2"): 6.0,
-        ("wrn_40_2", "wrn_40_1"): 6.0, ("vgg13", "vgg8"): 6.0, ("vgg13", "MobileNetV2"): 6.0}  # fmt: skip
-"""DKD's beta where it is not 8 (M)."""
 
+class Method(NamedTuple):
+    """label * cross-entropy + weight * term + kd * KD at T = 4."""
 
-class Pair(NamedTuple):
-    """What methods may ask about two networks and their data."""
-
-    names: tuple[str, str]  # of teacher and student
-    students: Sequence[str]  # the student's stages, shallow first
-    teachers: Sequence[str]  # as many of the teacher's
-    alike: bool  # whether both have the same channels in each stage
-    classifier: tuple[Any, Any]  # kernel and bias of the teacher's last layer
-    norms: Sequence[tuple[Any, Any]]  # deviation and mean [C] of the teacher's stages before their ReLUs
-    examples: int  # that are trained on
-    labels: Any  # [N] of all of them, or None
-    steps: int  # updates
+    make: Callable[[Pair], Any]
+    weight: float = 1.0
+    source: str = ""
+    label: float = 1.0
+    kd: float = 0.0
 
 
 def tempered(loss, **hyper):
@@ -78,36 +69,19 @@ def vid(p):
     return objectives.weighted(**layers)
 
 
+def warmed(make):
+    """The term's weight rises over the first 20 of the benchmark's 240 epochs."""
+
+    def rising(p):
+        schedule = optax.linear_schedule(1 / 20, 1.0, max(1, p.steps * 20 // EPOCHS))
+        return objectives.weighted(warmed=(schedule, make(p)))
+
+    return rising
+
+
 def dkd(p):
-    warm = optax.linear_schedule(1 / 20, 1.0, max(1, p.steps * 20 // EPOCHS))
-    kind = labelled(losses.dkd, alpha=1.0, beta=BETA.get(p.names, 8.0), temperature=4.0)
-    return objectives.weighted(warmed=(warm, kind(p)))
+    return labelled(losses.dkd, alpha=1.0, beta=BETA.get(p.names, 8.0), temperature=4.0)(p)
 
 
 to_128 = dict(project=objectives.linear(width=128), project_teacher=objectives.linear(width=128))
 to_teacher = dict(project=objectives.linear())
-
-
-def describe(names, networks, variables, batch, *, examples, steps, labels=None):
-    """The pair of a teacher and a student, in this order; the norms are measured on the batch."""
-    (teacher, student), known = networks, variables
-
-    def channels(model):
-        made = jax.eval_shape(model.init, jax.random.key(0), batch)
-        features = jax.eval_shape(lambda v, b: model.apply(v, b, None, False)[0].features, made, batch)
-        return {n: features[n].shape[-1] for n in sorted(features) if n.startswith("stage") and n[5:].isdecimal()}
-
-    @jax.jit
-    def look(known, batch):
-        features = teacher.apply(known, batch, None, False)[0].features
-        return [
-            (jnp.std(features[f"{n}_preact"], (0, 1, 2)), jnp.mean(features[f"{n}_preact"], (0, 1, 2))) for n in other
-        ]
-
-    own, other = channels(student), channels(teacher)
-    number = min(len(own), len(other))  # the deepest ones, where one has more
-    alike = list(own.values())[-number:] == list(other.values())[-number:]
-    own, other = list(own)[-number:], list(other)[-number:]
-    head = known.params["head"]
-    classifier = (head["kernel"], head["bias"])
-    return Pair(names, own, other, alike, classifier, look(known, batch), examples, labels, steps)

@@ -17,7 +17,7 @@ import _benchmark
 import _methods
 import jax
 import tyro
-from _terms import describe
+from _pair import describe
 
 from jaxkd import augment, data, metrics, models, parallel, processes, pytorch, report, students
 from jaxkd.caching import Keep, cached_teacher
@@ -90,7 +90,7 @@ def procedure(config, run, logger, plan) -> None:
         tensors, rules = pytorch.read_tensors(config.teacher_file), pytorch.CIFAR100_BENCHMARK[config.teacher].rules
         known = pytorch.import_weights(big, rules, tensors, example)
     pair = describe((config.teacher, config.student), (big, small), known, example, steps=config.epochs * epoch,
-                    examples=len(full), labels=data.labels_of(full))  # fmt: skip
+                    examples=len(full), labels=lambda: data.labels_of(full))  # fmt: skip
     views = config.views or config.epochs
     live = (dataclasses.replace(full, views=views), big, known)
     cached = cached_teacher(setting, *live, views=views, keep=config.cache)

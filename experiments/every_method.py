@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from _benchmark import MEAN, PAIRS, STD
-from _terms import describe
+from _pair import describe
 
 from jaxkd import augment, data, models, pytorch, report
 from jaxkd.cli import main, parse
@@ -100,13 +100,13 @@ def attempt(name, pair, parts, batch, steps):
 
 def everything() -> None:
     config, rows = parse(Config, description=__doc__, smoke=SMALL), []
-    source = data.open_source(config.source, "train")
+    source = data.in_memory(data.open_source(config.source, "train"))
     clean = augment.augment_batch(augment.compose(augment.to_float(), augment.normalize(MEAN, STD)), seed=0)
     batch = clean(data.train_batches(source, config.batch_size, seed=0)[0])
-    labels = data.labels_of(source)
     for names in (tuple(pair.split()) for pair in config.pairs):
         methods, parts = _methods.chosen(names, config.methods), networks(names, batch)
-        pair = describe(names, *parts[:2], batch, examples=source.size, labels=labels, steps=config.steps)
+        pair = describe(names, *parts[:2], batch, examples=source.size, steps=config.steps,
+                        labels=lambda: data.labels_of(source))  # fmt: skip
         rows += [attempt(name, pair, parts, batch, config.steps) for name in methods]
         report.show(report.table(rows[-len(methods):], COLUMNS, title=" -> ".join(names)))  # fmt: skip
     Path(config.out).parent.mkdir(parents=True, exist_ok=True)

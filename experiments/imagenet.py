@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import optax
 import tyro
-from _terms import describe
+from _pair import describe
 
 from jaxkd import augment, data, losses, metrics, models, objectives, optimizers, parallel, processes, pytorch, report
 from jaxkd.cli import check_positive

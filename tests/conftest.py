@@ -38,6 +38,7 @@ def pytest_configure(config):
         for name, value in kept.items():
             jax.config.update(name, value)
             os.environ[name.upper()] = str(value)
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # what tests start is much alike
 
 
 @pytest.fixture

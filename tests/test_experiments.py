@@ -101,7 +101,7 @@ def test_a_run_cut_short_with_a_cache_and_one_under_pmap_end_as_a_live_one_under
     path = ROOT / "experiments" / "image_kd.py"
 
     def words(name, *more):
-        usual = ("--source", images, "--epochs", "3", "--teacher", "mlp", "--no-wandb", "--flip", "--crop", "1")
+        usual = ("--source", images, "--epochs", "2", "--teacher", "mlp", "--no-wandb", "--flip", "--crop", "1")
         return path, "--smoke", *usual, "--root", tmp_path / name, *more
 
     def ends(name, *more):

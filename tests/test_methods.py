@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from _terms import BETA, Pair
+from _pair import Pair, alike
 
 from jaxkd import losses, models
 from jaxkd.pytorch import CIFAR100_BENCHMARK
@@ -47,12 +47,10 @@ def outputs(name):
 
 def pair_of(names):
     t, s = (outputs(SHALLOW.get(name, name)) for name in names)
-    stages = [sorted(n for n in side.features if re.fullmatch(r"stage\d", n)) for side in (s, t)]
-    assert stages[0] == stages[1], "all of the benchmark's pairs have as many stages on both sides"
-    alike = all(s.features[n].shape[-1] == t.features[n].shape[-1] for n in stages[0])
+    *stages, same = alike(s.features, t.features)
     classifier = tuple(np.zeros(t.head[part].shape, np.float32) for part in ("kernel", "bias"))
-    norms = [(np.ones(t.features[n].shape[-1], np.float32),) * 2 for n in stages[0]]
-    return Pair(names, *stages, alike, classifier, norms, 200, np.arange(200) % 100, 1000), s, t
+    norms = [(np.ones(t.features[n].shape[-1], np.float32),) * 2 for n in stages[1]]
+    return Pair(names, *stages, same, classifier, lambda: norms, 200, lambda: np.arange(200) % 100, 1000), s, t
 
 
 def value_of(name, pair, s, t):
@@ -96,7 +94,7 @@ def test_weights_of_the_benchmark():
     assert {name: m.weight for name, m in _methods.METHODS.items() if m.source == "R"} == expected
     assert all(m.label == (0.1 if name == "kd" else 1) for name, m in _methods.METHODS.items() if m.source == "R")
     assert set(expected) == set(_benchmark.LAST) - {"teacher", "alone"}
-    assert set(BETA) <= set(_benchmark.PAIRS)
+    assert set(_benchmark.BETA) <= set(_benchmark.PAIRS)
 
 
 def test_the_recipe():

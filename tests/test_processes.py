@@ -132,7 +132,7 @@ def pictures(tmp_path):
 
 
 def words_of(root, pictures):
-    return "--smoke", "--source", pictures, "--teacher", "mlp", "--epochs", "4", "--flip", "--root", root
+    return "--smoke", "--source", pictures, "--teacher", "mlp", "--epochs", "3", "--flip", "--root", root
 
 
 def experiment(count, root, pictures, devices, peer_timeout=60):

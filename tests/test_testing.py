@@ -84,6 +84,8 @@ RIGHT = {
 
 @pytest.mark.parametrize(("fn", "inputs", "kinds", "properties"), RIGHT.values(), ids=RIGHT.keys())
 def test_right_losses_pass(fn, inputs, kinds, properties):
+    if fn not in (losses.kd, sp):  # op by op, which is slow: once for a row alone and once for a whole batch
+        properties = [one for one in properties if one is not testing.JIT]
     report = check_loss(fn, inputs, properties=properties, kinds=kinds)
     assert report, str(report)
     assert set(report.not_run) <= {"finite at equality"}  # eight devices are here, so that pmap was run

@@ -1,0 +1,48 @@
+"""Two networks as methods see them: their stages, the teacher's last layer, their data."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Pair(NamedTuple):
+    """What methods may ask about two networks and their data."""
+
+    names: tuple[str, str]  # of teacher and student
+    students: Sequence[str]  # the student's stages, shallow first
+    teachers: Sequence[str]  # as many of the teacher's
+    alike: bool  # whether both have the same channels in each stage
+    classifier: tuple[Any, Any]  # kernel and bias of the teacher's last layer
+    norms: Callable[[], Sequence[Any]]  # deviation and mean [C] of the teacher's stages before their ReLUs
+    examples: int  # that are trained on
+    labels: Callable[[], Any]  # [N] of all of them, or None
+    steps: int  # updates
+
+
+def alike(student, teacher):
+    """Names of as many stages on both sides, the deepest ones; whether these have the same channels."""
+    sides = [sorted(n for n in side if n.startswith("stage") and n[5:].isdecimal()) for side in (student, teacher)]
+    number = min(map(len, sides))
+    own, other = (names[-number:] for names in sides)
+    channels = ([side[n].shape[-1] for n in names] for side, names in ((student, own), (teacher, other)))
+    return own, other, len({*map(tuple, channels)}) == 1
+
+
+def describe(names, networks, variables, batch, *, examples, steps, labels=lambda: None):
+    """The pair of a teacher and a student, in this order; the norms, if asked for, are measured on the batch."""
+
+    def features(model, variables):
+        return model.apply(variables, batch, None, False)[0].features
+
+    def shapes(model):
+        return jax.eval_shape(lambda key: features(model, model.init(key, batch)), jax.random.key(0))
+
+    def norms():
+        found = jax.jit(lambda known: {n: features(networks[0], known)[f"{n}_preact"] for n in other})(variables)
+        return [(jnp.std(found[n], (0, 1, 2)), jnp.mean(found[n], (0, 1, 2))) for n in other]
+
+    own, other, same = alike(*(shapes(model) for model in reversed(networks)))
+    head = variables.params["head"]
+    return Pair(names, own, other, same, (head["kernel"], head["bias"]), norms, examples, labels, steps)
