@@ -16,8 +16,7 @@ from jaxkd.pytorch import CIFAR100_BENCHMARK
 LOGITS = {
     "kd": Method(term.tempered(losses.kd, temperature=4.0), 0.9, "R", label=0.1),
     "kd_ls": Method(term.tempered(term.standardized, temperature=2.0), 9.0, "L", label=0.1),
-    "ctkd": Method(lambda p: objectives.curriculum_temperature(strength=objectives.cosine_ramp(p.steps // 24)), 0.9, "",
-                   label=0.1),
+    "ctkd": Method(term.ctkd, 0.9, label=0.1),
     "dkd": Method(term.warmed(term.dkd), 1.0, "M"),
     "nkd": Method(term.labelled(losses.nkd)),
     "wsld": Method(term.labelled(losses.wsld, temperature=2.0)),

@@ -83,5 +83,9 @@ def dkd(p):
     return labelled(losses.dkd, alpha=1.0, beta=BETA.get(p.names, 8.0), temperature=4.0)(p)
 
 
+def ctkd(p):
+    return objectives.curriculum_temperature(strength=objectives.cosine_ramp(max(1, p.steps // 24)))
+
+
 to_128 = dict(project=objectives.linear(width=128), project_teacher=objectives.linear(width=128))
 to_teacher = dict(project=objectives.linear())

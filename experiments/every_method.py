@@ -79,7 +79,7 @@ def train(term, parts, batch, steps):
         return value, Variables(optax.apply_updates(owned.params, updates), state), own_state, cotangent
 
     values = []
-    for step in range(steps):
+    for step in range(steps, 2 * steps):  # when no weight rises any more
         seen, _ = forward(params, state, batch)
         value, owned, own_state, cotangent = derive(owned, own_state, seen, taught, batch, jnp.int32(step))
         params, state, opt_state = backward(params, state, opt_state, batch, cotangent)

@@ -62,6 +62,8 @@ def test_strength_is_a_schedule_and_other_numbers_are_checked():
     np.testing.assert_allclose(np.array(gradients) / gradients[2], [0, 0.5, 1, 1], atol=1e-5)
     with pytest.raises(TypeError, match="kd has no hyper-parameter 'beta'"):
         objectives.curriculum_temperature(strength=1.0, beta=2.0)
+    with pytest.raises(ValueError, match="a ramp of 0 steps has no slope: give at least 1"):
+        objectives.cosine_ramp(0)
 
 
 def test_each_instance_has_its_temperature():

@@ -83,7 +83,12 @@ def cosine_ramp(steps: int, *, start: float = 0.0, end: float = 1.0) -> Schedule
 
     Returns:
       Step -> value.
+
+    Raises:
+      ValueError: If there are no steps.
     """
+    if steps < 1:
+        raise ValueError(f"a ramp of {steps} steps has no slope: give at least 1.")
 
     def schedule(step: jax.Array) -> jax.Array:
         done = jnp.clip(jnp.asarray(step, jnp.float32) / steps, 0, 1)
