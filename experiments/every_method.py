@@ -20,7 +20,7 @@ import optax
 from _benchmark import MEAN, PAIRS, STD
 from _pair import describe
 
-from jaxkd import augment, data, models, pytorch, report
+from jaxkd import augment, data, models, pytorch, report, starting
 from jaxkd.cli import main, parse
 from jaxkd.types import Variables
 
@@ -43,7 +43,7 @@ SMALL = dict(pairs=("resnet8 resnet8",), methods=("kd", "fsp"), batch_size=4, st
 def networks(names, batch):
     """Teacher and student of a pair with the programs that all methods share."""
     teacher, student = (models.with_head(pytorch.CIFAR100_BENCHMARK[name].make(100)) for name in names)
-    known, started = (jax.jit(m.init)(jax.random.key(i), batch) for i, m in enumerate((teacher, student)))
+    known, started = (starting.op_by_op(m.init, jax.random.key(i), batch) for i, m in enumerate((teacher, student)))
     adam = optax.adam(1e-3)
 
     def forward(params, state, batch):

@@ -16,7 +16,7 @@ import optax
 import tyro
 from _transfer import last_layer, opened, sgd, thawing
 
-from jaxkd import augment, data, losses, metrics, models, objectives, parallel, processes, report, students
+from jaxkd import augment, data, losses, metrics, models, objectives, parallel, processes, report, starting, students
 from jaxkd.cli import check_positive
 from jaxkd.log import read_metrics
 from jaxkd.pytorch import CIFAR100_BENCHMARK
@@ -92,13 +92,13 @@ def procedure(config, run, logger, plan) -> None:
                                       labels=len(few)))  # fmt: skip
         return variables_of(state)
 
-    label = objectives.from_labels(losses.cross_entropy)
-    many = range(config.seeds) if config.seeds > 1 else None
+    label, many = objectives.from_labels(losses.cross_entropy), range(config.seeds) if config.seeds > 1 else None
     stages = [objectives.features_of(side, STAGES) for side in ("student", "teacher")]
     maps = (config.maps, objectives.from_outputs(losses.attention_transfer, *stages, as_released=True))
     soft = (0.9, objectives.from_logits(losses.kd, temperature=config.temperature))
     known = fit("pre-trained", big, label, source=pretrain)
-    start = models.inherit(jax.jit(tuned.init)(jax.random.key(config.seed), clean(data.eval_batches(few, 8)[0])), known)
+    first = starting.op_by_op(tuned.init, jax.random.key(config.seed), clean(data.eval_batches(few, 8)[0]))
+    start = models.inherit(first, known)
     fit("teacher-last-layer", tuned, label, last_layer, start=start)
     taught = fit("teacher-thawed", tuned, label, thawing, start=start)
     before, after = ({"teacher": model, "teacher_variables": v} for model, v in ((big, known), (tuned, taught)))

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
+from jaxkd.starting import op_by_op
 from jaxkd.train import Prepare, Step, begin_state, check_parts, make_train_step
 from jaxkd.types import Batch, Model, PyTree, Term, TrainState, Variables
 
@@ -176,7 +177,7 @@ def sweep(make_parts: Callable[..., Parts], points: Mapping[str, ArrayLike]) -> 
             return dataclasses.replace(state, hyper=hyper)
 
         stacked = jax.vmap(one, in_axes=(0, None, None, None))
-        return jax.jit(stacked)(columns, batch, teacher_variables, student_variables)
+        return op_by_op(stacked, columns, batch, teacher_variables, student_variables)
 
     def make_step(**options: Any) -> Step:
         def each(state: TrainState, shared: Any) -> Any:

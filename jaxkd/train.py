@@ -12,6 +12,7 @@ import optax
 
 from jaxkd import numerics
 from jaxkd.accumulation import Derive, Derived, accumulated, check_micro_batches
+from jaxkd.starting import op_by_op
 from jaxkd.types import Batch, Metrics, Model, Outputs, PyTree, Term, TrainState, Variables
 
 Prepare: TypeAlias = Callable[[Batch], Batch]
@@ -106,7 +107,7 @@ def init_state(
 
     if key.ndim:
         init = jax.vmap(init, in_axes=(0, None if start is None else 0, None, None))
-    return jax.jit(init)(key, start, batch, teacher_variables)
+    return op_by_op(init, key, start, batch, teacher_variables)
 
 
 def begin_state(

@@ -39,6 +39,7 @@ LAYERS = (
         "testing",
         "accumulation",
         "inventory",
+        "starting",
         "work",
     },
     {"train"},

@@ -25,6 +25,7 @@ import optax
 
 from jaxkd import losses, models, objectives, parallel, train
 from jaxkd.cli import main
+from jaxkd.starting import op_by_op
 from jaxkd.types import Variables
 
 T, ALPHA, RATE, MOMENTUM, CLASSES, MAX_LENGTH = 4.0, 0.1, 0.01, 0.9, 100, 512
@@ -55,7 +56,7 @@ def examples(pair, count, config):
 def with_logits(pair, config, source, batch_size):
     """The teacher's variables, and the examples with what it says of them."""
     teacher = networks(pair, config)[0][0]
-    known = jax.jit(teacher.init)(jax.random.key(1), {name: x[:batch_size] for name, x in source.items()})
+    known = op_by_op(teacher.init, jax.random.key(1), {name: x[:batch_size] for name, x in source.items()})
     say = jax.jit(lambda known, rows: teacher.apply(known, rows, None, False)[0].logits)
     starts = range(0, len(source["label"]), batch_size)
     found = [say(known, {name: x[start : start + batch_size] for name, x in source.items()}) for start in starts]

@@ -20,6 +20,7 @@ from _pairs import pictures
 from jaxkd import data, losses, models, objectives, parallel, train
 from jaxkd.caching import write_targets
 from jaxkd.cli import main
+from jaxkd.starting import op_by_op
 from jaxkd.types import Variables
 
 SMALL = dict(rounds=1, seconds=0.01, steps=2, batch_size=8, pair="mlp", examples=32, classes=10, top_k=4)
@@ -70,7 +71,7 @@ def benchmark() -> None:
     source = dataclasses.replace(data.open_source(arrays, num_classes=config.classes), views=config.views)
     plan = parallel.with_jit(parallel.make_mesh(jax.devices()[:1]))
     (big, big_name), (small, small_name) = NETWORKS[config.pair](config)
-    known = jax.jit(big.init)(jax.random.key(1), prepare(data.train_batches(source, 8, seed=0)[0]))
+    known = op_by_op(big.init, jax.random.key(1), prepare(data.train_batches(source, 8, seed=0)[0]))
     same = {"made_with": {"teacher": data.fingerprint_variables(known)}, "prepare": prepare, "views": config.views}
     written, nothing = {"live": None, "none": None}, Variables({}, {})
     with contextlib.ExitStack() as stack:

@@ -13,6 +13,7 @@ import optax
 
 from jaxkd import losses, models, objectives, parallel, train
 from jaxkd.cli import main
+from jaxkd.starting import op_by_op
 
 SMALL = {"batch_size": 16, "teacher": "mlp", "student": "mlp", "rounds": 1, "seconds": 0.01}
 
@@ -57,7 +58,7 @@ def benchmark() -> None:
     teacher, student = map(network, (config.teacher, config.student))
     term = objectives.weighted(label=(0.1, objectives.from_labels(losses.cross_entropy)),
                                kd=(0.9, objectives.from_logits(losses.kd, temperature=4.0)))  # fmt: skip
-    known = jax.jit(teacher.init)(jax.random.key(1), batch)
+    known = op_by_op(teacher.init, jax.random.key(1), batch)
     plans = {"1 device": parallel.with_jit(parallel.make_mesh(everything[:1]))}
     if len(everything) > 1:
         plans |= {f"{len(everything)} devices, jit": parallel.with_jit(),

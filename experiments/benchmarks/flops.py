@@ -17,6 +17,7 @@ import optax
 
 from jaxkd import losses, models, objectives, train
 from jaxkd.cli import main
+from jaxkd.starting import op_by_op
 from jaxkd.types import Outputs, Variables
 from jaxkd.work import Work, count_work
 
@@ -38,7 +39,7 @@ def networks(pair, config):
 def parts_of(pair, format_, config):
     """Name -> (function, arguments) of the parts of a step."""
     teacher, student, batch = networks(pair, config)
-    variables = jax.jit(teacher.init)(jax.random.key(1), batch)
+    variables = op_by_op(teacher.init, jax.random.key(1), batch)
     if format_ == "bfloat16":
         teacher, student, variables = models.in_dtype(teacher), models.in_dtype(student), models.cast(variables)
     optimizer = optax.sgd(0.01, momentum=0.9)

@@ -16,6 +16,7 @@ from _timing import alternate, flags, publish, spread
 
 from jaxkd import losses, models, objectives, parallel, students
 from jaxkd.cli import main
+from jaxkd.starting import op_by_op
 
 SMALL = dict(rounds=1, seconds=0.001, batch_size=8, counts=(2,), pairs=("mlp",))
 PAIRS = {
@@ -31,7 +32,7 @@ def contestants(teacher, student, config, mesh):
     rng = np.random.default_rng(0)
     batch = {"image": rng.standard_normal((config.batch_size, 32, 32, 3)).astype(np.float32),
              "label": rng.integers(0, 10, config.batch_size).astype(np.int32)}  # fmt: skip
-    known = parallel.put_replicated(jax.jit(teacher.init)(jax.random.key(1), batch), mesh)
+    known = parallel.put_replicated(op_by_op(teacher.init, jax.random.key(1), batch), mesh)
 
     def make_parts(temperature, rate):
         term = objectives.weighted(label=(0.1, objectives.from_labels(losses.cross_entropy)),

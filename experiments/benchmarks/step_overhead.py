@@ -16,6 +16,7 @@ from jaxkd import losses, models, objectives, parallel, train
 from jaxkd.cli import main
 from jaxkd.models.mlp import MLP
 from jaxkd.models.resnet import ResNet
+from jaxkd.starting import op_by_op
 
 SMALL = dict(rounds=1, seconds=0.01, batch_size=8, pairs=("mlp",))
 T, ALPHA = 4.0, 0.1
@@ -60,7 +61,7 @@ def contestants(teacher_module, student_module, config):
     teacher, student = models.from_linen(teacher_module), models.from_linen(student_module)
     optimizer = optax.sgd(0.01, momentum=0.9)
     mesh = parallel.make_mesh(jax.devices()[:1])
-    known = parallel.put_replicated(jax.jit(teacher.init)(jax.random.key(1), batch), mesh)
+    known = parallel.put_replicated(op_by_op(teacher.init, jax.random.key(1), batch), mesh)
     term = objectives.weighted(label=(ALPHA, objectives.from_labels(losses.cross_entropy)),
                                kd=(1 - ALPHA, objectives.from_logits(losses.kd, temperature=T)))  # fmt: skip
     parts = (student, teacher, term, optimizer)

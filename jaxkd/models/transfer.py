@@ -12,7 +12,7 @@ from jaxkd.types import Variables, leaf_name
 def inherit(own: Variables, trained: Variables, *, fresh: str = r"(^|/)head") -> Variables:
     """Variables of a network that takes over a trained one's, but for the layers that must begin anew.
 
-    `inherit(jax.jit(student.init)(key, batch), pretrained)` is a start for `init_state` with a new last layer.
+    `inherit(op_by_op(student.init, key, batch), pretrained)` is a start for `init_state` with a new last layer.
 
     Args:
       own: The network's own variables, as `init` makes them.
