@@ -2,8 +2,10 @@
 
 import optax
 
-from jaxkd import data, optimizers
+from jaxkd import data, optimizers, report
 
+COLUMNS = {key: header for key, header in report.RESULTS.items() if key not in ("agreement", "kl")}
+STAGES = ("stage1", "stage2", "stage3")
 GROUPS = (r"head|term/", r"stage[34]", r"stage2", r".")  # of layers, deepest first
 
 

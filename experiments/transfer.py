@@ -9,21 +9,19 @@ the thawed teacher's logits, one from both. One data set can serve as both, by i
 """
 
 import dataclasses
+import functools
 from typing import Annotated
 
 import jax
 import optax
 import tyro
-from _transfer import last_layer, opened, sgd, thawing
+from _transfer import COLUMNS, STAGES, last_layer, opened, sgd, thawing
 
 from jaxkd import augment, data, losses, metrics, models, objectives, parallel, processes, report, starting, students
 from jaxkd.cli import check_positive
 from jaxkd.log import read_metrics
 from jaxkd.pytorch import CIFAR100_BENCHMARK
 from jaxkd.stage import Measure, Setting, Training, launch, train_stage, variables_of
-
-STAGES = ("stage1", "stage2", "stage3")
-COLUMNS = {key: header for key, header in report.RESULTS.items() if key not in ("agreement", "kl")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,22 +67,24 @@ def procedure(config, run, logger, plan) -> None:
     clean = augment.compose(augment.to_float(), augment.normalize(*data.statistics(pretrain)))
     moves = [augment.random_crop(4), *[augment.flip()] * config.flip, clean]
     noisy = augment.augment_batch(augment.compose(*moves), seed=config.seed)
-    clean, rows = augment.augment_batch(clean, seed=config.seed), []
+    clean, key, rows = augment.augment_batch(clean, seed=config.seed), jax.random.key(config.seed), []
     setting = Setting(run, logger, plan, config.seed, config.batch_size, noisy, clean, config.training)
     big, tuned, small = (models.with_head(CIFAR100_BENCHMARK[name].make(source.num_classes, axis_name=parallel.DATA))
                          for name, source in ((config.teacher, pretrain), (config.teacher, few),
                                               (config.student, few)))  # fmt: skip
+
+    measures = functools.cache(lambda model, many: Measure(setting, model, metrics.CLASSIFICATION, stacked=many))
 
     def fit(name, model, term, make=sgd, source=few, seeds=None, **options):
         """Variables after a stage; its row of the table, if it is about the target."""
         epochs = config.epochs if source is few else config.pretrain_epochs
         steps = epochs * data.steps_per_epoch(source, min(config.batch_size, len(source)))
         rate, points = optax.cosine_decay_schedule(config.learning_rate, steps), seeds and students.grid(seed=seeds)
-        measure = Measure(setting, model, metrics.CLASSIFICATION, stacked=points is not None)
+        measure = measures(model, points is not None)
         update = make(rate, steps) if make is thawing else make(rate)
         objective = (term, update) if points is None else lambda: (term, update)
         state = train_stage(setting, name, source, student=model, objective=objective, steps=steps, points=points,
-                            every=max(1, steps // 5), key=jax.random.key(config.seed),
+                            every=max(1, steps // 5), key=key,
                             validation=(measure, validation) if source is few else None, **options)  # fmt: skip
         if source is few:
             parameters = models.count_parameters(variables_of(state)) // (1 if points is None else len(seeds))
@@ -97,8 +97,7 @@ def procedure(config, run, logger, plan) -> None:
     maps = (config.maps, objectives.from_outputs(losses.attention_transfer, *stages, as_released=True))
     soft = (0.9, objectives.from_logits(losses.kd, temperature=config.temperature))
     known = fit("pre-trained", big, label, source=pretrain)
-    first = starting.op_by_op(tuned.init, jax.random.key(config.seed), clean(data.eval_batches(few, 8)[0]))
-    start = models.inherit(first, known)
+    start = models.inherit(starting.op_by_op(tuned.init, key, clean(data.eval_batches(few, 8)[0])), known)
     fit("teacher-last-layer", tuned, label, last_layer, start=start)
     taught = fit("teacher-thawed", tuned, label, thawing, start=start)
     before, after = ({"teacher": model, "teacher_variables": v} for model, v in ((big, known), (tuned, taught)))
