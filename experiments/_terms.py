@@ -69,12 +69,16 @@ def vid(p):
     return objectives.weighted(**layers)
 
 
+def during(p, epochs):
+    """The updates of as many of the benchmark's 240 epochs; one at least."""
+    return max(1, p.steps * epochs // EPOCHS)
+
+
 def warmed(make):
-    """The term's weight rises over the first 20 of the benchmark's 240 epochs."""
+    """The term's weight rises over the first 20 epochs."""
 
     def rising(p):
-        schedule = optax.linear_schedule(1 / 20, 1.0, max(1, p.steps * 20 // EPOCHS))
-        return objectives.weighted(warmed=(schedule, make(p)))
+        return objectives.weighted(warmed=(optax.linear_schedule(1 / 20, 1.0, during(p, 20)), make(p)))
 
     return rising
 
@@ -84,7 +88,7 @@ def dkd(p):
 
 
 def ctkd(p):
-    return objectives.curriculum_temperature(strength=objectives.cosine_ramp(max(1, p.steps // 24)))
+    return objectives.curriculum_temperature(strength=objectives.cosine_ramp(during(p, 10)))
 
 
 to_128 = dict(project=objectives.linear(width=128), project_teacher=objectives.linear(width=128))

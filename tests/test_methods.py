@@ -48,6 +48,7 @@ def outputs(name):
 def pair_of(names):
     t, s = (outputs(SHALLOW.get(name, name)) for name in names)
     *stages, same = alike(s.features, t.features)
+    assert stages[0] == stages[1], "all of the benchmark's pairs have as many stages on both sides"
     classifier = tuple(np.zeros(t.head[part].shape, np.float32) for part in ("kernel", "bias"))
     norms = [(np.ones(t.features[n].shape[-1], np.float32),) * 2 for n in stages[1]]
     return Pair(names, *stages, same, classifier, lambda: norms, 200, lambda: np.arange(200) % 100, 1000), s, t

@@ -70,6 +70,6 @@ def test_what_the_result_does_not_need_is_not_computed():
     too_large = (1 << 20, 1 << 20, 1 << 8)
 
     def function(x):
-        return x + jnp.float32(np.prod(jnp.ones(too_large).shape[:1]))
+        return x + jnp.ones(too_large).shape[0]
 
     assert float(op_by_op(function, jnp.float32(1))) == (1 << 20) + 1

@@ -26,7 +26,7 @@ import optax
 from jaxkd import losses, models, objectives, parallel, train
 from jaxkd.cli import main
 from jaxkd.starting import op_by_op
-from jaxkd.types import Variables
+from jaxkd.types import Variables, leaf_name
 
 T, ALPHA, RATE, MOMENTUM, CLASSES, MAX_LENGTH = 4.0, 0.1, 0.01, 0.9, 100, 512
 CACHED = "teacher_logits"
@@ -90,7 +90,7 @@ def library(pair, config, batch, known, cached):
 def by_path(variables):
     """ "block/conv/kernel" -> array, params and running statistics."""
     trees = (variables.params, variables.state.get("batch_stats", {}))
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x)
+    return {leaf_name(path): np.asarray(x)
             for tree in trees for path, x in jax.tree.leaves_with_path(tree)}  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxkd import numerics
+from jaxkd.meshes import is_key
 from jaxkd.models.top_k import KEPT, spread_tail
 from jaxkd.types import Batch, Model, Outputs, PyTree, Variables
 from jaxkd.work import count_work
@@ -215,8 +216,7 @@ def _seeded(template: nnx.State, key: jax.Array) -> nnx.State:
     """A key of its own for every random stream, counters at zero."""
     leaves, treedef = jax.tree.flatten(template)
     filled = [
-        jax.random.fold_in(key, i) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jnp.zeros((), leaf.dtype)
-        for i, leaf in enumerate(leaves)
+        jax.random.fold_in(key, i) if is_key(leaf) else jnp.zeros((), leaf.dtype) for i, leaf in enumerate(leaves)
     ]
     return jax.tree.unflatten(treedef, filled)
 
