@@ -155,14 +155,15 @@ class Checkpoints:
         Raises:
           OSError: If this or the previous save could not be written; complete checkpoints stay as they are.
         """
+        self.wait()
+        if step in self._manager.all_steps():
+            return
+        arrays = inventory(state)  # outside of what follows: where a process is lost, no folder is to blame
         with self._readable_errors():
-            self._manager.wait_until_finished()
-            if step in self._manager.all_steps():
-                return
             self._check_space(state)
             measured = {name: np.asarray(value, float).tolist() for name, value in (metrics or {}).items()}
             self._keep.note(step, measured)
-            about = _About(dict(self._fingerprint or {}), measured, inventory(state))._asdict()
+            about = _About(dict(self._fingerprint or {}), measured, arrays)._asdict()
             about = ocp.args.JsonSave({**about, "digest": _digest(about)})
             self._manager.save(
                 step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(jax.tree.map(_words, state)), about=about)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import sys
 import threading
 import time
@@ -133,7 +134,7 @@ def agree(choice: str, choices: Sequence[str]) -> str:
     """
     if jax.process_count() == 1:
         return choice
-    return choices[int(multihost_utils.broadcast_one_to_all(np.int32(choices.index(choice))))]
+    return choices[int(_exchanged(multihost_utils.broadcast_one_to_all, np.int32(choices.index(choice))))]
 
 
 def any_of(flags: np.ndarray) -> np.ndarray:
@@ -147,7 +148,15 @@ def any_of(flags: np.ndarray) -> np.ndarray:
     """
     if jax.process_count() == 1:
         return flags
-    return np.any(multihost_utils.process_allgather(flags), axis=0)
+    return np.any(_exchanged(multihost_utils.process_allgather, flags), axis=0)
+
+
+def _exchanged(exchange: Callable[[Any], Any], value: Any) -> Any:
+    """What the processes make of each one's value; a broken connection is always an error of JAX's runtime."""
+    try:
+        return exchange(value)
+    except ValueError as error:  # where the connection breaks while the operation starts
+        raise jax.errors.JaxRuntimeError(str(error)) from error
 
 
 def stop_agreed() -> bool:
@@ -175,7 +184,7 @@ def run(function: Callable[[], Any]) -> None:
     except BaseException as error:
         if not jax.distributed.is_initialized() or _met(3.0):
             raise
-        if isinstance(error, jax.errors.JaxRuntimeError):  # perhaps a broken connection: the watch knows who is gone
+        if _of_the_runtime(error):  # perhaps a broken connection: the watch knows who is gone
             time.sleep(1.5 * _watch.timeout)
         _watch.end()
         if isinstance(error, SystemExit):
@@ -188,6 +197,12 @@ def run(function: Callable[[], Any]) -> None:
         _exit(code)
     barrier("the end")
     _watch.end()
+
+
+def _of_the_runtime(error: BaseException) -> bool:
+    """Whether JAX's runtime raised it; what breaks while an operation starts is a ValueError with a status in front."""
+    started = isinstance(error, ValueError) and re.match(r"[A-Z_]+: ", str(error)) is not None
+    return started or isinstance(error, jax.errors.JaxRuntimeError)
 
 
 def _met(seconds: float) -> bool:

@@ -97,11 +97,19 @@ class Setup:
     def __init__(self, *, prepare=same, term=TERM, student=STUDENT, keys=None, **options):
         self.student, self.teacher, self.term, self.optimizer = student, TEACHER, term, OPTIMIZER
         self.prepare = prepare
-        self.teacher_variables = jax.tree.map(jnp.array, teacher_variables())
-        parts = (student, term, prepare, options.get("ema_decay") is not None)
-        # Copied, for steps may overwrite it.
-        self.state = jax.tree.map(jnp.copy, _begun(*parts)) if keys is None else _begin(*parts, keys=keys)
+        self._parts, self._keys = (student, term, prepare, options.get("ema_decay") is not None), keys
         self.step = train.make_train_step(student, TEACHER, term, OPTIMIZER, prepare=prepare, **options)
+
+    @functools.cached_property
+    def teacher_variables(self):
+        return jax.tree.map(jnp.array, teacher_variables())
+
+    @functools.cached_property
+    def state(self):
+        """Copied, for steps may overwrite it."""
+        if self._keys is not None:
+            return _begin(*self._parts, keys=self._keys)
+        return jax.tree.map(jnp.copy, _begun(*self._parts))
 
 
 def shapes(model, image):

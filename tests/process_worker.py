@@ -8,12 +8,10 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec
 
-jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_num_cpu_devices", 2)
+from jaxkd import caching, data, parallel, processes, stage, train
+from jaxkd.data import shards
 
-# The devices are counted before anything starts.
-from jaxkd import caching, data, parallel, processes, stage, train  # noqa: E402
-from jaxkd.data import shards  # noqa: E402
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 INPUTS = PartitionSpec(None, None, "model")  # of a convolution
 SPLIT = {"student": {r"stage1_conv2/kernel": INPUTS}, "teacher": {r"stage1_conv2/kernel": INPUTS}}

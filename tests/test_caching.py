@@ -29,8 +29,6 @@ PREPARE = augment.augment_batch(
     augment.compose(augment.to_float(), augment.random_crop(1), augment.flip(), augment.normalize(0.5, 0.25)), seed=3
 )
 TEACHER, STUDENT = models.mlp(CLASSES, hidden=(32,)), models.mlp(CLASSES, hidden=(8,))
-KNOWN = jax.jit(TEACHER.init)(jax.random.key(1), PREPARE(data.train_batches(SOURCE, 8, seed=0)[0]))
-KNOWN = jax.tree.map(lambda x: 3 * x, KNOWN)  # a teacher that is sure of something
 MADE = {"teacher": "abc"}
 TERM = objectives.weighted(
     label=(0.1, objectives.from_labels(losses.cross_entropy)),
@@ -40,6 +38,13 @@ READ, RESIDENT = Training(), Training(resident=True, at_once=3)
 BUCKET = objectives.from_outputs(
     losses.topk_kl_tail_bucket, "student.logits", "teacher.top_ids", "teacher.top_logprobs", "teacher.top_tail"
 )
+
+
+@functools.cache
+def known():
+    """Variables of a teacher that is sure of something."""
+    variables = jax.jit(TEACHER.init)(jax.random.key(1), PREPARE(data.train_batches(SOURCE, 8, seed=0)[0]))
+    return jax.tree.map(lambda x: 3 * x, variables)
 
 
 def plan():
@@ -55,7 +60,7 @@ def trained(folder, *, keep, term=TERM, teacher=TEACHER, training=READ, steps=13
     """Final state and logged losses of a student; the experiment differs in one line."""
     with open_run(Config(), root=folder) as run, Logger(run.path, tensorboard=False) as logger:
         setting = Setting(run, logger, plan(), 0, 10, PREPARE, PREPARE, training)
-        source, model, variables = cached_teacher(setting, SOURCE, teacher, KNOWN, views=VIEWS, keep=keep, **options)
+        source, model, variables = cached_teacher(setting, SOURCE, teacher, known(), views=VIEWS, keep=keep, **options)
         state = train_stage(setting, "student", source, student=STUDENT, objective=(term, optax.sgd(0.1)), steps=steps,
                             key=jax.random.key(0), teacher=model, teacher_variables=variables, log_every=1)  # fmt: skip
         return state, np.array([line["loss"] for line in read_metrics(run.path)])
@@ -97,7 +102,7 @@ def test_top_k_trains_as_the_live_teacher_with_the_same_reduction(live, tmp_path
 
 def written(folder, *, teacher=TEACHER, **options):
     given = {"plan": plan(), "prepare": PREPARE, "views": VIEWS, "batch_size": 8, "made_with": MADE, "rows": 16}
-    rate = write_targets(folder, SOURCE, teacher, KNOWN, **(given | options))
+    rate = write_targets(folder, SOURCE, teacher, known(), **(given | options))
     return rate, {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != "manifest.json"}
 
 
@@ -114,8 +119,8 @@ def logits(tmp_path_factory):
 
 
 def test_a_cache_holds_what_the_teacher_says_of_each_view(logits):
-    batch = SOURCE.read(np.arange(SIZE))
-    apply = jax.jit(lambda batch: TEACHER.apply(KNOWN, PREPARE(batch), None, False)[0].logits)
+    batch, teacher = SOURCE.read(np.arange(SIZE)), known()
+    apply = jax.jit(lambda batch: TEACHER.apply(teacher, PREPARE(batch), None, False)[0].logits)
     for view in range(VIEWS):
         said = apply({**batch, "view": np.full(SIZE, view, np.int32)})
         np.testing.assert_allclose(logits[view], said, rtol=1e-5, atol=1e-5)
@@ -170,7 +175,7 @@ def test_features_are_kept_beside_the_logits(tmp_path, logits):
     found = read(tmp_path, 1)
     np.testing.assert_allclose(found["teacher_logits"], logits[1], rtol=1e-5, atol=1e-5)
     assert found["pooled"].shape == (SIZE, 32)
-    read_back = models.cached(features=("pooled",)).apply(KNOWN, found, None, False)[0]
+    read_back = models.cached(features=("pooled",)).apply(known(), found, None, False)[0]
     np.testing.assert_array_equal(read_back.features["pooled"], found["pooled"])
     with pytest.raises(ValueError, match=r"are pooled \[32\] float32, teacher_logits \[6\] float32 of 40 examples, not "
                        r"teacher_logits \[6\] float32 of 40: write them elsewhere"):  # fmt: skip
@@ -241,7 +246,7 @@ def test_what_is_there_is_not_written_again_and_views_may_be_added(tmp_path):
 
 
 def broken(batch):
-    outputs, state = TEACHER.apply(KNOWN, batch, None, False)
+    outputs, state = TEACHER.apply(known(), batch, None, False)
     return outputs._replace(logits=jnp.where(batch["id"][:, None] == 21, jnp.nan, outputs.logits)), state
 
 

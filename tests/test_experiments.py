@@ -1,5 +1,6 @@
 """Every experiment and benchmark runs as a user starts it, shrunk by --smoke; the main ones keep their promises."""
 
+import functools
 import json
 import os
 import pathlib
@@ -8,8 +9,11 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 from helpers import write_pictures
+
+from jaxkd import devices, parallel
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXPERIMENTS = sorted(p for p in (ROOT / "experiments").rglob("*.py") if not p.name.startswith("_"))
@@ -44,7 +48,9 @@ ELSEWHERE = ("digits", "image_kd", "crash", "large_vocabulary")  # tests of thei
 
 @pytest.mark.parametrize("path", [p for p in EXPERIMENTS if p.stem not in ELSEWHERE], ids=lambda p: p.stem)
 def test_runs_in_smoke_mode(path, tmp_path, images, here, monkeypatch):
+    """On two devices, which share batches as eight do and compile sooner; a whole run on eight stands below."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(devices, "make_mesh", functools.partial(parallel.make_mesh, jax.devices()[:2]))
     words = ("--smoke", *arguments(path, tmp_path, images))
     if path.stem == "devices":  # which cuts the CPU before anything touches it
         run(path, *words)

@@ -59,10 +59,10 @@ def ends(started):
     return [one.returncode for one in started], said
 
 
-def together(folder, count, names, ways, more):
+def together(folder, count, names, ways, more, devices=2):
     """What each of several processes wrote down."""
     words = ("{address}", "{count}", "{number}", folder, ",".join(names), ",".join(ways), "more" if more else "")
-    codes, said = ends(start(count, HERE / "process_worker.py", *words))
+    codes, said = ends(start(count, HERE / "process_worker.py", *words, devices=devices))
     assert codes == [0] * count, said
     return [pickle.loads((folder / f"{number}.pickle").read_bytes()) for number in range(count)]
 
@@ -119,7 +119,7 @@ def evaluation_and_prediction_see_every_row_once(one):
 
 
 def test_four_processes_equal_one_device(tmp_path):
-    for one in together(tmp_path, 4, ["per example"], ["jit"], more=False):
+    for one in together(tmp_path, 4, ["per example"], ["jit"], more=False, devices=1):
         assert_same(one["per example", "jit"], alone("per example"))
 
 
@@ -135,10 +135,11 @@ def words_of(root, pictures):
     return "--smoke", "--source", pictures, "--teacher", "mlp", "--epochs", "3", "--flip", "--root", root
 
 
-def experiment(count, root, pictures, devices, peer_timeout=60):
+def experiment(count, root, pictures, peer_timeout=60):
+    """Processes with one device each; what more of them do, the tests of steps see."""
     many = ("--coordinator", "{address}", "--num-processes", "{count}", "--process-id", "{number}")
     words = (*words_of(root, pictures.replace("{split}", "{{split}}")), *many, "--peer-timeout", peer_timeout)
-    return start(count, PROGRAM, *words, devices=devices)
+    return start(count, PROGRAM, *words, devices=1)
 
 
 def when_training(started, root, stage):
@@ -164,7 +165,7 @@ def summary(root):
 def test_an_experiment_stops_loses_a_process_goes_on_and_equals_one_process(tmp_path, pictures, here):
     many, one, fewer = tmp_path / "many", tmp_path / "one", tmp_path / "fewer"
 
-    stopped = experiment(2, many, pictures, devices=2)
+    stopped = experiment(2, many, pictures)
     when_training(stopped, many, "teacher")
     stopped[1].send_signal(signal.SIGTERM)  # to one of them: both agree on a step
     codes, said = ends(stopped)
@@ -172,7 +173,7 @@ def test_an_experiment_stops_loses_a_process_goes_on_and_equals_one_process(tmp_
     assert "checkpoint saved: run the same command to go on" in said[0][0]
     assert "checkpoint saved" not in said[1][0]
 
-    lost = experiment(2, many, pictures, devices=2, peer_timeout=5)
+    lost = experiment(2, many, pictures, peer_timeout=5)
     when_training(lost, many, "alone")
     lost[1].kill()
     codes, said = ends(lost)
@@ -181,7 +182,7 @@ def test_an_experiment_stops_loses_a_process_goes_on_and_equals_one_process(tmp_
     assert "run the same command again everywhere" in said[0][1]
     shutil.copytree(many, fewer)
 
-    codes, said = ends(experiment(2, many, pictures, devices=2))
+    codes, said = ends(experiment(2, many, pictures))
     assert codes == [0, 0], said
     assert "agrees" in said[0][0]
     assert said[1][0].replace("[Gloo]", "").count("step") == 0, "the first process alone speaks"
@@ -202,7 +203,7 @@ def test_a_process_that_fails_alone_tells_the_others(tmp_path, pictures):
     """The first cannot write; the other does not wait for it for ever."""
     root = tmp_path / "file"
     root.write_text("where the folder should be")
-    codes, said = ends(experiment(2, root, pictures, devices=1, peer_timeout=8))
+    codes, said = ends(experiment(2, root, pictures, peer_timeout=8))
     assert codes == [2, 2], said
     assert "error:" in said[0][1]
     assert "process 0 could not open" in said[1][1]

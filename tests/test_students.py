@@ -16,8 +16,13 @@ FORMS = {**students.FORMS, "two at once": functools.partial(students.map_student
 GRID = students.grid(temperature=(1.0, 4.0), rate=(0.01, 0.1), seed=(0, 7))
 POINTS = {name: values[[0, 3, 4, 7]] for name, values in GRID.items()}  # each value twice, no two alike
 TEACHER = models.convnet(CLASSES, widths=(6,))
-KNOWN = jax.jit(TEACHER.init)(jax.random.key(9), make_batch())
 ONE = parallel.with_jit(parallel.make_mesh(jax.devices()[:1]))
+
+
+@functools.cache
+def taught():
+    """The teacher's variables."""
+    return jax.jit(TEACHER.init)(jax.random.key(9), make_batch())
 
 
 def make_parts(temperature, rate, alpha=0.3, decay=1e-3):
@@ -35,7 +40,7 @@ def make_parts(temperature, rate, alpha=0.3, decay=1e-3):
 
 
 def run(step, state, steps=3):
-    step, (state, known) = ONE.compile(step, donate_state=False), ONE.put((state, KNOWN))
+    step, (state, known) = ONE.compile(step, donate_state=False), ONE.put((state, taught()))
     for seed in range(steps):
         state, found = step(state, known, ONE.place(make_batch(seed=seed)))
     return state, found
@@ -48,13 +53,13 @@ def alone(i):
     hyper = {name: float(value) for name, value in point.items() if name != "seed"}
     parts = make_parts(**hyper)
     key = jax.random.fold_in(jax.random.key(0), int(point["seed"]))
-    state = train.init_state(*parts, key=key, batch=make_batch(), teacher_variables=KNOWN)
+    state = train.init_state(*parts, key=key, batch=make_batch(), teacher_variables=taught())
     return run(train.make_train_step(*parts, metrics={"accuracy": metrics.accuracy}), state)
 
 
 def begin(points):
     swept = students.sweep(make_parts, points)
-    return swept.init(key=jax.random.key(0), batch=make_batch(), teacher_variables=KNOWN), swept.make_step()
+    return swept.init(key=jax.random.key(0), batch=make_batch(), teacher_variables=taught()), swept.make_step()
 
 
 SWEPT = students.sweep(make_parts, POINTS)
@@ -64,7 +69,7 @@ STEP = SWEPT.make_step(metrics={"accuracy": metrics.accuracy})
 @functools.cache
 def first():
     """The state of all points before the first step."""
-    return SWEPT.init(key=jax.random.key(0), batch=make_batch(), teacher_variables=KNOWN)
+    return SWEPT.init(key=jax.random.key(0), batch=make_batch(), teacher_variables=taught())
 
 
 @functools.cache
@@ -77,13 +82,13 @@ def trained(form):
 def test_a_sweep_is_its_points_one_by_one(form):
     state, found = trained(form)
     losses_seen = set()
-    for i in range(4):
+    for i in (0, 3):  # which differ in every value
         expected, numbers = alone(i)
         mine = students.pick_student(state, i)
         assert_trees_close((mine.params, mine.state), (expected.params, expected.state), rtol=1e-4, atol=2e-5)
         assert_trees_close(students.pick_student(found, i), numbers, rtol=1e-4, atol=1e-5)
         losses_seen.add(round(float(numbers["loss"]), 6))
-    assert len(losses_seen) == 4, "the points make a difference"
+    assert len(losses_seen) == 2, "the points make a difference"
 
 
 def test_other_points_recompile_nothing():
@@ -96,7 +101,7 @@ def test_other_points_recompile_nothing():
 
     compiled = jax.jit(counted)
     other, _ = begin({**POINTS, "temperature": POINTS["temperature"] + 1, "rate": POINTS["rate"] / 3})
-    one, two = (compiled(s, KNOWN, make_batch())[1]["kd"] for s in (first(), other))
+    one, two = (compiled(s, taught(), make_batch())[1]["kd"] for s in (first(), other))
     assert traces == 1
     assert np.all(np.abs(one - two) > 1e-4)
 
@@ -106,14 +111,14 @@ def test_the_teacher_runs_once_for_all_students(form):
     """In the program there are as many of the teacher's convolutions as without a stack, on unstacked images."""
     state = first()
     wide = "f32[16,8,8,6]"  # the teacher's first stage, which no student has
-    program = str(jax.make_jaxpr(FORMS[form](STEP))(state, KNOWN, make_batch()))
-    single = str(jax.make_jaxpr(STEP)(students.pick_student(state, 0), KNOWN, make_batch()))
+    program = str(jax.make_jaxpr(FORMS[form](STEP))(state, taught(), make_batch()))
+    single = str(jax.make_jaxpr(STEP)(students.pick_student(state, 0), taught(), make_batch()))
 
     def convolutions(text):
         return sum(f":{wide} = conv_general" in line for line in text.splitlines())
 
     assert convolutions(program) == convolutions(single) == 2
-    shared = str(jax.make_jaxpr(STEP.share)(KNOWN, make_batch()))
+    shared = str(jax.make_jaxpr(STEP.share)(taught(), make_batch()))
     assert convolutions(shared) == 2, "which is the part that no form stacks"
 
 
@@ -134,10 +139,10 @@ def test_evaluation_of_a_stack_in_every_form():
     state, _ = trained("vmap")
     student, teacher, *_ = make_parts(1.0, 0.1)
     measure = train.make_eval_step(student, teacher, metrics.DISTILLATION)
-    found = [metrics.values(jax.jit(FORMS[form](measure))(state, KNOWN, make_batch())) for form in FORMS]
+    found = [metrics.values(jax.jit(FORMS[form](measure))(state, taught(), make_batch())) for form in FORMS]
     for other in found[1:]:
         assert_trees_close(other, found[0], rtol=1e-4, atol=1e-5)
-    one = metrics.values(jax.jit(measure)(students.pick_student(state, 3), KNOWN, make_batch()))
+    one = metrics.values(jax.jit(measure)(students.pick_student(state, 3), taught(), make_batch()))
     assert_trees_close({name: values[3] for name, values in found[0].items()}, one, rtol=1e-4, atol=1e-5)
 
 
@@ -145,7 +150,7 @@ def test_many_devices_train_a_sweep():
     expected, _ = trained("vmap")
     plan = parallel.with_jit()
     compiled = plan.compile(students.vmap_students(STEP))
-    now, known = plan.put(jax.tree.map(jnp.copy, (first(), KNOWN)))
+    now, known = plan.put(jax.tree.map(jnp.copy, (first(), taught())))
     for seed in range(3):
         now, found = compiled(now, known, plan.place(make_batch(seed=seed)))
     assert np.all(np.isfinite(found["loss"]))
@@ -163,7 +168,7 @@ def test_students_of_several_keys_equal_students_one_by_one():
 
 
 def test_the_faster_form_is_found_by_measurement(monkeypatch):
-    arguments = (*ONE.put((first(), KNOWN)), ONE.place(make_batch()))
+    arguments = (*ONE.put((first(), taught())), ONE.place(make_batch()))
     assert students.fastest_form(STEP, ONE.compile, *arguments, rounds=2) in students.FORMS
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(arguments))
     took = {"vmap": 2.0, "map": 1.0, "unroll": 3.0}
@@ -181,7 +186,7 @@ def test_large_stacks_are_not_unrolled_to_find_out():
         tried.append(form)
         return lambda *arguments: None
 
-    students.fastest_form(step, compile, state, KNOWN, make_batch())
+    students.fastest_form(step, compile, state, taught(), make_batch())
     assert len(tried) == len(students.FORMS) - 1
 
 
@@ -207,13 +212,13 @@ def test_what_does_not_fit_fails_before_anything_compiles():
         return student, teacher, objectives.from_features(losses.hint, student="stage9", teacher="pooled"), optimizer
 
     with pytest.raises(ValueError, match="no feature 'stage9'"):
-        students.sweep(bad, POINTS).init(key=jax.random.key(0), batch=make_batch(), teacher_variables=KNOWN)
+        students.sweep(bad, POINTS).init(key=jax.random.key(0), batch=make_batch(), teacher_variables=taught())
 
 
 def test_students_may_start_from_given_variables():
     student, *_ = make_parts(1.0, 0.1)
     start = jax.jit(student.init)(jax.random.key(5), make_batch())
-    options = {"teacher_variables": KNOWN, "student_variables": start, "ema": True}
+    options = {"teacher_variables": taught(), "student_variables": start, "ema": True}
     state = SWEPT.init(key=jax.random.key(0), batch=make_batch(), **options)
     mine = students.pick_student(state, 6)
     assert_trees_equal(Variables(mine.params["student"], mine.state["student"]), start)

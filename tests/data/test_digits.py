@@ -6,9 +6,16 @@ import sys
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 
 from jaxkd.data import digits, open_source, prepare_digits, statistics
+
+
+@pytest.fixture(scope="module")
+def original():
+    """As scikit-learn has them, whose import takes a second or two."""
+    from sklearn.datasets import load_digits
+
+    return load_digits()
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +24,7 @@ def folder(tmp_path_factory):
     return prepare_digits(tmp_path_factory.mktemp("digits"))
 
 
-def test_splits_hold_every_digit_once(folder):
-    original = load_digits()
+def test_splits_hold_every_digit_once(folder, original):
     rows = digits.split_rows()
     assert sorted(np.concatenate(list(rows.values()))) == list(range(1797))
     for split, size in digits.SIZES.items():
@@ -30,8 +36,8 @@ def test_splits_hold_every_digit_once(folder):
         assert batch["image"].max() == 255
 
 
-def test_splits_are_stratified():
-    labels = load_digits().target
+def test_splits_are_stratified(original):
+    labels = original.target
     for split, rows in digits.split_rows().items():
         share = np.bincount(labels[rows]) - np.bincount(labels) * digits.SIZES[split] / 1797
         assert np.abs(share).max() < 2, "each class has its share"
@@ -54,9 +60,9 @@ def test_splits_are_fixed_for_good():
     assert int(sum(i * r for i, r in enumerate(rows["test"]))) == 108316803
 
 
-def test_statistics_of_train_are_those_of_the_pixels(folder):
+def test_statistics_of_train_are_those_of_the_pixels(folder, original):
     mean, std = statistics(open_source(folder))
-    pixels = np.round(load_digits().images[digits.split_rows()["train"]] * 255 / 16) / 255
+    pixels = np.round(original.images[digits.split_rows()["train"]] * 255 / 16) / 255
     np.testing.assert_allclose([mean[0], std[0]], [pixels.mean(), pixels.std()], rtol=1e-3)
 
 
