@@ -222,7 +222,7 @@ def test_term_that_forgets_the_mean_is_refused():
         apply=lambda v, s, t, b, k, n: (losses.kd(s.logits, t.logits), v.state, {}),
     )
     with pytest.raises(ValueError, match=r"must return a scalar but this one returned shape \(16,\)"):
-        Setup(term=broken)
+        Setup(term=broken).state  # noqa: B018 (which starts it)
 
 
 def poisoned(seed):
