@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 
 from jaxkd import processes
 from jaxkd.inventory import Entry, differences, inventory
-from jaxkd.meshes import is_key
+from jaxkd.meshes import is_key, plain_words
 from jaxkd.types import TrainState
 
 _CENTURY = 100 * 365 * 24 * 3600
@@ -345,11 +345,9 @@ def _abstract(x: Any) -> jax.ShapeDtypeStruct:
 
 def _words(x: Any) -> Any:
     """PRNG keys as the numbers that they are made of, other arrays as they are; shapes alike."""
-    if not is_key(x):
-        return x
-    if isinstance(x, jax.Array):
-        return jax.random.key_data(x)
-    words = jax.eval_shape(jax.random.key_data, x)
+    if isinstance(x, jax.Array) or not is_key(x):
+        return plain_words(x)
+    words = jax.eval_shape(plain_words, x)
     return jax.ShapeDtypeStruct(words.shape, words.dtype, sharding=x.sharding)
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxkd.meshes import is_key
+from jaxkd.meshes import plain_words
 from jaxkd.types import PyTree, leaf_name
 
 SHOWN = 3
@@ -82,8 +82,7 @@ def _some(names: Iterable[str]) -> str:
 @jax.jit
 def _checksum(x: Any) -> jax.Array:
     """Sum of an array's words, each weighed by its place; no reshape, which would gather a sharded array."""
-    if is_key(x):
-        x = jax.random.key_data(x)
+    x = plain_words(x)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         x = jnp.stack([x.real, x.imag], axis=-1)
     if x.dtype.itemsize >= 4:

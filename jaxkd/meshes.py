@@ -168,7 +168,7 @@ def _put(x: Any, sharding: NamedSharding) -> jax.Array:
         return jax.device_put(x, sharding)
     # What only this process sees goes to its own devices: `device_put` would compare all processes' values first.
     if is_key(x):
-        data = _put(jax.random.key_data(x), NamedSharding(sharding.mesh, PartitionSpec()))
+        data = _put(plain_words(x), NamedSharding(sharding.mesh, PartitionSpec()))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
     host = _on_host("", x)
     return jax.make_array_from_callback(host.shape, sharding, lambda rows: host[rows])
@@ -184,6 +184,18 @@ def is_key(x: Any) -> bool:
       Whether it is.
     """
     return jax.dtypes.issubdtype(getattr(x, "dtype", np.dtype(bool)), jax.dtypes.prng_key)
+
+
+def plain_words(x: Any) -> Any:
+    """PRNG keys as the numbers that they are made of, anything else as it is.
+
+    Args:
+      x: Anything.
+
+    Returns:
+      Unsigned integers with an axis more than the keys, or x.
+    """
+    return jax.random.key_data(x) if is_key(x) else x
 
 
 def fetch(tree: PyTree) -> PyTree:

@@ -39,6 +39,7 @@ def pytest_configure(config):
             jax.config.update(name, value)
             os.environ[name.upper()] = str(value)
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # what tests start is much alike
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # and imports the same modules
 
 
 @pytest.fixture

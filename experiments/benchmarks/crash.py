@@ -28,7 +28,7 @@ import optax
 from jaxkd import augment, data, losses, metrics, models, objectives, report
 from jaxkd.checkpoint import Checkpoints
 from jaxkd.cli import check_positive, main, parse
-from jaxkd.meshes import is_key
+from jaxkd.meshes import plain_words
 from jaxkd.stage import Measure, Setting, launch, predict, train_stage, variables_of
 from jaxkd.stage import Training as Steps
 
@@ -101,8 +101,7 @@ def leaves(name, tree):
     """The arrays of a tree by their path."""
     found = {}
     for path, leaf in jax.tree.leaves_with_path(tree):
-        plain = jax.random.key_data(leaf) if is_key(leaf) else leaf
-        found[f"{name}.{jax.tree_util.keystr(path, simple=True, separator='.')}"] = np.asarray(plain)
+        found[f"{name}.{jax.tree_util.keystr(path, simple=True, separator='.')}"] = np.asarray(plain_words(leaf))
     return found
 
 

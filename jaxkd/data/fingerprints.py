@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxkd.data.sources import Source
-from jaxkd.meshes import fetch, is_key
+from jaxkd.meshes import fetch, is_key, plain_words
 from jaxkd.train import Prepare
 
 _EXAMPLES = 32
@@ -31,7 +31,7 @@ def fingerprint_variables(tree: Any) -> str:
     """
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = fetch(jax.random.key_data(leaf) if is_key(leaf) else leaf)
+        array = fetch(plain_words(leaf))
         header = (jax.tree_util.keystr(path), str(leaf.dtype if is_key(leaf) else array.dtype), array.shape)
         digest.update(repr(header).encode())
         digest.update(np.ascontiguousarray(array).tobytes())
