@@ -227,3 +227,21 @@ def test_one_process_waits_for_nobody():
     processes.barrier("nobody")
     assert processes.is_first()
     assert not processes.stop_agreed()
+
+
+def test_a_connection_that_breaks_is_never_taken_for_a_mistake_in_the_values(monkeypatch):
+    """Else a peer that is lost while a checkpoint begins would be told as a folder that cannot be written to."""
+
+    def breaks(value):
+        raise ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer")
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes.multihost_utils, "process_allgather", breaks)
+    monkeypatch.setattr(processes.multihost_utils, "broadcast_one_to_all", breaks)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="reset by peer") as caught:
+        processes.any_of(np.array([True]))
+    assert processes._of_the_runtime(caught.value)
+    assert processes._of_the_runtime(caught.value.__cause__), "a step that is started says it so"
+    with pytest.raises(jax.errors.JaxRuntimeError, match="reset by peer"):
+        processes.agree("one", ("one", "two"))
+    assert not processes._of_the_runtime(ValueError("the batch has 3 rows: choose 4."))
