@@ -20,7 +20,7 @@ from jaxkd.devices import Devices, keep_programs
 from jaxkd.log import Logger, Progress
 from jaxkd.loop import Batches, Every, evaluate, fit
 from jaxkd.run import Run, open_run, write_atomically
-from jaxkd.types import Batch, Model, Term, TrainState, Variables
+from jaxkd.types import Batch, Model, StepFn, Term, TrainState, Variables
 from jaxkd.watch import USUAL, Divergence
 
 NOTHING = Variables({}, {})
@@ -209,29 +209,17 @@ def train_stage(
     Raises:
       ValueError: Whatever the parts say, or the checkpoints: made with another teacher, or of another layout.
     """
-    plan, size = setting.plan, min(setting.batch_size, source.size)
+    made_with = {f"{name} of the targets": value for name, value in source.made_with.items()}
+    made_with["teacher"] = data.fingerprint_variables(teacher_variables)
     taught, held = setting.training.teacher(teacher, teacher_variables)
     networks = (setting.training.student(student), taught)
-    example = parallel.put_batch(data.train_batches(source, size, seed=setting.seed)[0], plan.mesh)
-    known = plan.put(held)
-    state, single = _begin(setting, networks, objective, points, key, example, known, start)
-    state = plan.put(state)
-    if setting.training.resident:
-        fields, source = data.table(source)
-        single, known = dispatch.from_table(single), (known, plan.put(fields))
-    batches = data.train_batches(source, size, seed=setting.seed)
-    if points is not None or key.ndim:
-        first = data.prefetch(batches, plan.place, stop=1)
-        single = students.FORMS[_form(setting, name, single, state, known, first)](single)
-    bundled, clock = setting.training.at_once > 1, Clock(size)
-    step = plan.compile(dispatch.scan_steps(single) if bundled else single)
+    step, state, known, batches = _compiled(setting, name, source, networks, held, objective, points, key, start)
+    clock = Clock(min(setting.batch_size, source.size))
 
     def hook(state: TrainState) -> dict[str, Any]:
         measure, split = validation or (None, None)
         return metrics.values(measure(state, split)) if measure and split else {}
 
-    made_with = {f"{name} of the targets": value for name, value in source.made_with.items()}
-    made_with["teacher"] = data.fingerprint_variables(teacher_variables)
     checkpoints = Checkpoints(setting.run.stage(name).checkpoints, best=best, fingerprint=made_with)
     try:
         with Progress(name, steps, batch_size=setting.batch_size) as progress:
@@ -248,12 +236,39 @@ def train_stage(
                 checkpoint_every=every,
                 divergence=setting.divergence,
                 clock=clock,
-                bundled=bundled,
+                bundled=setting.training.at_once > 1,
             )
         setting.run.examples_per_second[name] = progress.examples_per_second
         return state
     finally:
         checkpoints.close()
+
+
+def _compiled(
+    setting: Setting,
+    name: str,
+    source: data.Source,
+    networks: tuple[Model, Model],
+    held: Variables,
+    objective: tuple[Term, optax.GradientTransformation] | Make,
+    points: Mapping[str, Any] | None,
+    key: jax.Array,
+    start: Variables | None,
+) -> tuple[StepFn, TrainState, Any, Any]:
+    """The compiled step; the state before the first one, and the teacher, on the devices; the batches."""
+    plan, size = setting.plan, min(setting.batch_size, source.size)
+    example = parallel.put_batch(data.train_batches(source, size, seed=setting.seed)[0], plan.mesh)
+    known = plan.put(held)
+    state, single = _begin(setting, networks, objective, points, key, example, known, start)
+    state = plan.put(state)
+    if setting.training.resident:
+        fields, source = data.table(source)
+        single, known = dispatch.from_table(single), (known, plan.put(fields))
+    batches = data.train_batches(source, size, seed=setting.seed)
+    if points is not None or key.ndim:
+        first = data.prefetch(batches, plan.place, stop=1)
+        single = students.FORMS[_form(setting, name, single, state, known, first)](single)
+    return plan.compile(dispatch.scan_steps(single) if setting.training.at_once > 1 else single), state, known, batches
 
 
 def _begin(
