@@ -6,7 +6,7 @@ Fed by the pipeline: a shuffled epoch read, put together and placed by the threa
 bundles of steps with one dispatch each; and in bundles from a table on the device, for which only row numbers are read.
 All take turns in one process.
 
-    python experiments/benchmarks/input_pipeline.py        about four minutes on two CPU cores
+    python experiments/benchmarks/input_pipeline.py        about eight minutes on two CPU cores
 """
 
 import contextlib
