@@ -220,6 +220,6 @@ def test_students_may_start_from_given_variables():
     start = jax.jit(student.init)(jax.random.key(5), make_batch())
     options = {"teacher_variables": taught(), "student_variables": start, "ema": True}
     state = SWEPT.init(key=jax.random.key(0), batch=make_batch(), **options)
-    mine = students.pick_student(state, 6)
+    mine = students.pick_student(state, 3)
     assert_trees_equal(Variables(mine.params["student"], mine.state["student"]), start)
     assert_trees_equal(mine.ema, start)
