@@ -109,6 +109,20 @@ def test_teacher_is_an_argument_of_the_program_not_a_constant():
     assert len(closed_over) > 4e6
 
 
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("put", [parallel.put_batch, parallel.put_shares])
+def test_a_batch_is_placed_as_it_is_in_the_dtypes_of_devices_and_over_all_of_them(put, devices):
+    mesh = parallel.make_mesh(jax.devices()[:devices])
+    rows = {"image": np.arange(48, dtype=np.uint8).reshape(16, 3), "id": np.arange(16), "mask": np.arange(16) % 3 > 0}
+    with jax.transfer_guard("disallow"):  # placing is a transfer that was asked for
+        placed = put(rows, mesh)
+    assert {name: values.dtype for name, values in placed.items()} == {"image": "uint8", "id": "int32", "mask": "bool"}
+    for name, values in placed.items():
+        assert len(values.sharding.device_set) == devices
+        np.testing.assert_array_equal(values.addressable_shards[-1].data.ravel()[-1], rows[name].ravel()[-1])
+        np.testing.assert_array_equal(np.asarray(values).reshape(rows[name].shape), rows[name])
+
+
 def test_batch_that_the_devices_cannot_share_is_refused():
     with pytest.raises(ValueError, match=r"'image' has 12 rows, which 8 devices.*multiple of 8"):
         parallel.put_batch(make_batch(12), parallel.make_mesh())
