@@ -8,9 +8,9 @@ runs), the others from https://github.com/sunshangquan/logit-standardization-KD 
 
 import optax
 
-from jaxkd import report
+from jaxkd import augment, report
 
-EPOCHS, IMAGES, DROPS = 240, 50_000, (150, 180, 210)
+EPOCHS, BEFORE, IMAGES, DROPS = 240, 30, 50_000, (150, 180, 210)
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
 PAIRS = (
@@ -74,12 +74,25 @@ COLUMNS = {"method": "method", "last": "last epoch %", "best": "best epoch %", "
 REDUCED = "A reduced budget: not to be compared with the published figures, which are of 240 epochs of 50,000 images."
 
 
-def optimizer(network, *, epochs, steps_per_epoch, learning_rate=None, weight_decay=5e-4):
-    """SGD with momentum from 0.05 (0.01 for MobileNets and ShuffleNets), a tenth of it at the drops."""
-    start = learning_rate or (0.01 if network.startswith(("Mobile", "Shuffle")) else 0.05)
-    drops = {round(epochs * drop / EPOCHS) * steps_per_epoch: 0.1 for drop in DROPS}
+def views(seed):
+    """How images are prepared to train, cropped and flipped at random, and to measure."""
+    clean = augment.compose(augment.to_float(), augment.normalize(MEAN, STD))
+    noisy = augment.compose(augment.random_crop(4), augment.flip(), clean)
+    return augment.augment_batch(noisy, seed=seed), augment.augment_batch(clean, seed=seed)
+
+
+def optimizer(network, *, epochs, steps_per_epoch, learning_rate=None, weight_decay=5e-4, before=""):
+    """SGD with momentum from 0.05, or 0.01 for some, a tenth of it at the drops, of which a stage `before` has none."""
+    slow = ("Mobile", "Shuffle", "resnet", "wrn") if before == "term" else ("Mobile", "Shuffle")
+    start = learning_rate or (0.01 if network.startswith(slow) else 0.05)
+    drops = {round(epochs * drop / EPOCHS) * steps_per_epoch: 0.1 for drop in (() if before else DROPS)}
     sgd = optax.sgd(optax.piecewise_constant_schedule(start, drops), momentum=0.9)
     return optax.chain(optax.add_decayed_weights(weight_decay), sgd)
+
+
+def short(epochs):
+    """The epochs before, if the others are fewer than the benchmark's."""
+    return max(1, round(epochs * BEFORE / EPOCHS))
 
 
 def measured(pair):

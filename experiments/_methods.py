@@ -49,9 +49,10 @@ FEATURES = {
     "vid": Method(term.vid, 1.0, "R"),
     "rkd": Method(term.pooled(losses.rkd), 1.0, "R"),
     "pkt": Method(term.pooled(losses.pkt), 30000.0, "R"),
-    "ab": Method(term.preacts(objectives.ab, as_released=lambda p: True), 1.0, "R"),
-    "ft": Method(term.one(losses.ft_repdistiller), 200.0, "R"),
-    "fsp": Method(term.every(losses.fsp), 50.0, "R"),
+    "ab": Method(term.preacts(objectives.ab, as_released=lambda p: True), 1.0, "R", alone=True),
+    "ft": Method(term.factors(losses.ft_repdistiller), 200.0, "R", before=term.paraphraser),
+    "ft_paper": Method(term.factors(losses.ft), before=term.paraphraser),
+    "fsp": Method(term.every(losses.fsp), 50.0, "R", alone=True),
     "kdsvd": Method(term.every(losses.kdsvd), 1.0, "M"),
     "crd": Method(lambda p: objectives.crd(student="pooled", teacher="pooled", examples=p.examples, labels=p.labels(),
                                            negatives=16384), 0.8, "R"),
@@ -78,6 +79,7 @@ FEATURES = {
     "info_nce_queue": Method(lambda p: objectives.info_nce_queue(student="pooled", teacher="pooled")),
 }  # fmt: skip
 METHODS = LOGITS | FEATURES
+ALONE = Method(lambda p: None)  # the labels only
 
 
 def chosen(pair, names, *, table=False, networks=CIFAR100_BENCHMARK):
@@ -102,7 +104,7 @@ def applies(name, pair):
 def objective(name, pair):
     """What a student by some method is trained for; "alone" has the labels only."""
     on_labels = objectives.from_labels(losses.cross_entropy)
-    if name == "alone":
+    if name == "alone" or METHODS[name].alone:
         return on_labels
     method = METHODS[name]
     terms = {"label": (method.label, on_labels), name: (method.weight, method.make(pair))}

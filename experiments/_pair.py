@@ -19,6 +19,7 @@ class Pair(NamedTuple):
     examples: int  # that are trained on
     labels: Callable[[], Any]  # [N] of all of them, or None
     steps: int  # updates
+    begun: Any = None  # params of a term that was trained before this one
 
 
 def alike(student, teacher):

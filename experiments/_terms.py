@@ -8,16 +8,33 @@ from _benchmark import BETA, EPOCHS
 from _pair import Pair
 
 from jaxkd import losses, models, objectives
+from jaxkd.stage import variables_of
 
 
 class Method(NamedTuple):
-    """label * cross-entropy + weight * term + kd * KD at T = 4."""
+    """label * cross-entropy + weight * term + kd * KD at T = 4, over the benchmark's 240 epochs.
+
+    Some have 30 epochs before: the term by itself, if it is `alone`, and then the labels by themselves; or another
+    term, `before`, whose params the term finds in the pair.
+    """
 
     make: Callable[[Pair], Any]
     weight: float = 1.0
     source: str = ""
     label: float = 1.0
     kd: float = 0.0
+    alone: bool = False
+    before: Callable[[Pair], Any] | None = None
+
+
+def begin(method, name, pair, train, points):
+    """The pair with what a method trains before, and where students start then; `train` a stage by its name."""
+    if method.alone:
+        return pair, variables_of(train(f"{name}-before", term=method.make(pair), points=points, before="student"))
+    if method.before:
+        state = train(f"{name}-before", term=method.before(pair), before="term")
+        return pair._replace(begun=state.params["term"]), None
+    return pair, None
 
 
 def tempered(loss, **hyper):
@@ -64,6 +81,11 @@ def preacts(term, **options):
                           **{name: get(p) for name, get in options.items()})  # fmt: skip
 
 
+def factors(loss, **hyper):
+    return lambda p: objectives.ft(student=p.students[-1], teacher=p.teachers[-1], paraphraser=p.begun["encoder"],
+                                   loss=loss, **hyper)  # fmt: skip
+
+
 def vid(p):
     layers = {s: objectives.vid(student=s, teacher=t) for s, t in zip(p.students, p.teachers, strict=True)}
     return objectives.weighted(**layers)
@@ -91,5 +113,6 @@ def ctkd(p):
     return objectives.curriculum_temperature(strength=objectives.cosine_ramp(during(p, 10)))
 
 
+paraphraser = lambda p: objectives.paraphrase(teacher=p.teachers[-1])  # noqa: E731
 to_128 = dict(project=objectives.linear(width=128), project_teacher=objectives.linear(width=128))
 to_teacher = dict(project=objectives.linear())

@@ -6,10 +6,12 @@
 
 The recipe and what others measured are in `_benchmark.py`, losses and weights in `_methods.py`. As others do, students
 are measured on the test images after each epoch; nothing is chosen by them but the best epoch, which stands beside the
-last one because later work reports it. Seeds differ in the initial weights.
+last one because later work reports it. Seeds differ in the initial weights. Methods with two stages (ab, fsp, ft) have
+30 epochs before, which the seconds leave out.
 """
 
 import dataclasses
+import functools
 import time
 from typing import Annotated
 
@@ -18,8 +20,9 @@ import _methods
 import jax
 import tyro
 from _pair import describe
+from _terms import begin
 
-from jaxkd import augment, data, metrics, models, parallel, processes, pytorch, report, students
+from jaxkd import data, metrics, models, parallel, processes, pytorch, report, students
 from jaxkd.caching import Keep, cached_teacher
 from jaxkd.cli import check_positive
 from jaxkd.log import read_metrics
@@ -62,30 +65,28 @@ def procedure(config, run, logger, plan) -> None:
     methods, began = _methods.chosen((config.teacher, config.student), config.methods, table=config.table), {}
     full, test = (data.in_memory(data.open_source(config.source, split, data_dir=config.data_dir))
                   for split in (config.train_split, config.test_split))  # fmt: skip
-    clean = augment.compose(augment.to_float(), augment.normalize(_benchmark.MEAN, _benchmark.STD))
-    noisy = augment.augment_batch(augment.compose(augment.random_crop(4), augment.flip(), clean), seed=config.seed)
-    clean = augment.augment_batch(clean, seed=config.seed)
+    noisy, clean = _benchmark.views(config.seed)
     setting = Setting(run, logger, plan, config.seed, config.batch_size, noisy, clean, config.training)
     big, small = (models.with_head(pytorch.CIFAR100_BENCHMARK[name].make(full.num_classes, axis_name=parallel.DATA))
                   for name in (config.teacher, config.student))  # fmt: skip
     epoch = data.steps_per_epoch(full, min(config.batch_size, len(full)))
     points = students.grid(seed=range(config.seeds)) if config.seeds > 1 else None
 
-    def train(name, source, model, network, term, measure, points=None, **teacher):
-        began[name] = time.perf_counter()
-        rates = {"learning_rate": config.learning_rate, "weight_decay": config.weight_decay}
-        update = _benchmark.optimizer(network, epochs=config.epochs, steps_per_epoch=epoch, **rates)
+    def train(name, source, model, network, term, measure=None, points=None, before="", **more):
+        began[name], epochs = time.perf_counter(), _benchmark.short(config.epochs) if before else config.epochs
+        rates = {"learning_rate": config.learning_rate, "weight_decay": config.weight_decay, "before": before}
+        update = _benchmark.optimizer(network, epochs=epochs, steps_per_epoch=epoch, **rates)
         objective = (term, update) if points is None else lambda: (term, update)
         state = train_stage(setting, name, source, student=model, objective=objective, points=points, every=epoch,
-                            steps=config.epochs * epoch, key=jax.random.key(config.seed), validation=(measure, test),
-                            **teacher)  # fmt: skip
+                            steps=epochs * epoch, key=jax.random.key(config.seed),
+                            validation=measure and (measure, test), **more)  # fmt: skip
         began[name] = time.perf_counter() - began[name]
-        return variables_of(state)
+        return state
 
     example = clean(data.eval_batches(full, 128)[0])
     if config.teacher_file is None:
         measure = Measure(setting, big, metrics.CLASSIFICATION)
-        known = train("teacher", full, big, config.teacher, _methods.objective("alone", None), measure)
+        known = variables_of(train("teacher", full, big, config.teacher, _methods.objective("alone", None), measure))
     else:
         tensors, rules = pytorch.read_tensors(config.teacher_file), pytorch.CIFAR100_BENCHMARK[config.teacher].rules
         known = pytorch.import_weights(big, rules, tensors, example)
@@ -98,8 +99,10 @@ def procedure(config, run, logger, plan) -> None:
                      teacher_variables=known)  # fmt: skip
     for name in ("alone", *methods):
         source, teacher, variables = cached if name in _methods.LOGITS else live
-        train(name, source, small, config.student, _methods.objective(name, pair), beside, points, teacher=teacher,
-              teacher_variables=variables)  # fmt: skip
+        follow = functools.partial(train, source=source, model=small, network=config.student, teacher=teacher,
+                                   teacher_variables=variables)  # fmt: skip
+        own, start = begin(_methods.METHODS.get(name, _methods.ALONE), name, pair, follow, points)
+        follow(name, term=_methods.objective(name, own), measure=beside, points=points, start=start)
     if processes.is_first():
         reduced = config.epochs < _benchmark.EPOCHS or len(full) < _benchmark.IMAGES
         title = f"{config.teacher} -> {config.student}, {config.seeds} seed(s), {config.epochs} epochs of {len(full):,}"

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _benchmark import MEAN, PAIRS, STD
+from _benchmark import PAIRS, views
 from _pair import describe
 
-from jaxkd import augment, data, models, pytorch, report, starting
+from jaxkd import data, models, pytorch, report, starting
 from jaxkd.cli import main, parse
 from jaxkd.types import Variables
 
@@ -61,7 +61,7 @@ def networks(names, batch):
 
 
 def train(term, parts, batch, steps):
-    """The loss before each update."""
+    """The loss before each update, and the term's params after the last."""
     _, _, started, taught, forward, backward, adam = parts
     params, state, opt_state = *started, adam.init(started.params)
     shapes = jax.eval_shape(lambda: (forward(params, state, batch)[0], taught, batch))
@@ -84,15 +84,16 @@ def train(term, parts, batch, steps):
         value, owned, own_state, cotangent = derive(owned, own_state, seen, taught, batch, jnp.int32(step))
         params, state, opt_state = backward(params, state, opt_state, batch, cotangent)
         values.append(float(value))
-    return values
+    return values, owned.params
 
 
 def attempt(name, pair, parts, batch, steps):
     """A row of the table."""
-    began, row = time.perf_counter(), {"pair": " -> ".join(pair.names), "method": name}
+    began, row, method = time.perf_counter(), {"pair": " -> ".join(pair.names), "method": name}, _methods.METHODS[name]
     if not _methods.applies(name, pair):
         return row | {"verdict": "needs the same channels"}
-    values = train(_methods.objective(name, pair), parts, batch, steps)
+    pair = pair._replace(begun=method.before and train(method.before(pair), parts, batch, steps)[1])
+    values, _ = train(method.make(pair) if method.alone else _methods.objective(name, pair), parts, batch, steps)
     verdict = "trains" if np.all(np.isfinite(values)) and values[-1] < values[0] else "FAILS"
     return row | {"first": f"{values[0]:.4g}", "last": f"{values[-1]:.4g}", "verdict": verdict,
                   "seconds": f"{time.perf_counter() - began:.1f}"}  # fmt: skip
@@ -101,8 +102,7 @@ def attempt(name, pair, parts, batch, steps):
 def everything() -> None:
     config, rows = parse(Config, description=__doc__, smoke=SMALL), []
     source = data.in_memory(data.open_source(config.source, "train"))
-    clean = augment.augment_batch(augment.compose(augment.to_float(), augment.normalize(MEAN, STD)), seed=0)
-    batch = clean(data.train_batches(source, config.batch_size, seed=0)[0])
+    batch = views(0)[1](data.train_batches(source, config.batch_size, seed=0)[0])
     for names in (tuple(pair.split()) for pair in config.pairs):
         methods, parts = _methods.chosen(names, config.methods), networks(names, batch)
         pair = describe(names, *parts[:2], batch, examples=source.size, steps=config.steps,

@@ -197,7 +197,7 @@ def train_stage(
       points: Name -> [S] for a sweep of S students (`students.grid`); those that diverge are left behind.
       teacher: The model that it learns from, if any.
       teacher_variables: The teacher's variables.
-      start: Where the student starts; freshly initialised if None.
+      start: Where the student starts; freshly initialised if None. Of several, one for all or a stack [S, ...].
       validation: What to measure during training, and on which split.
       every: Interval of validations and checkpoints, in updates; the last step has both.
       log_every: Interval of logged training metrics, in updates.

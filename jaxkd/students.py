@@ -128,7 +128,8 @@ class Sweep(NamedTuple):
     """Students that differ in seeds and hyper-parameters, in one stack.
 
     Attributes:
-      init: (key=, batch=, teacher_variables=, prepare=, student_variables=, ema=) -> stacked state.
+      init: (key=, batch=, teacher_variables=, prepare=, student_variables=, ema=) -> stacked state. What students start
+        from may be the same for all, or a stack [S, ...] of as many.
       make_step: (**options of `train.make_train_step`) -> the step of one student, for a function of `FORMS`.
     """
 
@@ -176,7 +177,8 @@ def sweep(make_parts: Callable[..., Parts], points: Mapping[str, ArrayLike]) -> 
             state = begin_state(*parts, own, prepare(batch), known, student_variables=start, ema=ema)
             return dataclasses.replace(state, hyper=hyper)
 
-        stacked = jax.vmap(one, in_axes=(0, None, None, None))
+        start_axis = 0 if _is_stack(student_variables, student, prepare, batch) else None
+        stacked = jax.vmap(one, in_axes=(0, None, None, start_axis))
         return op_by_op(stacked, columns, batch, teacher_variables, student_variables)
 
     def make_step(**options: Any) -> Step:
@@ -186,6 +188,14 @@ def sweep(make_parts: Callable[..., Parts], points: Mapping[str, ArrayLike]) -> 
         return Step(make_train_step(*make_parts(**first), **options).share, each)
 
     return Sweep(init, make_step)
+
+
+def _is_stack(start: Variables | None, student: Model, prepare: Prepare, batch: Batch) -> bool:
+    """Whether there is one start for each student, which has an axis more than the network's own variables."""
+    if start is None:
+        return False
+    own = jax.eval_shape(lambda batch: student.init(jax.random.key(0), prepare(batch)), batch)
+    return [x.ndim for x in jax.tree.leaves(start)] == [x.ndim + 1 for x in jax.tree.leaves(own)]
 
 
 def fastest_form(

@@ -3,9 +3,11 @@
 import functools
 import pathlib
 import re
+from types import SimpleNamespace
 
 import _benchmark
 import _methods
+import _terms
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from _pair import Pair, alike
 
 from jaxkd import losses, models
 from jaxkd.pytorch import CIFAR100_BENCHMARK
+from jaxkd.types import Variables
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
 BATCH = {
@@ -33,7 +36,6 @@ ELSEWHERE = {
     "patches as tokens": {"vitkd"},
     "a class for each pixel": {"pixel_kd", "ifvd"},
     "boxes": {"fgd", "ld"},
-    "a paraphraser trained before, `objectives.paraphrase`": {"ft"},
 }  # fmt: skip
 
 
@@ -54,13 +56,22 @@ def pair_of(names):
     return Pair(names, *stages, same, classifier, lambda: norms, 200, lambda: np.arange(200) % 100, 1000), s, t
 
 
-def value_of(name, pair, s, t):
-    """Shape and dtype of an objective, without computing anything."""
-    term = _methods.objective(name, pair)
+def value_of(term, s, t):
+    """Shape and dtype of an objective, without computing anything; and of its params."""
     owned = jax.eval_shape(lambda: term.init(jax.random.key(0), s, t, BATCH))
     apply = jax.eval_shape(lambda *given: term.apply(*given, jax.random.key(0), jnp.int32(0)), owned, s, t, BATCH)
     assert apply[1].keys() == owned.state.keys()
-    return apply[0].shape, apply[0].dtype
+    return (apply[0].shape, apply[0].dtype), owned.params
+
+
+def check(name, pair, s, t):
+    """Whatever a method trains, in one stage or two, is a float."""
+    method = _methods.METHODS[name]
+    if method.alone or method.before:
+        found, params = value_of((method.before or method.make)(pair), s, t)
+        assert found == ((), jnp.float32), name
+        pair = pair._replace(begun=jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), params))
+    assert value_of(_methods.objective(name, pair), s, t)[0] == ((), jnp.float32), name
 
 
 # resnet110 -> resnet20 and -> resnet32 are resnet56 -> resnet20 in shapes.
@@ -70,10 +81,29 @@ def test_no_method_is_surprised_by_the_shapes_of_a_pair(names):
     first = names == _benchmark.PAIRS[0]  # logits have one shape in all pairs
     for name in _methods.METHODS if first else _methods.FEATURES:
         if _methods.applies(name, pair):
-            assert value_of(name, pair, s, t) == ((), jnp.float32), name
+            check(name, pair, s, t)
         else:
             with pytest.raises(ValueError, match=r"feature maps have shapes .*: give at least two layers"):
-                value_of(name, pair, s, t)
+                check(name, pair, s, t)
+
+
+def test_stages_that_come_before():
+    pair, *_ = pair_of(_benchmark.PAIRS[2])
+    asked = []
+
+    def train(name, *, term, before, points=None):
+        asked.append((name, before, points))
+        return SimpleNamespace(params={"student": 1, "term": {"encoder": 2}}, state={"student": 3})
+
+    def begin(name):
+        return _terms.begin(_methods.METHODS[name], name, pair, train, "points")
+
+    assert begin("kd") == (pair, None)
+    assert not asked
+    assert begin("ab") == (pair, Variables(1, 3))  # each student goes on from its own
+    assert begin("ft") == (pair._replace(begun={"encoder": 2}), None)  # one paraphraser for all
+    assert asked == [("ab-before", "student", "points"), ("ft-before", "term", None)]
+    assert {name for name, m in _methods.METHODS.items() if m.alone} == {"ab", "fsp"}
 
 
 def test_shallow_networks_stand_for_deep_ones():
@@ -109,6 +139,9 @@ def test_the_recipe():
             found.append(-float(moved["w"]))
         return [round(found[10 * epoch], 7) for epoch in range(epochs)]
 
+    assert rates("resnet20", 24, before="student") == rates("vgg8", 24, before="term") == [0.05] * 24
+    assert rates("resnet20", 24, before="term") == [0.01] * 24  # the benchmark's paraphrasers beside ResNets
+    assert [_benchmark.short(epochs) for epochs in (240, 24, 1)] == [30, 3, 1]
     whole = rates("resnet20", 24)
     assert whole == [0.05] * 15 + [0.005] * 3 + [0.0005] * 3 + [0.00005] * 3
     assert rates("MobileNetV2", 8)[0] == rates("ShuffleV1", 8)[0] == 0.01

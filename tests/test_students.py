@@ -223,3 +223,6 @@ def test_students_may_start_from_given_variables():
     mine = students.pick_student(state, 3)
     assert_trees_equal(Variables(mine.params["student"], mine.state["student"]), start)
     assert_trees_equal(mine.ema, start)
+    own = jax.tree.map(lambda x: jnp.stack([x + k for k in range(len(POINTS["seed"]))]), start)  # each from its own
+    state = SWEPT.init(key=jax.random.key(0), batch=make_batch(), **options | {"student_variables": own})
+    assert_trees_equal(Variables(state.params["student"], state.state["student"]), own)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,9 @@ from jaxkd.types import PyTree, Term, Variables
 
 Classifier = tuple[ArrayLike, ArrayLike]
 """Kernel [C, K] and bias [K] of the teacher's last layer, which stays as it is."""
+
+_Found = tuple[jax.Array, dict, dict]
+"""Loss, state, metrics: what `stateful` asks for."""
 
 
 def vid(*, student: str, teacher: str, hidden: int | None = None, where: str | None = None, **hyper: Any) -> Term:
@@ -101,7 +104,7 @@ def ofd(
 
     def call(
         variables: Variables, key: jax.Array, s: list[jax.Array], t: list[jax.Array], *, scale: ArrayLike = 1e-3
-    ) -> tuple[jax.Array, dict, dict]:
+    ) -> _Found:
         params, state = variables
         layers = zip(params, *_match_all(s, t), state["margins"], strict=True)
         each = [losses.ofd(project.apply(p, a), b, m) * 2.0 ** (i + 1 - n) for i, (p, a, b, m) in enumerate(layers)]
@@ -139,15 +142,24 @@ def paraphrase(*, teacher: str, factor: float = 0.5) -> Term:
     return trained(call, f"teacher.{teacher}", init=init)
 
 
-def ft(*, student: str, teacher: str, paraphraser: PyTree, where: str | None = None, **hyper: Any) -> Term:
+def ft(
+    *,
+    student: str,
+    teacher: str,
+    paraphraser: PyTree,
+    loss: Callable[..., jax.Array] = losses.ft,
+    where: str | None = None,
+    **hyper: Any,
+) -> Term:
     """Term of factor transfer: a translator of three 3x3 convolutions meets the trained paraphraser's factor.
 
     Args:
       student: Name of the student's feature [B, H, W, Cs].
       teacher: Name of the teacher's feature [B, H', W', Ct]; the larger map is pooled.
       paraphraser: The `encoder` that a term `paraphrase` trained; it stays as it is.
+      loss: What compares the factors: the paper's, or `losses.ft_repdistiller` as the CIFAR-100 benchmark does.
       where: Field of the batch [B] with the examples' weights; all of them if None.
-      **hyper: Hyper-parameters of `losses.ft`.
+      **hyper: Hyper-parameters of the loss.
 
     Returns:
       A term whose parameters are the translator's and whose state holds the paraphraser.
@@ -157,16 +169,14 @@ def ft(*, student: str, teacher: str, paraphraser: PyTree, where: str | None = N
         C, F = s.shape[-1], paraphraser["kernels"][-1].shape[-1]
         return Variables(_factor_params(key, (C, C, F, F)), {"paraphraser": jax.tree.map(jnp.asarray, paraphraser)})
 
-    def call(
-        variables: Variables, key: jax.Array, s: jax.Array, t: jax.Array, **hyper: Any
-    ) -> tuple[jax.Array, dict, dict]:
+    def call(variables: Variables, key: jax.Array, s: jax.Array, t: jax.Array, **hyper: Any) -> _Found:
         params, state = variables
         s, t = numerics.match_resolution(s, t)
         factors = transfer.ft_factor(s, **params), transfer.ft_factor(t, **state["paraphraser"])
-        return losses.ft(*factors, **hyper), {}, {}
+        return loss(*factors, **hyper), {}, {}
 
     paths = (f"student.{student}", f"teacher.{teacher}")
-    return stateful(call, *paths, init=init, hyper_of=losses.ft, where=where, **hyper)
+    return stateful(call, *paths, init=init, hyper_of=loss, where=where, **hyper)
 
 
 def mgd(
@@ -202,9 +212,7 @@ def mgd(
         first, second = jax.random.split(key)
         return Variables({"align": align.init(first, *_matched(s, t)), **_generator(second, t.shape[-1])}, {})
 
-    def call(
-        variables: Variables, key: jax.Array, s: jax.Array, t: jax.Array, **hyper: Any
-    ) -> tuple[jax.Array, dict, dict]:
+    def call(variables: Variables, key: jax.Array, s: jax.Array, t: jax.Array, **hyper: Any) -> _Found:
         p, (s, t) = variables.params, numerics.match_resolution(s, t)
         shape = (len(t), 1, 1, t.shape[-1]) if over == "channels" else (*t.shape[:3], 1)
         mask = jax.random.bernoulli(key, 1 - hidden, shape).astype(jnp.float32)
@@ -251,7 +259,7 @@ def vitkd(
 
     def call(
         variables: Variables, key: jax.Array, low_s: Any, low_t: Any, high_s: jax.Array, high_t: jax.Array, **hyper: Any
-    ) -> tuple[jax.Array, dict, dict]:
+    ) -> _Found:
         p, (B, N, _) = variables.params, high_t.shape
         order = jnp.argsort(jax.random.uniform(key, (B, N)), axis=1)
         mask = order < round(lam * N)
@@ -285,7 +293,7 @@ def srrl(*, student: str, teacher: str, classifier: Classifier, where: str | Non
 
     def call(
         variables: Variables, key: jax.Array, s: jax.Array, t: jax.Array, logits: jax.Array, **hyper: Any
-    ) -> tuple[jax.Array, dict, dict]:
+    ) -> _Found:
         params, state = variables
         s, t = numerics.match_resolution(s, t)
         s = project.apply(params, s)
@@ -318,9 +326,7 @@ def simkd(*, student: str, teacher: str, classifier: Classifier, factor: int = 2
         params |= {"scale3": jnp.ones(Ct), "bias3": jnp.zeros(Ct)}
         return Variables(params, {"classifier": _frozen(classifier, t, logits)})
 
-    def call(
-        variables: Variables, key: jax.Array, s: jax.Array, t: jax.Array, logits: jax.Array
-    ) -> tuple[jax.Array, dict, dict]:
+    def call(variables: Variables, key: jax.Array, s: jax.Array, t: jax.Array, logits: jax.Array) -> _Found:
         params, state = variables
         s, t = numerics.match_resolution(s, t)
         s = connectors.simkd_projector(s, **params)
