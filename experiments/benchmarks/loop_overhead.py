@@ -12,18 +12,18 @@ outside both. On a busy machine the ratio of the processor's seconds, over all t
 
 import dataclasses
 import io
-import json
 import tempfile
 import time
 from pathlib import Path
 
+import _timing as timing
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import rich.console
 
-from jaxkd import data, losses, metrics, models, objectives, parallel, report, train
+from jaxkd import data, losses, metrics, models, objectives, parallel, train
 from jaxkd.checkpoint import Checkpoints
 from jaxkd.cli import check_positive, main, parse
 from jaxkd.clock import Clock
@@ -120,20 +120,15 @@ def benchmark() -> None:
     (bare, _), (whole, evaluating) = seconds[1:].transpose(1, 2, 3, 0)
     rows = []
     for name, loop in (("without the evaluations", whole - evaluating), ("with the evaluations", whole)):
-        (low, middle, high), (low_cpu, middle_cpu, high_cpu) = np.percentile(loop / bare, [25, 50, 75], axis=1).T
-        rows.append({"loop": name, "bare_ms": f"{1e3 * np.median(bare[0]) / config.steps:.2f}",
-                     "loop_ms": f"{1e3 * np.median(loop[0]) / config.steps:.2f}",
-                     "ratio": f"{middle:.3f} ({low:.3f}..{high:.3f})", "ratio_median": middle,
-                     "cpu": f"{middle_cpu:.3f} ({low_cpu:.3f}..{high_cpu:.3f})", "cpu_median": middle_cpu})  # fmt: skip
-    device = jax.devices()[0]
+        rows.append({"loop": name, "bare_ms": timing.spread(bare[0], scale=1e3 / config.steps),
+                     "loop_ms": timing.spread(loop[0], scale=1e3 / config.steps),
+                     "ratio": timing.ratio(loop[0], bare[0]), "cpu": timing.ratio(loop[1], bare[1])})  # fmt: skip
     columns = dict(loop="loop.fit", bare_ms="bare ms a step", loop_ms="loop ms a step",
                    ratio="loop / bare, median (quartiles)", cpu="the same in processor time")  # fmt: skip
     title = (f"{config.network}, batch {config.batch_size}, {config.size}x{config.size}, {config.rounds} rounds of "
-             f"{config.steps} steps on {device.device_kind} ({device.platform})")  # fmt: skip
-    report.show(report.table(rows, columns, title=title))
-    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-    figures = {"device": device.device_kind, "config": dataclasses.asdict(config), "rows": rows}
-    Path(config.out).write_text(json.dumps(figures, indent=2))
+             f"{config.steps} steps")  # fmt: skip
+    timing.publish(config.out, title, rows, columns, config=dataclasses.asdict(config), bare=bare, loop=whole,
+                   evaluating=evaluating)  # fmt: skip
 
 
 if __name__ == "__main__":
