@@ -90,7 +90,7 @@ class Training:
     clip: float | None = None  # longest gradient
     ema_decay: float | None = None  # of a moving average of the student, measured beside it
     skip_nonfinite: bool = False  # leave updates with a NaN or an infinity out and count them, instead of stopping
-    at_once: int = 1  # steps in one dispatch
+    at_once: int = 1  # steps in one dispatch; 1 on CPUs, where convolutions in a loop are slow
     resident: bool = False  # keep the training data on the devices
     form: Literal["vmap", "map", "unroll", "fastest"] = "vmap"  # how a stack of students is computed; fastest measures
 
