@@ -49,10 +49,10 @@ FEATURES = {
     "vid": Method(term.vid, 1.0, "R"),
     "rkd": Method(term.pooled(losses.rkd), 1.0, "R"),
     "pkt": Method(term.pooled(losses.pkt), 30000.0, "R"),
-    "ab": Method(term.preacts(objectives.ab, as_released=lambda p: True), 1.0, "R", alone=True),
+    "ab": Method(term.preacts(objectives.ab, as_released=lambda p: True), 1.0, "R", first=True),
     "ft": Method(term.factors(losses.ft_repdistiller), 200.0, "R", before=term.paraphraser),
     "ft_paper": Method(term.factors(losses.ft), before=term.paraphraser),
-    "fsp": Method(term.every(losses.fsp), 50.0, "R", alone=True),
+    "fsp": Method(term.every(losses.fsp), 50.0, "R", first=True),
     "kdsvd": Method(term.every(losses.kdsvd), 1.0, "M"),
     "crd": Method(lambda p: objectives.crd(student="pooled", teacher="pooled", examples=p.examples, labels=p.labels(),
                                            negatives=16384), 0.8, "R"),
@@ -104,7 +104,7 @@ def applies(name, pair):
 def objective(name, pair):
     """What a student by some method is trained for; "alone" has the labels only."""
     on_labels = objectives.from_labels(losses.cross_entropy)
-    if name == "alone" or METHODS[name].alone:
+    if name == "alone" or METHODS[name].first:
         return on_labels
     method = METHODS[name]
     terms = {"label": (method.label, on_labels), name: (method.weight, method.make(pair))}

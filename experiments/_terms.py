@@ -14,7 +14,7 @@ from jaxkd.stage import variables_of
 class Method(NamedTuple):
     """label * cross-entropy + weight * term + kd * KD at T = 4, over the benchmark's 240 epochs.
 
-    Some have 30 epochs before: the term by itself, if it is `alone`, and then the labels by themselves; or another
+    Some have 30 epochs before: the term by itself, if it comes `first`, and then the labels by themselves; or another
     term, `before`, whose params the term finds in the pair.
     """
 
@@ -23,13 +23,13 @@ class Method(NamedTuple):
     source: str = ""
     label: float = 1.0
     kd: float = 0.0
-    alone: bool = False
+    first: bool = False
     before: Callable[[Pair], Any] | None = None
 
 
 def begin(method, name, pair, train, points):
     """The pair with what a method trains before, and where students start then; `train` a stage by its name."""
-    if method.alone:
+    if method.first:
         return pair, variables_of(train(f"{name}-before", term=method.make(pair), points=points, before="student"))
     if method.before:
         state = train(f"{name}-before", term=method.before(pair), before="term")

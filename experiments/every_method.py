@@ -93,7 +93,7 @@ def attempt(name, pair, parts, batch, steps):
     if not _methods.applies(name, pair):
         return row | {"verdict": "needs the same channels"}
     pair = pair._replace(begun=method.before and train(method.before(pair), parts, batch, steps)[1])
-    values, _ = train(method.make(pair) if method.alone else _methods.objective(name, pair), parts, batch, steps)
+    values, _ = train(method.make(pair) if method.first else _methods.objective(name, pair), parts, batch, steps)
     verdict = "trains" if np.all(np.isfinite(values)) and values[-1] < values[0] else "FAILS"
     return row | {"first": f"{values[0]:.4g}", "last": f"{values[-1]:.4g}", "verdict": verdict,
                   "seconds": f"{time.perf_counter() - began:.1f}"}  # fmt: skip

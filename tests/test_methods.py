@@ -67,7 +67,7 @@ def value_of(term, s, t):
 def check(name, pair, s, t):
     """Whatever a method trains, in one stage or two, is a float."""
     method = _methods.METHODS[name]
-    if method.alone or method.before:
+    if method.first or method.before:
         found, params = value_of((method.before or method.make)(pair), s, t)
         assert found == ((), jnp.float32), name
         pair = pair._replace(begun=jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), params))
@@ -103,7 +103,7 @@ def test_stages_that_come_before():
     assert begin("ab") == (pair, Variables(1, 3))  # each student goes on from its own
     assert begin("ft") == (pair._replace(begun={"encoder": 2}), None)  # one paraphraser for all
     assert asked == [("ab-before", "student", "points"), ("ft-before", "term", None)]
-    assert {name for name, m in _methods.METHODS.items() if m.alone} == {"ab", "fsp"}
+    assert {name for name, m in _methods.METHODS.items() if m.first} == {"ab", "fsp"}
 
 
 def test_shallow_networks_stand_for_deep_ones():
