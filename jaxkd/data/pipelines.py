@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -66,19 +67,7 @@ def train_batches(
     mine = _own_rows(source, batch_size, process_index, process_count)
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}: give an integer in 0..2**32-1.")
-    steps = steps_per_epoch(source, batch_size)
-
-    @functools.lru_cache(maxsize=2)  # threads that read ahead need two epochs where one ends
-    def order(epoch: int) -> np.ndarray:
-        # RandomState's permutation is frozen for good. Grain's own shuffle takes 80 us of Python an index, this 0.1 us.
-        return np.random.RandomState(np.random.Philox(key=[seed, epoch])).permutation(source.size)
-
-    def read(k: int, step: int) -> HostBatch:
-        epoch = k // steps
-        rows = order(epoch)[step * batch_size : (step + 1) * batch_size]
-        return _read(source, rows[mine], transform, view=epoch % source.views if source.views else epoch)
-
-    return grain.MapDataset.range(steps).repeat(None).map_with_index(read)
+    return _Shuffled(source, batch_size, seed, transform, mine)
 
 
 def bundles(batches: grain.MapDataset[HostBatch], spans: Sequence[range]) -> grain.MapDataset[HostBatch]:
@@ -91,12 +80,9 @@ def bundles(batches: grain.MapDataset[HostBatch], spans: Sequence[range]) -> gra
     Returns:
       Dataset of as many elements as there are spans, of arrays [B, len(span), ...].
     """
-
-    def read(span: range) -> HostBatch:
-        parts = [batches[k] for k in span]
-        return {field: np.stack([part[field] for part in parts], axis=1) for field in parts[0]}
-
-    return grain.MapDataset.source(spans).map(read)
+    if isinstance(batches, _Shuffled):
+        return grain.MapDataset.source(spans).map(batches.together)
+    return grain.MapDataset.source(spans).map(lambda span: _side_by_side([batches[k] for k in span]))
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
@@ -251,6 +237,55 @@ def _prefetched(
         # Grain adds a note about its hidden frames, after which the sentence would no longer be the last line.
         failure.__notes__ = [note for note in getattr(failure, "__notes__", []) if "Grain" not in note]
         raise failure
+
+
+class _Shuffled(grain.MapDataset[HostBatch]):
+    """Endless shuffled batches, one by one or several side by side."""
+
+    def __init__(self, source: Source, batch_size: int, seed: int, transform: Transform | None, mine: slice) -> None:
+        super().__init__()
+        self._source, self._batch_size, self._transform, self._mine = source, batch_size, transform, mine
+        self._steps = steps_per_epoch(source, batch_size)
+
+        @functools.lru_cache(maxsize=2)  # threads that read ahead need two epochs where one ends
+        def order(epoch: int) -> np.ndarray:
+            # RandomState's permutation is frozen for good. Grain's own shuffle takes 80 us of Python an index, this
+            # 0.1 us.
+            return np.random.RandomState(np.random.Philox(key=[seed, epoch])).permutation(source.size)
+
+        self._order = order
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, k: Any) -> Any:
+        if isinstance(k, slice):
+            return self.slice(k)
+        return _read(self._source, self._rows(k), self._transform, view=self._view(k))
+
+    def together(self, span: range) -> HostBatch:
+        """The batches side by side, their rows read at once unless targets or a transform belong to single batches."""
+        if self._source.targets is not None or self._transform is not None:
+            return _side_by_side([self[k] for k in span])
+        rows = np.stack([self._rows(k) for k in span], axis=1)
+        views = np.broadcast_to(np.array([self._view(k) for k in span], np.int32), rows.shape)
+        whole = {**_read(self._source, rows.ravel(), None, view=0), "view": views.ravel()}
+        return {field: values.reshape(*rows.shape, *values.shape[1:]) for field, values in whole.items()}
+
+    def _rows(self, k: int) -> np.ndarray:
+        """This process's rows of batch k."""
+        epoch, step = divmod(k, self._steps)
+        return self._order(epoch)[step * self._batch_size : (step + 1) * self._batch_size][self._mine]
+
+    def _view(self, k: int) -> int:
+        """Batch k's view: its epoch, modulo the views there are."""
+        epoch = k // self._steps
+        return epoch % self._source.views if self._source.views else epoch
+
+
+def _side_by_side(parts: Sequence[HostBatch]) -> HostBatch:
+    """Batches with a second axis that counts them."""
+    return {field: np.stack([part[field] for part in parts], axis=1) for field in parts[0]}
 
 
 def _own_rows(source: Source, batch_size: int, index: int | None, count: int | None) -> slice:

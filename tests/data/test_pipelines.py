@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxkd.data import eval_batches, open_source, prefetch, steps_per_epoch, train_batches
+from jaxkd.data import bundles, eval_batches, open_source, prefetch, steps_per_epoch, train_batches
 
 SIZE = 23
 SOURCE = open_source(
@@ -136,6 +136,44 @@ def test_prefetch_gives_the_range_in_order(num_threads):
     finite = eval_batches(SOURCE, 5, **ALONE)
     assert len(list(prefetch(finite, dict))) == 5
     assert list(prefetch(finite, dict, start=5)) == []
+
+
+def doubled(batch):
+    return {**batch, "image": batch["image"] * 2 + batch["image"].mean()}
+
+
+def taught(rows, view):
+    return {"teacher_logits": np.float32(100 * view + rows)[:, None]}
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda **k: train_batches(SOURCE, 6, seed=3, **k),
+        lambda **k: train_batches(SOURCE, 6, seed=3, transform=doubled, **k),
+        lambda **k: train_batches(dataclasses.replace(SOURCE, views=2, targets=taught), 6, seed=3, **k),
+        lambda **k: train_batches(dataclasses.replace(SOURCE, views=2), 6, seed=3, **k),
+        lambda **k: eval_batches(SOURCE, 4, **k),
+        lambda **k: train_batches(SOURCE, 6, seed=3, **k)[2:].map(doubled),
+    ],
+    ids=["plain", "transform", "targets", "views", "evaluation", "the user's own"],
+)
+def test_bundles_hold_the_batches_side_by_side(made):
+    """Also where an epoch ends within one, and of each process's own rows."""
+    for process in range(2):
+        batches = made(process_index=process, process_count=2)
+        spans = [range(2), range(2, 6), range(5, 6)]
+        for span, bundle in zip(spans, bundles(batches, spans), strict=True):
+            for i, k in enumerate(span):
+                same({field: values[:, i] for field, values in bundle.items()}, batches[k])
+
+
+def test_a_bundle_is_read_at_once():
+    asked = []
+    source = dataclasses.replace(SOURCE, read=lambda rows: asked.append(len(rows)) or SOURCE.read(rows))
+    bundle = bundles(train_batches(source, 5, seed=0, **ALONE), [range(6)])[0]
+    assert bundle["image"].shape == (5, 6, 2, 2, 1)
+    assert asked == [30]
 
 
 @pytest.mark.parametrize("buffer_size", [0, 1, 4])
