@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from jaxkd.train import Step
-from jaxkd.types import Batch, Metrics, StepFn, TrainState, Variables
+from jaxkd.types import Batch, Metrics, StepFn, TrainState
 
 Table: TypeAlias = Mapping[str, Any]
 """Fields of all rows of a source, on the device: name -> [N, ...], and under `BY_VIEW` name -> [N, V, ...]."""
@@ -19,6 +18,8 @@ BY_VIEW = "by_view"
 
 ROW = "row"
 """Field of a batch with the numbers of its rows in a table."""
+
+Results = TypeVar("Results")
 
 
 def spans(start: int, stop: int, at_once: int, *intervals: int) -> list[range]:
@@ -63,22 +64,25 @@ def scan_steps(step: StepFn) -> StepFn:
     return run
 
 
-def from_table(step: Step) -> Step:
+def from_table(step: Callable[[Any, Any, Batch], Results]) -> Callable[[Any, tuple[Any, Table], Batch], Results]:
     """A step that reads its batch from a table on the device, so that only row numbers cross over from the host.
 
+    It goes around everything else, `scan_steps` too: rows that are looked up within a loop take longer, since what
+    augments them is compiled into the same code as looking them up.
+
     Args:
-      step: The step of one student, or of a stack.
+      step: The step of one student, of a stack, or several steps of `scan_steps`, for training or evaluation.
 
     Returns:
       The step whose second argument is (teacher_variables, table) and whose batch has `row` in place of the table's
       fields; whatever else it has (`view`, `mask`) is passed on.
     """
 
-    def share(known: tuple[Variables, Table], batch: Batch) -> Any:
+    def run(state: Any, known: tuple[Any, Table], batch: Batch) -> Results:
         teacher_variables, table = known
         rows, rest = batch[ROW], {name: value for name, value in batch.items() if name != ROW}
         fields = {name: values[rows] for name, values in table.items() if name != BY_VIEW}
         of_views = {name: values[rows, batch["view"]] for name, values in table.get(BY_VIEW, {}).items()}
-        return step.share(teacher_variables, {**fields, **of_views, **rest})
+        return step(state, teacher_variables, {**fields, **of_views, **rest})
 
-    return Step(share, step.each)
+    return run

@@ -90,7 +90,7 @@ class Training:
     clip: float | None = None  # longest gradient
     ema_decay: float | None = None  # of a moving average of the student, measured beside it
     skip_nonfinite: bool = False  # leave updates with a NaN or an infinity out and count them, instead of stopping
-    at_once: int = 1  # steps in one dispatch; 1 on CPUs, where convolutions in a loop are slow
+    at_once: int = 1  # steps in one dispatch
     resident: bool = False  # keep the training data on the devices
     form: Literal["vmap", "map", "unroll", "fastest"] = "vmap"  # how a stack of students is computed; fastest measures
 
@@ -261,14 +261,16 @@ def _compiled(
     known = plan.put(held)
     state, single = _begin(setting, networks, objective, points, key, example, known, start)
     state = plan.put(state)
-    if setting.training.resident:
-        fields, source = data.table(source)
-        single, known = dispatch.from_table(single), (known, plan.put(fields))
     batches = data.train_batches(source, size, seed=setting.seed)
     if points is not None or key.ndim:
         first = data.prefetch(batches, plan.place, stop=1)
         single = students.FORMS[_form(setting, name, single, state, known, first)](single)
-    return plan.compile(dispatch.scan_steps(single) if setting.training.at_once > 1 else single), state, known, batches
+    step: StepFn = dispatch.scan_steps(single) if setting.training.at_once > 1 else single
+    if setting.training.resident:
+        fields, rows = data.table(source)
+        batches = data.train_batches(rows, size, seed=setting.seed)
+        return plan.compile(dispatch.from_table(step)), state, (known, plan.put(fields)), batches
+    return plan.compile(step), state, known, batches
 
 
 def _begin(

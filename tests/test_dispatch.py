@@ -41,7 +41,7 @@ def ready(name):
 
 
 def compiled(plan, step):
-    return plan.compile(step), plan.compile(dispatch.scan_steps(dispatch.from_table(step)))
+    return plan.compile(step), plan.compile(dispatch.from_table(dispatch.scan_steps(step)))
 
 
 def one_by_one(plan, parts, step):

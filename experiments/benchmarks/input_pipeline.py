@@ -22,7 +22,7 @@ from jaxkd import data, dispatch, losses, models, objectives, parallel, train
 from jaxkd.cli import main
 from jaxkd.types import Variables
 
-SMALL = dict(rounds=1, seconds=0.01, steps=2, batch_size=8, examples=32, students=("mlp",))
+SMALL = dict(rounds=1, seconds=0.01, steps=4, bundle=2, batch_size=8, examples=32, students=("mlp",))
 STUDENTS = {
     "mlp": ("MLP 3072-64-10", lambda: models.mlp(10, hidden=(64,))),
     "resnet": ("ResNet-20", lambda: models.resnet(10, depth=20)),
@@ -34,7 +34,7 @@ def contestants(student, config, stack):
     arrays, prepare = pictures(config.examples, 10)
     said = np.random.default_rng(1).standard_normal((config.examples, 10)).astype(np.float32)
     source = data.open_source({**arrays, "teacher_logits": said}, num_classes=10)
-    plan, count = parallel.with_jit(parallel.make_mesh(jax.devices()[:1])), config.steps
+    plan = parallel.with_jit(parallel.make_mesh(jax.devices()[:1]))
     term = objectives.weighted(label=(0.1, objectives.from_labels(losses.cross_entropy)),
                                kd=(0.9, objectives.from_logits(losses.kd, temperature=4.0)))  # fmt: skip
     parts = (student, models.cached(), term, optax.sgd(0.01, momentum=0.9))
@@ -56,7 +56,7 @@ def contestants(student, config, stack):
         return run
 
     def bundled(batches):
-        return data.bundles(batches, dispatch.spans(0, 10**6, count))
+        return data.bundles(batches, dispatch.spans(0, 10**6, config.bundle))
 
     def read(batches):
         return stack.enter_context(contextlib.closing(data.prefetch(batches, plan.place)))
@@ -66,13 +66,14 @@ def contestants(student, config, stack):
 
     fields, numbers = data.table(source)
     rows = data.train_batches(numbers, config.batch_size, seed=0)
-    together, looked_up = dispatch.scan_steps(single), dispatch.scan_steps(dispatch.from_table(single))
+    in_turn = config.steps // config.bundle
+    together, looked_up = dispatch.scan_steps(single), dispatch.from_table(dispatch.scan_steps(single))
     return {
-        "memory": side(single, nothing, placed(batches), count),
-        "pipeline": side(single, nothing, read(batches), count),
-        "memory, bundled": side(together, nothing, placed(bundled(batches)), 1),
-        "pipeline, bundled": side(together, nothing, read(bundled(batches)), 1),
-        "table, bundled": side(looked_up, (nothing, fields), read(bundled(rows)), 1),
+        "memory": side(single, nothing, placed(batches), config.steps),
+        "pipeline": side(single, nothing, read(batches), config.steps),
+        "memory, bundled": side(together, nothing, placed(bundled(batches)), in_turn),
+        "pipeline, bundled": side(together, nothing, read(bundled(batches)), in_turn),
+        "table, bundled": side(looked_up, (nothing, fields), read(bundled(rows)), in_turn),
     }
 
 
@@ -82,12 +83,15 @@ def benchmark() -> None:
         smoke=SMALL,
         rounds=(20, "alternating rounds"),
         seconds=(1.0, "least length of one side of a round"),
-        steps=(10, "steps between two looks at the clock, and in a bundle"),
+        steps=(20, "steps between two looks at the clock, after which the last is waited for"),
+        bundle=(10, "steps in a bundle; a divisor of these"),
         batch_size=(64, "examples a step"),
         examples=(8192, "examples of the set"),
         students=(("mlp", "resnet"), "which students"),
         out=("runs/benchmarks/input_pipeline.json", "where the figures go"),
     )
+    if config.steps % config.bundle:
+        raise ValueError(f"--steps is {config.steps} but --bundle {config.bundle}: give a multiple of it.")
     rows = []
     for name in config.students:
         title, make = STUDENTS[name]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import augment, dispatch, parallel, train
+from jaxkd import augment, dispatch, parallel
 from jaxkd.caching import write_targets
 from jaxkd.data import eval_batches, in_memory, open_source, prefetch, table, targets, train_batches, with_fields
 from jaxkd.data import with_targets as join
@@ -110,7 +110,7 @@ def test_a_table_on_the_device_holds_every_view(written):
     joined = with_targets(written)
     fields, rows = table(joined)
     assert fields[dispatch.BY_VIEW]["teacher_logits"].shape == (SIZE, VIEWS, 3)
-    step = dispatch.from_table(train.Step(lambda variables, batch: batch, lambda state, shared: shared))
+    step = dispatch.from_table(lambda state, variables, batch: batch)
     for k in (0, 4, 11):
         read, batch = train_batches(joined, 10, seed=1)[k], train_batches(rows, 10, seed=1)[k]
         assert set(batch) == {"row", "view"}
