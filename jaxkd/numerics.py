@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from jaxkd.convolution import convolve
+
 
 def promote(*arrays: ArrayLike) -> tuple[jax.Array, ...]:
     """Casts floating arrays to one dtype of at least float32 (float64 stays float64).
@@ -225,18 +227,22 @@ def _windows(length: int, count: int) -> np.ndarray:
     return inside / inside.sum(axis=1, keepdims=True)
 
 
-def conv2d(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """Cross-correlation of stride 1 with zero padding that keeps the size.
+def conv2d(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, stride: int = 1, padding: int | None = None
+) -> jax.Array:
+    """Cross-correlation.
 
     Args:
       x: [B, H, W, C].
-      kernel: [h, w, C, D] with odd h and w.
+      kernel: [h, w, C, D].
       bias: [D], or None.
+      stride: Along both axes.
+      padding: Zeros on each side, or None for as many as keep the size at stride 1.
 
     Returns:
-      [B, H, W, D].
+      [B, H', W', D].
     """
-    y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    y = convolve(x, kernel, (stride, stride), "SAME" if padding is None else [(padding, padding)] * 2)
     return y if bias is None else y + jnp.expand_dims(bias, (0, 1, 2))
 
 

@@ -65,8 +65,8 @@ def map_students(step: Step, *, at_once: int = 1) -> Step:
 def unroll_students(step: Step) -> Step:
     """Trains (or measures) stacked students side by side in one program; teacher and batch are computed once.
 
-    Faster than `map_students` where a loop's body is compiled less well, as on CPUs; the program, and the time to
-    compile it, grow with the number of students.
+    Faster than `map_students` where a loop's body is compiled less well; the program, and the time to compile it, grow
+    with the number of students.
 
     Args:
       step: The step of one student.

@@ -24,6 +24,7 @@ RESERVED = {
 # Lower rooms know nothing of higher ones.
 LAYERS = (
     {"types"},
+    {"convolution"},
     {"numerics"},
     {"losses"},
     {

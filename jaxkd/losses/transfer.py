@@ -49,9 +49,7 @@ def fitnet_regressor(
     """
     x, w, b = numerics.promote(student_feature, kernel, bias)
     _check_channels(x, w)
-    pads = [(padding, padding)] * 2
-    y = jax.lax.conv_general_dilated(x, w, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    y = y + jnp.expand_dims(b, (0, 1, 2))
+    y = numerics.conv2d(x, w, b, stride=stride, padding=padding)
     return y if norm is None else jax.nn.relu(_normalised(y, norm))
 
 

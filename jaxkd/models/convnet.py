@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxkd.models.convolution import Conv
 from jaxkd.models.functional import bound, from_linen
+from jaxkd.models.layers import Conv
 from jaxkd.types import Model, Outputs
 
 

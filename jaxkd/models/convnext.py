@@ -11,8 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxkd.models.convolution import Conv
 from jaxkd.models.functional import from_linen, rematerialised
+from jaxkd.models.layers import Conv
 from jaxkd.types import Model, Outputs
 
 _INIT = nn.initializers.truncated_normal(0.02)

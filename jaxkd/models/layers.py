@@ -8,8 +8,11 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
-from jaxkd.models.convolution import Conv
+from jaxkd.convolution import convolve
 from jaxkd.models.functional import bound
+
+Conv = functools.partial(nn.Conv, conv_general_dilated=convolve)
+"""`flax.linen.Conv`, fast on CPUs as well."""
 
 
 def batch_norm(x: jax.Array, name: str, *, train: bool, axis_name: str | None) -> jax.Array:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
-from jaxkd.models.convolution import Conv
 from jaxkd.models.functional import from_linen
-from jaxkd.models.layers import flatten
+from jaxkd.models.layers import Conv, flatten
 from jaxkd.types import Model, Outputs
 
 

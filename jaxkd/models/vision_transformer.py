@@ -13,8 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxkd.models.convolution import Conv
 from jaxkd.models.functional import from_linen, rematerialised
+from jaxkd.models.layers import Conv
 from jaxkd.models.transformer import Block, check_heads
 from jaxkd.types import Model, Outputs
 

@@ -10,9 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxkd.models.convolution import Conv
 from jaxkd.models.functional import from_linen, rematerialised
-from jaxkd.models.layers import batch_norm
+from jaxkd.models.layers import Conv, batch_norm
 from jaxkd.types import Model, Outputs
 
 
