@@ -3,7 +3,7 @@
 `jaxkd.convolution.convolve` beside `lax.conv_general_dilated`, on layers of networks for 32x32 images: one call, and as
 a step of a `lax.scan`, as steps in one dispatch and stacks of students have it. All take turns in one process.
 
-    python experiments/benchmarks/convolutions.py        about three minutes on two CPU cores
+    python experiments/benchmarks/convolutions.py        about a minute on two CPU cores
 """
 
 import functools
@@ -56,9 +56,9 @@ def benchmark() -> None:
     config = timing.flags(
         __doc__,
         smoke=SMALL,
-        rounds=(3, "alternating rounds"),
+        rounds=(4, "alternating rounds"),
         seconds=(0.1, "least length of one side of a round"),
-        batch_size=(64, "images"),
+        batch_size=(16, "images"),
         loop=(2, "steps of the loop"),
         layers=(tuple(LAYERS), "which layers"),
         out=("runs/benchmarks/convolutions.json", "where the figures go"),
