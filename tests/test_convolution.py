@@ -43,6 +43,11 @@ def parts(name, dtype=np.float32):
     return x, w, ours, theirs
 
 
+def lowered(function, platform, *arguments):
+    """The program for a back end that need not be here."""
+    return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+
+
 def gradients(convolution, x, w):
     """Of a function that is not linear in either."""
     return jax.jit(jax.grad(lambda x, w: jnp.sum(jnp.sin(convolution(x, w))), argnums=(0, 1)))(x, w)
@@ -51,7 +56,10 @@ def gradients(convolution, x, w):
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_gradients_are_those_of_xla(name):
     x, w, ours, theirs = parts(name)
-    np.testing.assert_allclose(ours(x, w), theirs(x, w), rtol=1e-4, atol=1e-5)
+    if "depthwise" in name:  # a sum in another order
+        np.testing.assert_allclose(ours(x, w), theirs(x, w), rtol=1e-4, atol=1e-5)
+    else:
+        np.testing.assert_array_equal(ours(x, w), theirs(x, w))
     assert_trees_close(gradients(ours, x, w), gradients(theirs, x, w), rtol=1e-4, atol=1e-5)
 
 
@@ -95,8 +103,7 @@ def test_batches_split_over_devices(name):
 @pytest.mark.parametrize(("platform", "products"), [("cpu", True), ("cuda", False), ("tpu", False)])
 def test_only_cpus_get_products(platform, products):
     x, w, ours, _ = parts("3x3")
-    gradient = jax.jit(lambda x, w, dy: jax.vjp(lambda w: ours(x, w), w)[1](dy))
-    text = gradient.trace(x, w, ours(x, w)).lower(lowering_platforms=(platform,)).as_text()
+    text = lowered(lambda x, w, dy: jax.vjp(lambda w: ours(x, w), w)[1](dy), platform, x, w, ours(x, w))
     assert ("dot_general" in text) is products
     assert ("stablehlo.convolution" in text) is not products
 
@@ -116,11 +123,7 @@ def test_cpus_get_the_fast_order_of_axes_in_loops_too(name):
 def test_other_back_ends_get_the_gradient_of_images_from_xla(platform):
     x, w, *convolutions = parts("3x3")
     texts = [
-        jax.jit(lambda x, dy, f=f: jax.vjp(lambda x: f(x, w), x)[1](dy))
-        .trace(x, f(x, w))
-        .lower(lowering_platforms=(platform,))
-        .as_text()
-        for f in convolutions
+        lowered(lambda x, dy, f=f: jax.vjp(lambda x: f(x, w), x)[1](dy), platform, x, f(x, w)) for f in convolutions
     ]
     assert texts[0].count("stablehlo.transpose") == texts[1].count("stablehlo.transpose") == 0
     assert texts[0].count("stablehlo.convolution") == texts[1].count("stablehlo.convolution") == 1
@@ -129,8 +132,7 @@ def test_other_back_ends_get_the_gradient_of_images_from_xla(platform):
 @pytest.mark.parametrize(("platform", "multiples"), [("cpu", True), ("cuda", False), ("tpu", False)])
 def test_only_cpus_get_sums_of_multiples(platform, multiples):
     x, w, ours, _ = parts("depthwise")
-    gradient = jax.jit(lambda x, w, dy: jax.vjp(ours, x, w)[1](dy))
-    text = gradient.trace(x, w, ours(x, w)).lower(lowering_platforms=(platform,)).as_text()
+    text = lowered(lambda x, w, dy: jax.vjp(ours, x, w)[1](dy), platform, x, w, ours(x, w))
     assert ("stablehlo.multiply" in text) is multiples
     assert ("stablehlo.convolution" in text) is not multiples
 
