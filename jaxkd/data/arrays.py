@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxkd.data import checks, images
+from jaxkd.data.rows import take
 from jaxkd.data.sources import Source
 from jaxkd.data.text import is_text
 
@@ -117,7 +118,7 @@ def _from_splits(
     checks.check_labels(f"{name}[{base}]", fields["label"], fields["id"], num_classes)
 
     def read(rows: np.ndarray) -> Fields:
-        return {field: values[start + np.asarray(rows)] for field, values in fields.items()}
+        return {field: take(values, start + np.asarray(rows)) for field, values in fields.items()}
 
     shape = fields["image"].shape[1:] if "image" in fields else None
     return Source(f"{name}[{split}]", stop - start, num_classes, shape, read, start)

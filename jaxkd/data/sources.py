@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from jaxkd.data.rows import take
 from jaxkd.dispatch import BY_VIEW
 
 Spec: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any]"
@@ -164,7 +165,7 @@ def with_fields(source: Source, **fields: np.ndarray) -> Source:
             raise ValueError(f"{source.name} already has the field `{field}`: give another name.")
 
     def read(rows: np.ndarray) -> dict[str, np.ndarray]:
-        return source.read(rows) | {field: values[rows] for field, values in fields.items()}
+        return source.read(rows) | {field: take(values, rows) for field, values in fields.items()}
 
     return dataclasses.replace(source, read=read)
 
