@@ -4,10 +4,10 @@
     python experiments/imagenet.py --source folder:imagenet --validation-split val --teacher resnet50 \
         --student mobilenetv1_100 --teacher-file resnet50.safetensors --recipe patient --epochs 1200
 
-"standard": 100 epochs of 256 images a step, SGD from 0.1 with a tenth of it after 30, 60 and 90 epochs, labels and a
-method of `_methods.py`. "patient" (function matching): the teacher's probabilities alone, T = 1, on blends of pictures
-that both networks see alike, for as many epochs as you can wait; Adam with warm-up, cosine, clipping and decoupled
-weight decay. Pictures are resized to squares on the host, and cropped and flipped on the device.
+"standard": 100 epochs of 256 images a step, SGD from 0.1 with a tenth of it after 30, 60 and 90, labels and a method of
+`_methods.py`. "patient" (function matching): the teacher's probabilities alone, T = 1, on blends of pictures that both
+see alike, as long as you can wait; Adam with warm-up, cosine, clipping and decoupled weight decay. Pictures lie stretched
+to squares, windows are cut out of them undistorted on the device; measured are the middles of the pictures.
 """
 
 import dataclasses
@@ -86,8 +86,9 @@ def procedure(config, run, logger, plan) -> None:
     if config.teacher_file is None and config.source != "fake":
         raise ValueError("there is no --teacher-file: give the PyTorch weights of the teacher.")
     spec = fake(config) if config.source == "fake" else config.source
-    full, validation = (data.open_source(spec, split, data_dir=config.data_dir, image_size=config.resize)
-                        for split in (config.train_split, config.validation_split))  # fmt: skip
+    wanted = ((config.train_split, "stretch"), (config.validation_split, "crop"))
+    full, validation = (data.open_source(spec, split, data_dir=config.data_dir, image_size=config.resize, fit=fit)
+                        for split, fit in wanted)  # fmt: skip
     scaled = (augment.to_float(), augment.normalize(MEAN, STD))
     crop = augment.compose(scaled[0], augment.random_resized_crop(config.image_size), augment.flip(), scaled[1])
     mix = augment.mixup(full.num_classes, alpha=1.0) if config.recipe == "patient" else None

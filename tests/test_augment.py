@@ -329,6 +329,29 @@ def test_random_resized_crop_is_pillows_resizing_of_a_window():
         np.testing.assert_allclose(image[..., 0], np.asarray(expected), atol=1e-4)
 
 
+@pytest.mark.parametrize("stored", [(24, 24), (20, 30)])
+def test_windows_of_a_stretched_image_have_the_shape_that_they_have_in_the_picture(stored):
+    height, width, size = 16, 40, 12
+    rows, columns = np.meshgrid(np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij")
+    picture = np.stack([rows, columns], axis=-1).astype(np.float32)
+    stretched = jax.image.resize(picture, (*stored, 2), "linear")
+    crop = augment.random_resized_crop(size, area=(0.05, 0.2), ratio=(1.0, 1.0))
+    keys = jax.random.split(jax.random.key(0), 40)
+
+    def both(key):
+        of_picture = crop(key, {"image": picture})
+        of_stretched = crop(key, {"image": stretched, "aspect": jnp.float32(width / height)})
+        assert set(of_stretched) == {"image"}, "of a square there is nothing more to know"
+        return of_picture["image"], of_stretched["image"], crop(key, {"image": stretched})["image"]
+
+    true, found, unaware = map(np.asarray, jax.jit(jax.vmap(both))(keys))
+    # A window's slopes say how high and how wide it is, wherever it lies.
+    slopes = [np.stack([np.ptp(x[..., 0], (1, 2)), np.ptp(x[..., 1], (1, 2))]) for x in (true, found, unaware)]
+    np.testing.assert_allclose(slopes[1], slopes[0], rtol=0.1)
+    assert np.median(np.abs(slopes[2] / slopes[0] - 1)) > 0.2
+    np.testing.assert_allclose(found, true, atol=0.06)
+
+
 def test_crops_of_everything_and_of_the_middle():
     image = {"image": jnp.asarray(np.random.default_rng(0).uniform(0, 1, (6, 6, 2)).astype(np.float32))}
     same = augment.random_resized_crop(6, area=(1.0, 1.0), ratio=(1.0, 1.0))(jax.random.key(0), image)

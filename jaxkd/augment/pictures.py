@@ -10,7 +10,7 @@ import numpy as np
 from jax.scipy.ndimage import map_coordinates
 from jax.typing import ArrayLike
 
-from jaxkd.augment.core import Augmentation, box, on_image
+from jaxkd.augment.core import Augmentation, Example, box, image_of, on_image
 
 
 def to_float() -> Augmentation:
@@ -83,7 +83,9 @@ def random_resized_crop(
 ) -> Augmentation:
     """Cuts out a window of random area, shape and place, and resizes it to a square, bilinear with antialiasing.
 
-    A window that would be wider or higher than the image is cut at its border, where other codes draw again.
+    A window that would be wider or higher than the image is cut at its border, where other codes draw again. If the
+    example has a field `aspect`, the width over the height that its image had before it was stretched, the window has
+    its shape there, and the field is left out of what comes back.
 
     Args:
       size: Height and width of the result.
@@ -105,19 +107,24 @@ def random_resized_crop(
             "ratios 0 < low <= high."
         )
 
-    def change(key: jax.Array, image: jax.Array) -> jax.Array:
+    def apply(key: jax.Array, example: Example) -> Example:
+        image = image_of(example, floating=True)
         of_area, of_ratio, of_place = jax.random.split(key, 3)
         sides = jnp.asarray(image.shape[:2], image.dtype)
         share = jax.random.uniform(of_area, (), image.dtype, *area)
         log = jax.random.uniform(of_ratio, (), image.dtype, *np.log(ratio))
         window = jnp.sqrt(share * jnp.prod(sides)) * jnp.exp(jnp.stack([-log, log]) / 2)
+        if "aspect" in example:  # from the shape that the image had, with the same area, to the one that it has
+            narrower = jnp.sqrt(sides[1] / sides[0] / example["aspect"].astype(image.dtype))
+            window = window * jnp.stack([1 / narrower, narrower])
         window = jnp.minimum(window, sides)
         corner = jax.random.uniform(of_place, (2,), image.dtype) * (sides - window)
         scale = size / window
         shape = (size, size, image.shape[-1])
-        return jax.image.scale_and_translate(image, shape, (0, 1), scale, -corner * scale, "linear")
+        cut = jax.image.scale_and_translate(image, shape, (0, 1), scale, -corner * scale, "linear")
+        return {**{name: value for name, value in example.items() if name != "aspect"}, "image": cut}
 
-    return on_image(change, floating=True)
+    return apply
 
 
 def center_crop(size: int) -> Augmentation:

@@ -22,14 +22,14 @@ _INPUTS = ("image", "tokens")
 Fields = dict[str, np.ndarray]
 
 
-def from_npz(path: str, split: str, num_classes: int | None, size: tuple[int, int] | None) -> Source:
+def from_npz(path: str, split: str, num_classes: int | None, frame: images.Frame | None) -> Source:
     """Opens an .npz file, or with "{split}" in the path the one of that split.
 
     Args:
       path: The file.
       split: The split or a slice of it.
       num_classes: Number of classes, or None to take it from the labels.
-      size: (height, width) to which images are resized, or None.
+      frame: What images are resized to, or None.
 
     Returns:
       The source.
@@ -39,18 +39,18 @@ def from_npz(path: str, split: str, num_classes: int | None, size: tuple[int, in
     """
     name = f"npz:{path}"
     if "{split}" not in path:
-        return from_arrays(name, _load(Path(path)), split, num_classes, size)
+        return from_arrays(name, _load(Path(path)), split, num_classes, frame)
     whole = Path(path).expanduser()
     before, after = whole.name.split("{split}", 1)
     files = {f.name[len(before) : len(f.name) - len(after)]: f for f in sorted(whole.parent.glob(f"{before}*{after}"))}
     base = split.partition("[")[0].strip()
     # Of the other splits only the labels matter, for the number of classes.
     splits = {key: _load(file, only=None if key == base else "label") for key, file in files.items()}
-    return _from_splits(name, splits, split, num_classes, size)
+    return _from_splits(name, splits, split, num_classes, frame)
 
 
 def from_arrays(
-    name: str, arrays: Mapping[str, Any], split: str, num_classes: int | None, size: tuple[int, int] | None
+    name: str, arrays: Mapping[str, Any], split: str, num_classes: int | None, frame: images.Frame | None
 ) -> Source:
     """Makes a source of a mapping of arrays with one leading axis.
 
@@ -59,7 +59,7 @@ def from_arrays(
       arrays: Name -> array, one split or several (see `open_source`).
       split: The split or a slice of it.
       num_classes: Number of classes, or None to take it from the labels.
-      size: (height, width) to which images are resized, or None.
+      frame: What images are resized to, or None.
 
     Returns:
       The source.
@@ -67,7 +67,7 @@ def from_arrays(
     Raises:
       ValueError: In one sentence, if the arrays do not fit.
     """
-    return _from_splits(name, _splits_of(arrays), split, num_classes, size)
+    return _from_splits(name, _splits_of(arrays), split, num_classes, frame)
 
 
 def _load(path: Path, only: str | None = None) -> Mapping[str, np.ndarray]:
@@ -106,12 +106,12 @@ def _from_splits(
     splits: Mapping[str, Mapping[str, Any]],
     split: str,
     num_classes: int | None,
-    size: tuple[int, int] | None,
+    frame: images.Frame | None,
 ) -> Source:
     """Checks the split's arrays whole and makes the source."""
     sizes = {key: max((_length(value) for value in fields.values()), default=0) for key, fields in splits.items()}
     base, start, stop = checks.split_rows(name, split, sizes)
-    fields = _checked_fields(f"{name}[{base}]", splits[base], size)
+    fields = _checked_fields(f"{name}[{base}]", splits[base], frame)
     if num_classes is None:
         labels = [_labels(f"{name}[{key}]", np.asarray(f["label"])) for key, f in splits.items() if "label" in f]
         num_classes = max(int(values.max(initial=0)) for values in labels) + 1
@@ -130,11 +130,13 @@ def _length(value: Any) -> int:
     return len(value) if shape is None else (shape[0] if shape else 0)
 
 
-def _checked_fields(name: str, given: Mapping[str, Any], size: tuple[int, int] | None) -> Fields:
+def _checked_fields(name: str, given: Mapping[str, Any], frame: images.Frame | None) -> Fields:
     """Arrays of one split with their dtypes settled, `id` added, and everything but the labels' range checked."""
     if taken := [field for field in given if field in checks.RESERVED]:
         raise ValueError(f"{name} holds an array `{taken[0]}`, a name that jaxkd gives itself: rename it.")
-    fields = {k: _pixels(name, v, size) if k == "image" else _plain(name, k, v) for k, v in given.items()}
+    fields: Fields = {}
+    for key, value in given.items():
+        fields |= _pictures(name, value, frame) if key == "image" else {key: _plain(name, key, value)}
     texts = [key for key, value in fields.items() if is_text(value)]
     if "label" not in fields or not (texts or any(key in fields for key in _INPUTS)):
         missing = "label" if "label" not in fields else "image"
@@ -177,19 +179,22 @@ def _labels(name: str, labels: np.ndarray) -> np.ndarray:
     return flat.astype(np.int32)
 
 
-def _pixels(name: str, given: Any, size: tuple[int, int] | None) -> np.ndarray:
-    """Images as uint8 or float32 of one shape, grey ones with a channel axis, resized if asked for."""
+def _pictures(name: str, given: Any, frame: images.Frame | None) -> Fields:
+    """The fields of images of one shape, resized if asked for, grey ones with a channel axis."""
     ragged = isinstance(given, (list, tuple)) or (isinstance(given, np.ndarray) and given.dtype.hasobject)
-    if not ragged and size is None:
-        pixels = np.asarray(given)
-    else:
-        rows = [np.asarray(image) for image in given]
-        rows = [image[..., None] if image.ndim == 2 else image for image in rows]
-        if size is not None:
-            rows = [_resized(name, row, image, size) for row, image in enumerate(rows)]
-        for row, image in enumerate(rows):
-            checks.check_image(name, row, image.shape, rows[0].shape)
-        pixels = np.stack(rows) if rows else np.zeros((0, 1), np.uint8)
+    if not ragged and frame is None:
+        return {"image": _pixels(name, np.asarray(given))}
+    rows = [np.asarray(image) for image in given]
+    rows = [image[..., None] if image.ndim == 2 else image for image in rows]
+    pictures = [_resized(name, row, image, frame) for row, image in enumerate(rows)]
+    for row, picture in enumerate(pictures):
+        checks.check_image(name, row, picture.pixels.shape, pictures[0].pixels.shape)
+    fields = images.stack(pictures, frame) if pictures else {"image": np.zeros((0, 1), np.uint8)}
+    return fields | {"image": _pixels(name, fields["image"])}
+
+
+def _pixels(name: str, pixels: np.ndarray) -> np.ndarray:
+    """Images as uint8 or float32 [N, height, width, channels]."""
     pixels = pixels[..., None] if pixels.ndim == 3 else pixels
     if pixels.dtype == np.uint8:
         return pixels
@@ -201,10 +206,12 @@ def _pixels(name: str, given: Any, size: tuple[int, int] | None) -> np.ndarray:
     return pixels.astype(np.float32)
 
 
-def _resized(name: str, row: int, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """One image resized, or a sentence if it is none."""
+def _resized(name: str, row: int, image: np.ndarray, frame: images.Frame | None) -> images.Picture:
+    """One image resized if asked for, or a sentence if it is none."""
+    if frame is None:
+        return images.Picture(image, 1.0)
     if image.ndim != 3:
         raise ValueError(
             f"the image in row {row} of {name} has shape {image.shape}: image_size needs [height, width, channels]."
         )
-    return images.resize(image, size)
+    return images.resize(image, frame)

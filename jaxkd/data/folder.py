@@ -12,7 +12,7 @@ from jaxkd.data.sources import Source
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
 
-def from_pictures(folder: Path, split: str, num_classes: int | None, size: tuple[int, int] | None) -> Source:
+def from_pictures(folder: Path, split: str, num_classes: int | None, frame: images.Frame | None) -> Source:
     """Opens a folder with a folder for each split, in it one for each class, in these the pictures.
 
     Classes are numbered in the order of their folders' names, over all splits, and rows in the order of the paths.
@@ -21,7 +21,7 @@ def from_pictures(folder: Path, split: str, num_classes: int | None, size: tuple
       folder: The folder.
       split: The split or a slice of it; splits are the folder's folders.
       num_classes: Number of classes, or None for as many as there are folders.
-      size: (height, width) to which pictures are resized; they are turned into RGB.
+      frame: What pictures are resized to; they are turned into RGB.
 
     Returns:
       The source; `id` is the row in the whole split.
@@ -32,7 +32,7 @@ def from_pictures(folder: Path, split: str, num_classes: int | None, size: tuple
     splits = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     if not splits:
         raise ValueError(f"{folder} holds no folder of a split: give one like {folder}/train/CLASS/PICTURE.jpg.")
-    if size is None:
+    if frame is None:
         raise ValueError(f"the pictures in {folder} may vary in shape: give image_size to have them resized.")
     classes = sorted({path.name for name in splits for path in (folder / name).iterdir() if path.is_dir()})
     number = {name: i for i, name in enumerate(classes)}
@@ -47,7 +47,8 @@ def from_pictures(folder: Path, split: str, num_classes: int | None, size: tuple
     def read(rows: np.ndarray) -> dict[str, np.ndarray]:
         ids = start + np.asarray(rows)
         advice = "copy it anew, or delete it and start another run"
-        pictures = [images.decode_or_say(found[i], 3, size, what=str(found[i]), advice=advice) for i in ids]
-        return {"image": np.stack(pictures), "label": labels[ids], "id": ids.astype(np.int32)}
+        pictures = [images.decode_or_say(found[i], 3, frame, what=str(found[i]), advice=advice) for i in ids]
+        return {**images.stack(pictures, frame), "label": labels[ids], "id": ids.astype(np.int32)}
 
-    return Source(f"{folder}[{split}]", stop - start, num_classes or len(classes), (*size, 3), read, start)
+    shape = (frame.height, frame.width, 3)
+    return Source(f"{folder}[{split}]", stop - start, num_classes or len(classes), shape, read, start)

@@ -6,10 +6,11 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 
+from jaxkd.data.images import Fit, Frame
 from jaxkd.data.rows import take
 from jaxkd.dispatch import BY_VIEW
 
@@ -29,7 +30,8 @@ class Source:
       num_classes: Labels lie in 0..num_classes-1.
       image_shape: [height, width, channels] of `image`, or None for texts.
       read: Row numbers [B] in 0..size-1 -> fields stacked along B: `image` uint8 or float32, or texts; `label` int32
-        [B]; `id` int32 [B], the row number in the whole split whatever slice of it this is; and any further fields.
+        [B]; `id` int32 [B], the row number in the whole split whatever slice of it this is; `aspect` float32 [B] where
+        images were stretched; and any further fields.
       start: The `id` of the first row.
       made_with: What joined targets depend on: the fingerprint of `with_targets`.
       views: How many views of an example there are: epoch e shows view e % views; None for a new one in every epoch.
@@ -68,6 +70,7 @@ def open_source(
     data_dir: str | os.PathLike[str] | None = None,
     num_classes: int | None = None,
     image_size: int | tuple[int, int] | None = None,
+    fit: Fit = "stretch",
 ) -> Source:
     """Opens a data set for random access, whatever holds it.
 
@@ -80,8 +83,11 @@ def open_source(
       split: "train", "train[:90%]", "train[100:200]", ...
       data_dir: Where TFDS keeps its data; its own default, ~/tensorflow_datasets, if None.
       num_classes: Needed where the source does not say; arrays default to the largest label of all splits plus one.
-      image_size: Height and width, or one number for both, to which images are resized; needed for TFDS images of
-        various shapes.
+      image_size: Height and width, or one number for both, to which images are resized; needed for pictures of various
+        shapes.
+      fit: How images of another shape come to that size. "stretch" keeps all of them and adds `aspect`, their width
+        over their height before, from which `jaxkd.augment.random_resized_crop` cuts windows that are not distorted.
+        "crop" resizes the side that fits and cuts the other to its middle, as ImageNet is usually evaluated.
 
     Returns:
       The source.
@@ -93,24 +99,27 @@ def open_source(
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise ValueError(f"image_size is {image_size}: give one positive number or (height, width).")
+    if fit not in get_args(Fit):
+        raise ValueError(f"fit is {fit!r}: give {' or '.join(map(repr, get_args(Fit)))}.")
+    frame = None if size is None else Frame(*size, fit)
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}: give at least 1.")
     # The readers import Source from here; TFDS is slow to import and not always needed.
     from jaxkd.data import arrays, folder, tfds_source
 
     if isinstance(spec, Mapping):
-        return arrays.from_arrays("arrays", spec, split, num_classes, size)
+        return arrays.from_arrays("arrays", spec, split, num_classes, frame)
     text = os.fspath(spec)
     if text.startswith("npz:"):
-        return arrays.from_npz(text.removeprefix("npz:"), split, num_classes, size)
+        return arrays.from_npz(text.removeprefix("npz:"), split, num_classes, frame)
     if text.startswith("folder:"):
-        return folder.from_pictures(Path(text.removeprefix("folder:")).expanduser(), split, num_classes, size)
+        return folder.from_pictures(Path(text.removeprefix("folder:")).expanduser(), split, num_classes, frame)
     if text.endswith(".npz"):
         raise ValueError(f"{text} is named like a file of arrays: write npz:{text}.")
     place = Path(text).expanduser()
     if isinstance(spec, os.PathLike) or text.startswith((".", "~", os.sep)) or (place / tfds_source.INFO_FILE).exists():
-        return tfds_source.from_folder(place, split, num_classes, size)
-    return tfds_source.from_name(text, split, data_dir, num_classes, size)
+        return tfds_source.from_folder(place, split, num_classes, frame)
+    return tfds_source.from_name(text, split, data_dir, num_classes, frame)
 
 
 def table(source: Source) -> tuple[dict[str, Any], Source]:

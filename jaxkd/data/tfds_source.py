@@ -34,7 +34,7 @@ def from_name(
     split: str,
     data_dir: str | os.PathLike[str] | None,
     num_classes: int | None,
-    size: tuple[int, int] | None,
+    frame: images.Frame | None,
 ) -> Source:
     """Opens a TFDS set by name, preparing it at the first use.
 
@@ -43,7 +43,7 @@ def from_name(
       split: The split or a slice of it.
       data_dir: TFDS's data folder, or None for its default.
       num_classes: Number of classes, or None to take it from the labels' feature.
-      size: (height, width) to which images are resized, or None.
+      frame: What images are resized to, or None.
 
     Returns:
       The source.
@@ -68,17 +68,17 @@ def from_name(
             raise ValueError(f"TFDS cannot make the data set {name!r}: {first_line(error)}.") from error
         if not (Path(builder.data_dir) / INFO_FILE).exists():
             download(name, builder)
-        return _from_builder(name, builder, split, num_classes, size)
+        return _from_builder(name, builder, split, num_classes, frame)
 
 
-def from_folder(folder: Path, split: str, num_classes: int | None, size: tuple[int, int] | None) -> Source:
+def from_folder(folder: Path, split: str, num_classes: int | None, frame: images.Frame | None) -> Source:
     """Opens a prepared TFDS folder, the one with dataset_info.json in it.
 
     Args:
       folder: The folder.
       split: The split or a slice of it.
       num_classes: Number of classes, or None to take it from the labels' feature.
-      size: (height, width) to which images are resized, or None.
+      frame: What images are resized to, or None.
 
     Returns:
       The source.
@@ -100,7 +100,7 @@ def from_folder(folder: Path, split: str, num_classes: int | None, size: tuple[i
             name = builder.info.full_name
         except Exception as error:  # broken or very old metadata fail in many ways
             raise ValueError(f"{folder} cannot be read by TFDS ({first_line(error)}): prepare it anew.") from error
-        return _from_builder(name, builder, split, num_classes, size)
+        return _from_builder(name, builder, split, num_classes, frame)
 
 
 def _register_all() -> None:
@@ -113,7 +113,7 @@ def _register_all() -> None:
             importlib.import_module(f"tensorflow_datasets.{family}")
 
 
-def _from_builder(name: str, builder: Any, split: str, num_classes: int | None, size: tuple[int, int] | None) -> Source:
+def _from_builder(name: str, builder: Any, split: str, num_classes: int | None, frame: images.Frame | None) -> Source:
     """Makes the source of a prepared set."""
     import tensorflow_datasets as tfds
 
@@ -130,7 +130,7 @@ def _from_builder(name: str, builder: Any, split: str, num_classes: int | None, 
     if not classes:
         raise ValueError(f"{name} does not say how many classes `{fields.label}` has: give num_classes.")
     channels = features[fields.image].shape[-1] if fields.image else None
-    if fields.image and size is None and None in features[fields.image].shape[:2]:
+    if fields.image and frame is None and None in features[fields.image].shape[:2]:
         raise ValueError(
             f"the images of {name} vary in shape, {features[fields.image].shape}: give image_size=(height, width) to "
             "have them resized."
@@ -149,7 +149,7 @@ def _from_builder(name: str, builder: Any, split: str, num_classes: int | None, 
             f"the files of {name} in {builder.data_dir} cannot be read ({first_line(error)}): delete that folder and "
             "prepare it anew."
         ) from error
-    shape = images.decode(first[fields.image], channels, size).shape if fields.image else None
+    shape = images.decode(first[fields.image], channels, frame).pixels.shape if fields.image else None
 
     def parsed(numbers: np.ndarray) -> list[Mapping[str, Any]]:
         return [parser.deserialize_example_np(record) for record in records.__getitems__(numbers.tolist())]
@@ -160,7 +160,7 @@ def _from_builder(name: str, builder: Any, split: str, num_classes: int | None, 
             examples = parsed(numbers)
         except Exception as error:  # torn records fail in many ways
             raise ValueError(_unreadable(name, numbers, parsed, builder.info.splits[base], error)) from error
-        return _stack(name, examples, fields, numbers.astype(np.int32), classes, shape, size)
+        return _stack(name, examples, fields, numbers.astype(np.int32), classes, shape, frame)
 
     return Source(name, stop - start, classes, shape, read, start)
 
@@ -226,7 +226,7 @@ def _stack(
     ids: np.ndarray,
     num_classes: int,
     shape: tuple[int, ...] | None,
-    size: tuple[int, int] | None,
+    frame: images.Frame | None,
 ) -> dict[str, np.ndarray]:
     """Stacks and checks the examples of one batch."""
     label = np.array([example[fields.label] for example in examples], np.int32)
@@ -237,13 +237,13 @@ def _stack(
         advice = f"replace it in {source} and prepare it anew, or choose a split without that row"
         pictures = [
             images.decode_or_say(
-                example[fields.image], shape[-1], size, what=f"the image in row {row} of {name}", advice=advice
+                example[fields.image], shape[-1], frame, what=f"the image in row {row} of {name}", advice=advice
             )
             for row, example in zip(ids, examples, strict=True)
         ]
         for row, picture in zip(ids, pictures, strict=True):
-            checks.check_image(name, row, picture.shape, shape)
-        batch["image"] = np.stack(pictures)
+            checks.check_image(name, row, picture.pixels.shape, shape)
+        batch |= images.stack(pictures, frame)
     for field in fields.texts:
         batch[field] = np.array([example[field] for example in examples], object)
     for field in fields.numbers:

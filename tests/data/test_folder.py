@@ -31,6 +31,15 @@ def test_classes_are_numbered_over_all_splits_and_rows_by_path(folder):
     np.testing.assert_array_equal(rows["image"][2], np.asarray(resized))
 
 
+def test_stretched_pictures_say_what_shape_they_had_and_cut_ones_need_not(folder):
+    stretched, cut = (data.open_source(f"folder:{folder}", image_size=5, fit=fit) for fit in ("stretch", "crop"))
+    aspect = stretched.read(np.arange(5))["aspect"]
+    np.testing.assert_array_equal(aspect, np.array([7 / 5, 7 / 6, 1, 7 / 5, 7 / 6], np.float32))
+    assert "aspect" not in cut.read(np.arange(5))
+    picture = np.asarray(Image.open(folder / "train" / "cat" / "0.png"))
+    np.testing.assert_array_equal(cut.read(np.arange(1))["image"][0], picture[:, 1:6])
+
+
 def test_slices_keep_the_rows_of_the_whole_split(folder):
     part = data.open_source(f"folder:{folder}", "train[60%:]", image_size=6)
     assert part.read(np.arange(2))["id"].tolist() == part.ids.tolist() == [3, 4]

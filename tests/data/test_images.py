@@ -20,23 +20,38 @@ def file_of(pixels, form="PNG", mode=None):
 
 
 def test_decoding_gives_back_the_pixels():
-    np.testing.assert_array_equal(images.decode(file_of(GREY), 1, None)[..., 0], GREY)
-    np.testing.assert_array_equal(images.decode(file_of(GREY), None, None)[..., 0], GREY)
-    np.testing.assert_array_equal(images.decode(file_of(COLOUR), 3, None), COLOUR)
+    np.testing.assert_array_equal(images.decode(file_of(GREY), 1, None).pixels[..., 0], GREY)
+    np.testing.assert_array_equal(images.decode(file_of(GREY), None, None).pixels[..., 0], GREY)
+    np.testing.assert_array_equal(images.decode(file_of(COLOUR), 3, None).pixels, COLOUR)
 
 
 @pytest.mark.parametrize(
     ("mode", "form"), [("L", "PNG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG"), ("1", "PNG")]
 )
 def test_odd_files_among_colour_images_are_converted(mode, form):
-    decoded = images.decode(file_of(COLOUR, form, mode), 3, None)
+    decoded = images.decode(file_of(COLOUR, form, mode), 3, None).pixels
     assert decoded.shape == (3, 4, 3)
     assert decoded.dtype == np.uint8
 
 
-def test_both_ways_to_resize_agree():
-    size = (6, 2)
-    np.testing.assert_array_equal(images.decode(file_of(COLOUR), 3, size), images.resize(COLOUR, size))
-    floats = images.resize(COLOUR.astype(np.float64), size)
+@pytest.mark.parametrize("fit", ["stretch", "crop"])
+def test_both_ways_to_resize_agree(fit):
+    frame = images.Frame(6, 2, fit)
+    decoded = images.decode(file_of(COLOUR), 3, frame)
+    np.testing.assert_array_equal(decoded.pixels, images.resize(COLOUR, frame).pixels)
+    assert decoded.aspect == images.resize(COLOUR, frame).aspect == 4 / 3
+    floats = images.resize(COLOUR.astype(np.float64), frame).pixels
     assert floats.dtype == np.float64
-    np.testing.assert_allclose(floats, images.resize(COLOUR, size), atol=1.01)
+    np.testing.assert_allclose(floats, decoded.pixels, atol=1.01)
+
+
+@pytest.mark.parametrize(("shape", "resized"), [((90, 60), (48, 32)), ((60, 81), (32, 43))])
+def test_crops_are_the_middle_of_the_image_resized_by_its_shorter_side(shape, resized):
+    rows, columns = np.meshgrid(*(np.linspace(0, 240, side) for side in shape), indexing="ij")
+    smooth = np.stack([rows, columns, (rows + columns) / 2], axis=-1).astype(np.uint8)
+    found = images.resize(smooth, images.Frame(32, 32, "crop")).pixels
+    whole = images.resize(smooth, images.Frame(*resized)).pixels
+    top, left = ((side - 32) // 2 for side in resized)
+    # A width of 43 pixels stands for 43.2, and its middle lies half a pixel beside the image's.
+    np.testing.assert_allclose(found, whole[top : top + 32, left : left + 32], atol=5)
+    assert abs(images.resize(smooth, images.Frame(32, 32)).pixels.astype(int) - found).max() > 20

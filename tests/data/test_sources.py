@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxkd.data import in_memory, open_source, statistics
+from jaxkd.data import images, in_memory, open_source, statistics
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (12, 4, 3, 2), dtype=np.uint8)
@@ -70,6 +70,10 @@ def test_images_are_resized_on_request():
     source = open_source({"image": ragged, "label": [0, 1, 0, 1]}, image_size=(6, 7))
     assert source.image_shape == (6, 7, 3)
     assert (source.read(np.array([3]))["image"] == 77).all()
+    np.testing.assert_allclose(source.read(np.arange(4))["aspect"], [5 / 4, 5 / 5, 5 / 6, 1])
+    middle = open_source({"image": ragged, "label": [0, 1, 0, 1]}, image_size=4, fit="crop").read(np.array([0]))
+    assert set(middle) == {"image", "label", "id"}
+    np.testing.assert_array_equal(middle["image"][0], images.resize(ragged[0], images.Frame(4, 4, "crop")).pixels)
     floats = open_source({"image": np.full((2, 4, 4, 2), 1.5), "label": [0, 1]}, image_size=8)
     np.testing.assert_allclose(floats.read(np.array([0]))["image"], 1.5)
     # Averaging over whole blocks: halving a ramp keeps its mean.
@@ -145,6 +149,8 @@ def test_bad_files_get_a_sentence(tmp_path):
 def test_bad_image_size_gets_a_sentence(size):
     with pytest.raises(ValueError, match="image_size is"):
         open_source({"image": IMAGES, "label": LABELS}, image_size=size)
+    with pytest.raises(ValueError, match="fit is 'pad': give 'stretch' or 'crop'"):
+        open_source({"image": IMAGES, "label": LABELS}, image_size=4, fit="pad")
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e4])
