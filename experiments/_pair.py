@@ -15,6 +15,7 @@ class Pair(NamedTuple):
     teachers: Sequence[str]  # as many of the teacher's
     alike: bool  # whether both have the same channels in each stage
     classifier: tuple[Any, Any]  # kernel and bias of the teacher's last layer
+    size: tuple[int, int]  # height and width of the teacher's last map
     norms: Callable[[], Sequence[Any]]  # deviation and mean [C] of the teacher's stages before their ReLUs
     examples: int  # that are trained on
     labels: Callable[[], Any]  # [N] of all of them, or None
@@ -44,6 +45,7 @@ def describe(names, networks, variables, batch, *, examples, steps, labels=lambd
         found = jax.jit(lambda known: {n: features(networks[0], known)[f"{n}_preact"] for n in other})(variables)
         return [(jnp.std(found[n], (0, 1, 2)), jnp.mean(found[n], (0, 1, 2))) for n in other]
 
-    own, other, same = alike(*(shapes(model) for model in reversed(networks)))
-    head = variables.params["head"]
-    return Pair(names, own, other, same, (head["kernel"], head["bias"]), norms, examples, labels, steps)
+    sides = [shapes(model) for model in reversed(networks)]
+    own, other, same = alike(*sides)
+    head, size = variables.params["head"], sides[1]["last"].shape[1:3]
+    return Pair(names, own, other, same, (head["kernel"], head["bias"]), size, norms, examples, labels, steps)

@@ -7,7 +7,7 @@ import optax
 from _benchmark import BETA, EPOCHS
 from _pair import Pair
 
-from jaxkd import losses, models, objectives
+from jaxkd import losses, models, objectives, parallel
 from jaxkd.stage import variables_of
 
 
@@ -15,7 +15,7 @@ class Method(NamedTuple):
     """label * cross-entropy + weight * term + kd * KD at T = 4, over the benchmark's 240 epochs.
 
     Some have 30 epochs before: the term by itself, if it comes `first`, and then the labels by themselves; or another
-    term, `before`, whose params the term finds in the pair.
+    term, `before`, whose params the term finds in the pair. Some train a network `around` the student.
     """
 
     make: Callable[[Pair], Any]
@@ -25,6 +25,7 @@ class Method(NamedTuple):
     kd: float = 0.0
     first: bool = False
     before: Callable[[Pair], Any] | None = None
+    around: Callable[[Pair, Any], Any] = lambda pair, student: student
 
 
 def begin(method, name, pair, train, points):
@@ -113,6 +114,7 @@ def ctkd(p):
     return objectives.curriculum_temperature(strength=objectives.cosine_ramp(during(p, 10)))
 
 
+reused = lambda p, s: models.reuse_classifier(s, p.classifier, size=p.size, axis_name=parallel.DATA)  # noqa: E731
 paraphraser = lambda p: objectives.paraphrase(teacher=p.teachers[-1])  # noqa: E731
 to_128 = dict(project=objectives.linear(width=128), project_teacher=objectives.linear(width=128))
 to_teacher = dict(project=objectives.linear())

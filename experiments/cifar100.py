@@ -95,14 +95,16 @@ def procedure(config, run, logger, plan) -> None:
     views = config.views or config.epochs
     live = (dataclasses.replace(full, views=views), big, known)
     cached = cached_teacher(setting, *live, views=views, keep=config.cache)
-    beside = Measure(setting, small, metrics.DISTILLATION, stacked=points is not None, teacher=big,
-                     teacher_variables=known)  # fmt: skip
+    beside = functools.cache(lambda student: Measure(setting, student, metrics.DISTILLATION, teacher=big,
+                                                     teacher_variables=known, stacked=points is not None))  # fmt: skip
     for name in ("alone", *methods):
         source, teacher, variables = cached if name in _methods.LOGITS else live
-        follow = functools.partial(train, source=source, model=small, network=config.student, teacher=teacher,
+        method = _methods.METHODS.get(name, _methods.ALONE)
+        student = method.around(pair, small)
+        follow = functools.partial(train, source=source, model=student, network=config.student, teacher=teacher,
                                    teacher_variables=variables)  # fmt: skip
-        own, start = begin(_methods.METHODS.get(name, _methods.ALONE), name, pair, follow, points)
-        follow(name, term=_methods.objective(name, own), measure=beside, points=points, start=start)
+        own, start = begin(method, name, pair, follow, points)
+        follow(name, term=_methods.objective(name, own), measure=beside(student), points=points, start=start)
     if processes.is_first():
         reduced = config.epochs < _benchmark.EPOCHS or len(full) < _benchmark.IMAGES
         title = f"{config.teacher} -> {config.student}, {config.seeds} seed(s), {config.epochs} epochs of {len(full):,}"

@@ -7,6 +7,7 @@ once a pair, each term by itself: its gradient with respect to the student's out
 """
 
 import dataclasses
+import functools
 import json
 import sys
 import time
@@ -24,8 +25,6 @@ from jaxkd import data, models, pytorch, report, starting
 from jaxkd.cli import main, parse
 from jaxkd.types import Variables
 
-COLUMNS = {"method": "method", "first": "loss at first", "last": "at last", "verdict": "verdict", "seconds": "s"}
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -38,35 +37,32 @@ class Config:
 
 
 SMALL = dict(pairs=("resnet8 resnet8",), methods=("kd", "fsp"), batch_size=4, steps=3)
+COLUMNS = {"method": "method", "first": "loss at first", "last": "at last", "verdict": "verdict", "seconds": "s"}
+ADAM = optax.adam(1e-3)
 
 
-def networks(names, batch):
-    """Teacher and student of a pair with the programs that all methods share."""
-    teacher, student = (models.with_head(pytorch.CIFAR100_BENCHMARK[name].make(100)) for name in names)
-    known, started = (starting.op_by_op(m.init, jax.random.key(i), batch) for i, m in enumerate((teacher, student)))
-    adam = optax.adam(1e-3)
-
-    def forward(params, state, batch):
-        return student.apply(Variables(params, state), batch, jax.random.key(2), True)
+def programs(model, batch):
+    """How a student starts and how it is trained, by whatever method."""
 
     @jax.jit
-    def backward(params, state, opt_state, batch, cotangent):
-        (_, state), pull = jax.vjp(lambda params, state: forward(params, state, batch), params, state)
-        (grads, _) = pull((cotangent, jax.tree.map(jnp.zeros_like, state)))
-        updates, opt_state = adam.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), state, opt_state
+    def forward(params, state):
+        return jax.vjp(lambda p: model.apply(Variables(p, state), batch, jax.random.key(2), True), params, has_aux=True)
 
-    outputs = jax.jit(lambda known, batch: teacher.apply(known, batch, None, False)[0])(known, batch)
-    return (teacher, student), known, started, jax.device_get(outputs), jax.jit(forward), backward, adam
+    @jax.jit
+    def backward(params, opt_state, pull, cotangent):
+        updates, opt_state = ADAM.update(*pull(cotangent), opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    return starting.op_by_op(model.init, jax.random.key(1), batch), forward, backward
 
 
 def train(term, parts, batch, steps):
     """The loss before each update, and the term's params after the last."""
-    _, _, started, taught, forward, backward, adam = parts
-    params, state, opt_state = *started, adam.init(started.params)
-    shapes = jax.eval_shape(lambda: (forward(params, state, batch)[0], taught, batch))
+    taught, started, forward, backward = parts
+    params, state, opt_state = *started, ADAM.init(started.params)
+    values, shapes = [], jax.eval_shape(lambda: (forward(params, state)[0], taught, batch))
     owned = jax.jit(lambda key: term.init(key, *shapes))(jax.random.key(0))
-    own_state = adam.init(owned.params)
+    own_state = ADAM.init(owned.params)
 
     @jax.jit
     def derive(owned, own_state, seen, taught, batch, step):
@@ -75,23 +71,23 @@ def train(term, parts, batch, steps):
             return term.apply(Variables(own, owned.state), seen, taught, batch, key, step)[:2]
 
         (value, state), (own, cotangent) = jax.value_and_grad(loss, (0, 1), has_aux=True)(owned.params, seen)
-        updates, own_state = adam.update(own, own_state, owned.params)
+        updates, own_state = ADAM.update(own, own_state, owned.params)
         return value, Variables(optax.apply_updates(owned.params, updates), state), own_state, cotangent
 
-    values = []
     for step in range(steps, 2 * steps):  # when no weight rises any more
-        seen, _ = forward(params, state, batch)
+        seen, pull, state = forward(params, state)
         value, owned, own_state, cotangent = derive(owned, own_state, seen, taught, batch, jnp.int32(step))
-        params, state, opt_state = backward(params, state, opt_state, batch, cotangent)
+        params, opt_state = backward(params, opt_state, pull, cotangent)
         values.append(float(value))
     return values, owned.params
 
 
-def attempt(name, pair, parts, batch, steps):
+def attempt(name, pair, student, parts_for, batch, steps):
     """A row of the table."""
     began, row, method = time.perf_counter(), {"pair": " -> ".join(pair.names), "method": name}, _methods.METHODS[name]
     if not _methods.applies(name, pair):
         return row | {"verdict": "needs the same channels"}
+    parts = parts_for(method.around(pair, student))
     pair = pair._replace(begun=method.before and train(method.before(pair), parts, batch, steps)[1])
     values, _ = train(method.make(pair) if method.first else _methods.objective(name, pair), parts, batch, steps)
     verdict = "trains" if np.all(np.isfinite(values)) and values[-1] < values[0] else "FAILS"
@@ -101,14 +97,18 @@ def attempt(name, pair, parts, batch, steps):
 
 def everything() -> None:
     config, rows = parse(Config, description=__doc__, smoke=SMALL), []
+    pairs = {names: _methods.chosen(names, config.methods) for names in (tuple(p.split()) for p in config.pairs)}
     source = data.in_memory(data.open_source(config.source, "train"))
     batch = views(0)[1](data.train_batches(source, config.batch_size, seed=0)[0])
-    for names in (tuple(pair.split()) for pair in config.pairs):
-        methods, parts = _methods.chosen(names, config.methods), networks(names, batch)
-        pair = describe(names, *parts[:2], batch, examples=source.size, steps=config.steps,
+    for names, methods in pairs.items():
+        teacher, student = (models.with_head(pytorch.CIFAR100_BENCHMARK[name].make(100)) for name in names)
+        known = starting.op_by_op(teacher.init, jax.random.key(0), batch)
+        taught = jax.device_get(jax.jit(teacher.apply, static_argnums=3)(known, batch, None, False)[0])
+        pair = describe(names, (teacher, student), known, batch, examples=source.size, steps=config.steps,
                         labels=lambda: data.labels_of(source))  # fmt: skip
-        rows += [attempt(name, pair, parts, batch, config.steps) for name in methods]
-        report.show(report.table(rows[-len(methods):], COLUMNS, title=" -> ".join(names)))  # fmt: skip
+        parts_for = functools.cache(lambda student, taught=taught: (taught, *programs(student, batch)))
+        rows += [attempt(name, pair, student, parts_for, batch, config.steps) for name in methods]
+        report.show(report.table(rows[-len(methods) :], COLUMNS, title=" -> ".join(names)))
     Path(config.out).parent.mkdir(parents=True, exist_ok=True)
     Path(config.out).write_text(json.dumps(rows, indent=2))
     failed = [f"{row['pair']}: {row['method']}" for row in rows if row["verdict"] == "FAILS"]

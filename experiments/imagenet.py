@@ -6,8 +6,8 @@
 
 "standard": 100 epochs of 256 images a step, SGD from 0.1 with a tenth of it after 30, 60 and 90, labels and a method of
 `_methods.py`. "patient" (function matching): the teacher's probabilities alone, T = 1, on blends of pictures that both
-see alike, as long as you can wait; Adam with warm-up, cosine, clipping and decoupled weight decay. Pictures lie stretched
-to squares, windows are cut out of them undistorted on the device; measured are the middles of the pictures.
+see alike, as long as you can wait; Adam with warm-up, cosine, clipping and decoupled weight decay. Pictures become
+squares, from which windows are cut undistorted on the device; what is measured is the middle of the pictures.
 """
 
 import dataclasses
@@ -98,17 +98,16 @@ def procedure(config, run, logger, plan) -> None:
     big, small = (models.with_head(NETWORKS[name].make(full.num_classes, axis_name=parallel.DATA))
                   for name in (config.teacher, config.student))  # fmt: skip
     example = clean(data.eval_batches(full, 8)[0])
-    if config.teacher_file is None:
-        known = jax.jit(big.init)(jax.random.key(config.seed), example)
-    else:
-        tensors = pytorch.read_tensors(config.teacher_file)
-        known = pytorch.import_weights(big, NETWORKS[config.teacher].rules, tensors, example)
+    rules, key = NETWORKS[config.teacher].rules, jax.random.key(config.seed)
+    known = (pytorch.import_weights(big, rules, pytorch.read_tensors(config.teacher_file), example)
+             if config.teacher_file else jax.jit(big.init)(key, example))  # fmt: skip
     epoch = data.steps_per_epoch(full, min(config.batch_size, len(full)))
     pair = describe((config.teacher, config.student), (big, small), known, example, examples=len(full),
                     steps=config.epochs * epoch)  # fmt: skip
+    small = small if config.recipe == "patient" else _methods.METHODS[config.method].around(pair, small)
     measure = Measure(setting, small, metrics.DISTILLATION, teacher=big, teacher_variables=known)
     train_stage(setting, "student", full, student=small, objective=trained_for(config, pair, pair.steps),
-                steps=pair.steps, key=jax.random.key(config.seed), teacher=big, teacher_variables=known,
+                steps=pair.steps, key=key, teacher=big, teacher_variables=known,
                 validation=(measure, validation), every=epoch)  # fmt: skip
     if processes.is_first():
         found = report.last_and_best(read_metrics(run.path))["student"]

@@ -69,7 +69,6 @@ TERMS = {
         teacher_hidden=["block0", "block1", "block2"],
     ),
     "srrl": objectives.srrl(student="stage2", teacher="stage2", classifier=CLASSIFIER),
-    "simkd": objectives.simkd(student="stage2", teacher="stage2", classifier=CLASSIFIER),
     "fgd": objectives.fgd(**MAP, image_shape=(32, 32)),
     "semckd": objectives.semckd(**LAYERS),
     "review": objectives.review(**LAYERS),
@@ -203,17 +202,6 @@ def test_srrl_is_the_authors():
     classifier = (x["teacher_fc_kernel"], x["teacher_fc_bias"])
     term = objectives.srrl(student="f", teacher="f", classifier=classifier, beta=float(h["weight"]))
     teacher = outputs(x["teacher_logits"], f=x["teacher_feature"])
-    assert given(term, params, outputs(f=x["student_feature"]), teacher) == pytest.approx(float(x["value"]), rel=1e-5)
-
-
-def test_simkd_is_the_authors():
-    _, x = golden("simkd")
-    params = {n: x[k] for n, k in zip(NAMES, BOTTLENECK, strict=True)}
-    params |= {"scale3": x["bn3_scale"], "bias3": x["bn3_bias"]}
-    channels = x["teacher_feature"].shape[-1]
-    classifier = (jnp.zeros((channels, K)), jnp.zeros(K))
-    term = objectives.simkd(student="f", teacher="f", classifier=classifier, factor=channels // x["k1"].shape[-1])
-    teacher = outputs(jnp.zeros((len(x["teacher_feature"]), K)), f=x["teacher_feature"])
     assert given(term, params, outputs(f=x["student_feature"]), teacher) == pytest.approx(float(x["value"]), rel=1e-5)
 
 

@@ -20,6 +20,7 @@ from jaxkd.models.mlp import mlp
 from jaxkd.models.mobilenet import mobilenet_v1, mobilenet_v2
 from jaxkd.models.precision import Int8, cast, from_int8, in_dtype, to_int8
 from jaxkd.models.resnet import imagenet_resnet, resnet
+from jaxkd.models.reused import reuse_classifier
 from jaxkd.models.shufflenet import shufflenet_v1, shufflenet_v2
 from jaxkd.models.top_k import KEPT, keep_top_k, spread_tail, top_k
 from jaxkd.models.transfer import inherit
@@ -55,6 +56,7 @@ __all__ = [
     "mobilenet_v2",
     "no_teacher",
     "resnet",
+    "reuse_classifier",
     "shufflenet_v1",
     "shufflenet_v2",
     "size",

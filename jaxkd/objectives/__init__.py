@@ -12,7 +12,7 @@ from jaxkd.objectives.banks import crd, info_nce_queue
 from jaxkd.objectives.heads import cat_kd, srd, tinybert, uskd
 from jaxkd.objectives.hidden import from_hidden
 from jaxkd.objectives.layers import review, semckd
-from jaxkd.objectives.methods import ab, fgd, ft, mgd, ofd, paraphrase, simkd, srrl, vid, vitkd
+from jaxkd.objectives.methods import ab, fgd, ft, mgd, ofd, paraphrase, srrl, vid, vitkd
 from jaxkd.objectives.projections import Projection, connector, linear, mlp, regressor
 from jaxkd.objectives.sums import weighted
 from jaxkd.objectives.terms import (
@@ -60,7 +60,6 @@ __all__ = [
     "regressor",
     "review",
     "semckd",
-    "simkd",
     "srd",
     "srrl",
     "stateful",

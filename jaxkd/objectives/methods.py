@@ -303,41 +303,6 @@ def srrl(*, student: str, teacher: str, classifier: Classifier, where: str | Non
     return stateful(call, *paths, init=init, hyper_of=losses.srrl, where=where, couples=True, **hyper)
 
 
-def simkd(*, student: str, teacher: str, classifier: Classifier, factor: int = 2, where: str | None = None) -> Term:
-    """Term of SimKD: a projector to the teacher's last map, on which the teacher's own classifier then works.
-
-    What is deployed is student, projector and classifier: `reused_classifier(simkd_projector(map, ...), ...)`. The
-    metric `agreement` is the share of the training batch on which that student decides as the teacher.
-
-    Args:
-      student: Name of the student's last map [B, H, W, Cs].
-      teacher: Name of the teacher's last map [B, H', W', Ct]; the larger one is pooled.
-      classifier: The teacher's last layer.
-      factor: Ct over the channels inside the projector.
-      where: Field of the batch [B] with the examples' weights; all of them if None.
-
-    Returns:
-      A term whose parameters are the projector's and whose state holds the classifier.
-    """
-
-    def init(key: jax.Array, s: Any, t: Any, logits: Any) -> Variables:
-        Ct = t.shape[-1]
-        params = bottleneck(key, s.shape[-1], max(1, Ct // factor), Ct)
-        params |= {"scale3": jnp.ones(Ct), "bias3": jnp.zeros(Ct)}
-        return Variables(params, {"classifier": _frozen(classifier, t, logits)})
-
-    def call(variables: Variables, key: jax.Array, s: jax.Array, t: jax.Array, logits: jax.Array) -> _Found:
-        params, state = variables
-        s, t = numerics.match_resolution(s, t)
-        s = connectors.simkd_projector(s, **params)
-        reused = connectors.reused_classifier(s, *state["classifier"])
-        agreement = jnp.mean((jnp.argmax(reused, -1) == jnp.argmax(logits, -1)).astype(jnp.float32))
-        return losses.simkd(s, t), {}, {"agreement": agreement}
-
-    paths = (f"student.{student}", f"teacher.{teacher}", "teacher.logits")
-    return stateful(call, *paths, init=init, where=where, couples=True)
-
-
 def fgd(
     *,
     student: str,
