@@ -16,7 +16,7 @@ from jax import lax
 _LARGEST = {"products": 25, "multiples": 49}  # pixels of a kernel above which one of them a pixel is no gain
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
-Convolution: TypeAlias = Callable[["_Form", jax.Array, jax.Array], jax.Array]
+_Written: TypeAlias = Callable[["_Form", jax.Array, jax.Array], jax.Array]
 """(form, images, kernel) -> images."""
 
 
@@ -95,19 +95,20 @@ class _Form(NamedTuple):
 def _convolve(form: _Form, x: jax.Array, w: jax.Array) -> jax.Array:
     if form.groups == 1:
         return _whole(form, x, w)
-    return _on_cpus(_as_multiples, _whole, form, x, w)
+    return _on_cpus(_as_multiples, form, x, w)
 
 
 @_convolve.defjvp
 def _tangent(form: _Form, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     (x, w), (dx, dw) = primals, tangents
     along_x, along_w = (_turned, _as_products) if form.groups == 1 else (_as_multiples, _as_multiples)
-    tangent = _on_cpus(along_x, _whole, form, dx, w) + _on_cpus(along_w, _whole, form, x, dw)
+    tangent = _on_cpus(along_x, form, dx, w) + _on_cpus(along_w, form, x, dw)
     return _convolve(form, x, w), tangent
 
 
-def _on_cpus(here: Convolution, elsewhere: Convolution, form: _Form, x: jax.Array, w: jax.Array) -> jax.Array:
-    return lax.platform_dependent(x, w, cpu=functools.partial(here, form), default=functools.partial(elsewhere, form))
+def _on_cpus(written: _Written, form: _Form, x: jax.Array, w: jax.Array) -> jax.Array:
+    """A form of its own where XLA's is slow, and XLA's elsewhere."""
+    return lax.platform_dependent(x, w, cpu=functools.partial(written, form), default=functools.partial(_whole, form))
 
 
 def _whole(form: _Form, x: jax.Array, w: jax.Array, layout: tuple[str, str, str] = _NHWC) -> jax.Array:

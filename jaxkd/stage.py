@@ -257,11 +257,11 @@ def _compiled(
 ) -> tuple[StepFn, TrainState, Any, Any]:
     """The compiled step; the state before the first one, and the teacher, on the devices; the batches."""
     plan, size = setting.plan, min(setting.batch_size, source.size)
-    example = parallel.put_batch(data.train_batches(source, size, seed=setting.seed)[0], plan.mesh)
+    batches = data.train_batches(source, size, seed=setting.seed)
+    example = parallel.put_batch(batches[0], plan.mesh)
     known = plan.put(held)
     state, single = _begin(setting, networks, objective, points, key, example, known, start)
     state = plan.put(state)
-    batches = data.train_batches(source, size, seed=setting.seed)
     if points is not None or key.ndim:
         first = data.prefetch(batches, plan.place, stop=1)
         single = students.FORMS[_form(setting, name, single, state, known, first)](single)
