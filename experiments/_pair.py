@@ -32,8 +32,8 @@ def alike(student, teacher):
     return own, other, len({*map(tuple, channels)}) == 1
 
 
-def describe(names, networks, variables, batch, *, examples, steps, labels=lambda: None):
-    """The pair of a teacher and a student, in this order; the norms, if asked for, are measured on the batch."""
+def describe(names, networks, variables, batch, *, examples, steps, labels=lambda: None, seen=None):
+    """The pair of a teacher and a student, in this order; norms are of the batch, or of features `seen` before."""
 
     def features(model, variables):
         return model.apply(variables, batch, None, False)[0].features
@@ -42,8 +42,8 @@ def describe(names, networks, variables, batch, *, examples, steps, labels=lambd
         return jax.eval_shape(lambda key: features(model, model.init(key, batch)), jax.random.key(0))
 
     def norms():
-        found = jax.jit(lambda known: {n: features(networks[0], known)[f"{n}_preact"] for n in other})(variables)
-        return [(jnp.std(found[n], (0, 1, 2)), jnp.mean(found[n], (0, 1, 2))) for n in other]
+        found = seen or jax.jit(lambda known: features(networks[0], known))(variables)
+        return [tuple(of(found[f"{n}_preact"], (0, 1, 2)) for of in (jnp.std, jnp.mean)) for n in other]
 
     sides = [shapes(model) for model in reversed(networks)]
     own, other, same = alike(*sides)
