@@ -4,7 +4,7 @@ The roofline fraction is the time that the device would need at its measured rat
 the peak of a matrix product, or for reading the inputs and writing the results once, whichever takes longer, over the
 time it took. Fractions are small where a loss is so small that launching it takes longer.
 
-    python experiments/benchmarks/loss_costs.py        about five minutes on two CPU cores
+    python experiments/benchmarks/loss_costs.py        about two minutes on two CPU cores
     python experiments/benchmarks/loss_costs.py --only kd dkd rkd
 """
 
