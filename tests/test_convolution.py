@@ -146,3 +146,17 @@ def test_layers_that_are_grouped_or_dilated_are_left_to_xla():
         variables = theirs.init(jax.random.key(0), x)
         loss = [jax.jit(jax.grad(lambda v, m=m: jnp.sum(m.apply(v, x) ** 2))) for m in (ours, theirs)]
         assert_trees_close(loss[0](variables), loss[1](variables), rtol=1e-4, atol=1e-4)
+
+
+def test_padding_is_not_fused_into_what_reads_it():
+    """LLVM's vector code would read what lies before the images, where there may be no memory."""
+
+    def loss(x, w):
+        return jnp.sum(jnp.square(convolve(x, w, (1, 1), "SAME")))
+
+    x, w = jnp.ones((4, 8, 8, 16)), jnp.ones((3, 3, 16, 16))
+    program = jax.jit(jax.grad(loss, (0, 1))).lower(x, w).compile().as_text()
+    padding = [part for part in program.split("\n\n") if re.search(r"= \S+ pad\(", part) and "ENTRY" not in part]
+    assert padding
+    for part in padding:
+        assert not re.search(r"= \S+ (concatenate|add|slice)\(", part), part
