@@ -139,6 +139,8 @@ def _as_products(form: _Form, x: jax.Array, w: jax.Array) -> jax.Array:
     if form.strides == (1, 1):  # columns side by side in x, rows side by side in the result: one product
         columns = jnp.concatenate([under.column(j) for j in range(w.shape[1])], axis=3)
         rows = product(_flat(columns), _flat(w[::-1].transpose(1, 2, 0, 3), 2, 2)).reshape(*columns.shape[:3], h * D)
+        # In reverse mode the barrier keeps padding apart from what reads it, and the kernel's last row comes first: or
+        # LLVM's vectors read what lies before the images as well, and forget it, and it may be nobody's memory.
         apart = [_lower(row, i, h - 1 - i) for i, row in enumerate(lax.split(rows, [D] * h, axis=3))]
         return under.row(h - 1, lax.optimization_barrier(functools.reduce(operator.add, apart)))
     parts = [product(_flat(under(i, j)), w[i, j]) for i, j in np.ndindex(*w.shape[:2])]
@@ -149,9 +151,7 @@ class _Moved:
     """What lies under one pixel, row or column of the kernel as it moves over the padded images."""
 
     def __init__(self, form: _Form, x: jax.Array, w: jax.Array) -> None:
-        # Behind a barrier: if padding is fused into what reads it, LLVM's vectors read what lies before the images as
-        # well, and forget it; if that is nobody's memory, the process dies.
-        self._x, self._strides = lax.optimization_barrier(jnp.pad(x, ((0, 0), *form.pads, (0, 0)))), form.strides
+        self._x, self._strides = jnp.pad(x, ((0, 0), *form.pads, (0, 0))), form.strides
         self.size = [1 + (self._x.shape[1 + i] - w.shape[i]) // form.strides[i] for i in (0, 1)]
 
     def __call__(self, i: int, j: int) -> jax.Array:
