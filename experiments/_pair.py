@@ -42,8 +42,9 @@ def describe(names, networks, variables, batch, *, examples, steps, labels=lambd
         return jax.eval_shape(lambda key: features(model, model.init(key, batch)), jax.random.key(0))
 
     def norms():
-        found = seen or jax.jit(lambda known: features(networks[0], known))(variables)
-        return [tuple(of(found[f"{n}_preact"], (0, 1, 2)) for of in (jnp.std, jnp.mean)) for n in other]
+        wanted = [f"{n}_preact" for n in other]
+        found = seen or jax.jit(lambda known: {n: features(networks[0], known)[n] for n in wanted})(variables)
+        return [(jnp.std(found[n], (0, 1, 2)), jnp.mean(found[n], (0, 1, 2))) for n in wanted]
 
     sides = [shapes(model) for model in reversed(networks)]
     own, other, same = alike(*sides)

@@ -141,7 +141,8 @@ def _as_products(form: _Form, x: jax.Array, w: jax.Array) -> jax.Array:
         rows = product(_flat(columns), _flat(w[::-1].transpose(1, 2, 0, 3), 2, 2)).reshape(*columns.shape[:3], h * D)
         # In reverse mode the barrier keeps padding apart from what reads it, and the kernel's last row comes first: or
         # LLVM's vectors read what lies before the images as well, and forget it, and it may be nobody's memory.
-        apart = [_lower(row, i, h - 1 - i) for i, row in enumerate(lax.split(rows, [D] * h, axis=3))]
+        split = enumerate(lax.split(rows, [D] * h, axis=3))
+        apart = (jnp.pad(row, ((0, 0), (i, h - 1 - i), (0, 0), (0, 0))) for i, row in split)
         return under.row(h - 1, lax.optimization_barrier(functools.reduce(operator.add, apart)))
     parts = [product(_flat(under(i, j)), w[i, j]) for i, j in np.ndindex(*w.shape[:2])]
     return functools.reduce(operator.add, parts).reshape(x.shape[0], *under.size, D)
@@ -167,11 +168,6 @@ class _Moved:
         stride, size = self._strides[axis - 1], self.size[axis - 1]
         x = self._x if x is None else x
         return lax.slice_in_dim(x, first, first + stride * (size - 1) + 1, stride, axis)
-
-
-def _lower(x: jax.Array, above: int, below: int) -> jax.Array:
-    """Images with empty rows above and below."""
-    return jnp.pad(x, ((0, 0), (above, below), (0, 0), (0, 0)))
 
 
 def _flat(x: jax.Array, left: int = 3, right: int = 1) -> jax.Array:

@@ -368,7 +368,7 @@ def _context(key: jax.Array, channels: int) -> dense.Context:
 
 
 def bottleneck(key: jax.Array, inputs: int, middle: int, outputs: int) -> dict[str, jax.Array]:
-    """Parameters of SemCKD's and SimKD's 1x1, 3x3 and 1x1 convolutions, for `connectors.semckd_regressor`."""
+    """Parameters of SemCKD's 1x1, 3x3 and 1x1 convolutions, for `connectors.semckd_regressor`."""
     keys = jax.random.split(key, 3)
     sizes = ((1, inputs, middle), (3, middle, middle), (1, middle, outputs))
     kernels = [conv_kernel(k, *size) for k, size in zip(keys, sizes, strict=True)]

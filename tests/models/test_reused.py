@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from losses.test_golden import stored
+from test_method_terms import BOTTLENECK, NAMES
 
 from jaxkd import losses, models, objectives, train
 from jaxkd.losses import connectors
@@ -18,7 +19,6 @@ BATCH = {
     "id": np.arange(8),
 }
 CLASSIFIER = (RNG.standard_normal((12, 5)).astype(np.float32), RNG.standard_normal(5).astype(np.float32))
-NAMES = ("kernel1", "scale1", "bias1", "kernel2", "scale2", "bias2", "kernel3", "scale3", "bias3")
 
 
 def small():
@@ -42,8 +42,8 @@ def parameters_of(projector):
 
 def test_the_projection_and_its_loss_are_the_authors():
     x = stored("simkd", "case0")[1]
-    given = dict(zip(NAMES, (x[k] for k in ("k1", "bn1_scale", "bn1_bias", "k2", "bn2_scale", "bn2_bias", "k3",
-                                            "bn3_scale", "bn3_bias")), strict=True))  # fmt: skip
+    given = {name: x[key] for name, key in zip(NAMES, BOTTLENECK, strict=True)}
+    given |= {"scale3": x["bn3_scale"], "bias3": x["bn3_bias"]}
     channels = x["teacher_feature"].shape[-1]
     classifier = (jnp.zeros((channels, 5)), jnp.zeros(5))
     student = models.reuse_classifier(
