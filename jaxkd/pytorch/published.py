@@ -45,9 +45,9 @@ def _residual(shortcut: str, head: str) -> tuple[Rule, ...]:
 
 
 RESNET = _residual("downsample", "fc")
-"""ResNets of the benchmark (all but its ResNet50), torchvision and timm."""
+"""ResNets of the benchmark (but for those of `RESNET_LINEAR`), torchvision and timm."""
 RESNET_LINEAR = _residual("shortcut", "linear")
-"""The benchmark's ResNet50 and ShuffleNets."""
+"""The benchmark's ResNet18 to ResNet152, and its ShuffleNets."""
 WIDE_RESNET = (
     Rule("conv1", "stem_conv"),
     Rule("block{s}.layer.{b}.bn{n}", "stage{s}_block{b+1}/norm{n}"),
@@ -178,6 +178,7 @@ def _table(make: Callable[..., Model], rules: Sequence[Rule], **sizes: Mapping[s
 _CIFAR = {f"resnet{depth}": {"depth": depth} for depth in (8, 14, 20, 32, 44, 56, 110)}
 _WIDE = {f"resnet{depth}x4": {"depth": depth, "widen": 4, "stem": 32} for depth in (8, 32)}
 _WRN = {f"wrn_{depth}_{widen}": {"depth": depth, "widen": widen} for depth in (16, 28, 40) for widen in (1, 2, 4, 10)}
+_FOR_SMALL_IMAGES = {f"ResNet{depth}": {"depth": depth, "small_images": True} for depth in (18, 34, 50, 101, 152)}
 _RESNET = {
     **{f"resnet{depth}": {"depth": depth} for depth in (18, 34, 50, 101, 152)},
     **{f"wide_resnet{depth}_2": {"depth": depth, "widen": 2} for depth in (50, 101)},
@@ -210,7 +211,7 @@ _CONVNEXT = {
 
 CIFAR100_BENCHMARK: Mapping[str, Published] = {
     **_table(models.resnet, RESNET, **_CIFAR, **_WIDE),
-    **_table(models.imagenet_resnet, RESNET_LINEAR, ResNet50={"depth": 50, "small_images": True}),
+    **_table(models.imagenet_resnet, RESNET_LINEAR, **_FOR_SMALL_IMAGES),
     **_table(models.wide_resnet, WIDE_RESNET, **_WRN),
     **_table(models.vgg, VGG, **{f"vgg{depth}": {"depth": depth} for depth in (8, 11, 13, 16, 19)}),
     **_table(models.mobilenet_v2, MOBILENET_V2_BENCHMARK, MobileNetV2={"widen": 0.5, "small_images": True}),

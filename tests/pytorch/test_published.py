@@ -92,6 +92,8 @@ PUBLISHED = [
     ("timm/convnext_tiny", 28_589_128, None, "b07384a3160b01d8"),
     ("timm/deit_small_distilled_patch16_224", 22_436_432, None, "51ebe6b2c6901ea1"),
     ("cifar100_benchmark/vgg13", 9_462_180, None, "207440f187602bb6"),
+    ("cifar100_benchmark/ResNet18", 11_220_132, None, "61260526013ccd50"),
+    ("cifar100_benchmark/ResNet34", 21_328_292, None, "7b2208ed5a78eac6"),
     ("cifar100_benchmark/ResNet50", 23_705_252, None, "64b781c0f527d9fc"),
 ]
 
