@@ -10,7 +10,7 @@ import _terms as term
 from _benchmark import measured
 from _terms import Method
 
-from jaxkd import losses, objectives
+from jaxkd import losses, numerics, objectives
 from jaxkd.pytorch import CIFAR100_BENCHMARK
 
 LOGITS = {
@@ -45,7 +45,7 @@ FEATURES = {
     "nst": Method(term.every(losses.nst), 50.0, "R"),
     "sp": Method(term.one(losses.sp), 3000.0, "R"),
     "cc": Method(term.pooled(losses.cc_neighbours, **term.to_128), 0.02, "R"),
-    "cc_kernel": Method(term.pooled(losses.cc, **term.to_128)),
+    "cc_kernel": Method(term.pooled(lambda s, t: losses.cc(numerics.unit(s), numerics.unit(t)), **term.to_128)),
     "vid": Method(term.vid, 1.0, "R"),
     "rkd": Method(term.pooled(losses.rkd), 1.0, "R"),
     "pkt": Method(term.pooled(losses.pkt), 30000.0, "R"),

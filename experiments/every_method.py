@@ -38,7 +38,7 @@ class Config:
 
 SMALL = dict(pairs=("resnet8 resnet8",), methods=("kd", "fsp"), batch_size=4, steps=3)
 COLUMNS = {"method": "method", "first": "loss at first", "last": "at last", "verdict": "verdict", "seconds": "s"}
-ADAM = optax.adam(1e-3)
+ADAM = optax.adam(optax.linear_schedule(1e-4, 1e-3, 8))  # whose first updates are large, whatever the gradient
 
 
 def programs(model, batch):

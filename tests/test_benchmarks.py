@@ -52,7 +52,7 @@ def test_tables_are_written_as_json_and_markdown(tmp_path, capsys):
     assert "| x | 2 (1.5..2.5) |" in text
 
 
-def test_every_loss_has_inputs_on_which_it_and_its_gradient_can_be_traced():
+def test_every_loss_has_inputs_and_its_gradient_is_translated_for_gpu_and_tpu():
     import argparse
 
     import loss_costs
@@ -62,6 +62,8 @@ def test_every_loss_has_inputs_on_which_it_and_its_gradient_can_be_traced():
     table = loss_costs.cases(loss_costs.Draw(argparse.Namespace(**loss_costs.SMALL)))
     assert set(table) == set(losses.__all__)
     for name, (function, arrays) in table.items():
-        value, gradient = jax.eval_shape(loss_costs.forward_and_gradient(function)["gradient"], *arrays)
+        traced = jax.jit(loss_costs.forward_and_gradient(function)["gradient"]).trace(*arrays)
+        value, gradient = traced.out_info
         assert value.shape == (), name
         assert jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, arrays[0]), name
+        traced.lower(lowering_platforms=("cuda", "tpu"))
