@@ -17,7 +17,7 @@ from _pair import Pair, alike
 
 from jaxkd import losses, models
 from jaxkd.pytorch import CIFAR100_BENCHMARK
-from jaxkd.types import Variables
+from jaxkd.types import Outputs, Variables
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
 BATCH = {
@@ -26,7 +26,7 @@ BATCH = {
     "id": jax.ShapeDtypeStruct((8,), jnp.int32),
 }
 # The deeper networks of a family have the shapes of the shallower ones.
-SHALLOW = {"resnet56": "resnet20", "resnet32x4": "resnet8x4"}
+SHALLOW = {"resnet32": "resnet20", "resnet56": "resnet20", "resnet110": "resnet20", "resnet32x4": "resnet8x4"}
 SHALLOW |= {"wrn_40_2": "wrn_16_2", "wrn_40_1": "wrn_16_1", "vgg13": "vgg8"}
 # Losses that a pair of image classifiers has no use for, and what they need.
 ELSEWHERE = {
@@ -85,8 +85,7 @@ def check(name, pair, s, t):
     assert value_of(_methods.objective(name, pair), s, t)[0] == ((), jnp.float32), name
 
 
-# resnet110 -> resnet20 and -> resnet32 are resnet56 -> resnet20 in shapes.
-@pytest.mark.parametrize("names", [p for p in _benchmark.PAIRS if p[0] != "resnet110"], ids=lambda pair: "-".join(pair))
+@pytest.mark.parametrize("names", _benchmark.PAIRS, ids=lambda pair: "-".join(pair))
 def test_no_method_is_surprised_by_the_shapes_of_a_pair(names):
     pair, s, t = pair_of(names)
     first = names == _benchmark.PAIRS[0]  # logits have one shape in all pairs
@@ -117,8 +116,22 @@ def test_stages_that_come_before():
     assert {name for name, m in _methods.METHODS.items() if m.first} == {"ab", "fsp"}
 
 
-def test_shallow_networks_stand_for_deep_ones():
-    assert outputs("resnet32") == outputs("resnet20")
+@pytest.mark.parametrize("deep", SHALLOW)
+def test_shallow_networks_stand_for_deep_ones(deep):
+    assert outputs(deep) == outputs(SHALLOW[deep])
+
+
+def test_congruence_is_of_unit_vectors():
+    """For the kernel's series knows no others."""
+    term = _methods.METHODS["cc_kernel"].make(None)
+    s, t = (Outputs(None, {"pooled": x}) for x in np.random.default_rng(0).standard_normal((2, 4, 6)))
+    owned = term.init(jax.random.key(0), s, t, {})
+
+    def value(factor):
+        larger = Outputs(None, {"pooled": factor * s.features["pooled"]})
+        return float(term.apply(owned, larger, t, {}, jax.random.key(0), jnp.int32(0))[0])
+
+    assert 0 < value(1.0) == pytest.approx(value(100.0), rel=1e-5)
 
 
 def test_every_loss_has_its_method_or_its_reason():
