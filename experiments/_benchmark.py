@@ -4,6 +4,7 @@ Accuracies are on the test images, in percent.
 LAST: of the last epoch, the README of Tian, Krishnan, Isola, https://github.com/HobbitLong/RepDistiller.
 BEST: of the best epoch, chosen on the test images: DKD from https://github.com/megvii-research/mdistiller (README; five
 runs), the others from https://github.com/sunshangquan/logit-standardization-KD (README).
+MLKD's are of 480 epochs, with a second, stronger view of each image.
 Epochs here are of whole batches: 781 steps of 64 images, where theirs have one more, of the last 16.
 """
 
@@ -26,6 +27,10 @@ PAIRS = (
 BETA = {("resnet56", "resnet20"): 2.0, ("resnet110", "resnet32"): 2.0, ("wrn_40_2", "wrn_16_2"): 6.0,
         ("wrn_40_2", "wrn_40_1"): 6.0, ("vgg13", "vgg8"): 6.0, ("vgg13", "MobileNetV2"): 6.0}  # fmt: skip
 """DKD's beta where it is not 8, from https://github.com/megvii-research/mdistiller."""
+REVIEW = {("resnet56", "resnet20"): 0.6, ("wrn_40_2", "wrn_16_2"): 5.0, ("wrn_40_2", "wrn_40_1"): 5.0,
+          ("wrn_40_2", "ShuffleV1"): 5.0, ("resnet32x4", "resnet8x4"): 5.0, ("resnet32x4", "ShuffleV1"): 5.0,
+          ("resnet32x4", "ShuffleV2"): 8.0}  # fmt: skip
+"""The weight of knowledge review where it is not 1, from https://github.com/dvlab-research/ReviewKD."""
 
 _LAST = {
     "teacher": (75.61, 75.61, 72.34, 74.31, 74.31, 79.42, 74.64, 74.64, 79.34, 79.34, 79.42, 79.42, 75.61),

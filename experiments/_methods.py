@@ -3,7 +3,8 @@
 R: the CIFAR-100 distillation benchmark (Tian, Krishnan, Isola, https://github.com/HobbitLong/RepDistiller,
 scripts/run_cifar_distill.sh); M: later work on it (https://github.com/megvii-research/mdistiller, configs/cifar100); L:
 https://github.com/sunshangquan/logit-standardization-KD; D: https://github.com/hunto/DIST_KD; I:
-https://github.com/ADLab-AutoDrive/ICKD; S: https://github.com/DefangChen/SimKD; "": nobody tuned it.
+https://github.com/ADLab-AutoDrive/ICKD; S: https://github.com/DefangChen/SimKD; V:
+https://github.com/dvlab-research/ReviewKD, CIFAR-100/script/reviewKD.sh; "": nobody tuned it.
 """
 
 import _terms as term
@@ -17,12 +18,12 @@ LOGITS = {
     "kd": Method(term.tempered(losses.kd, temperature=4.0), 0.9, "R", label=0.1),
     "kd_ls": Method(term.tempered(term.standardized, temperature=2.0), 9.0, "L", label=0.1),
     "ctkd": Method(term.ctkd, 0.9, label=0.1),
-    "dkd": Method(term.warmed(term.dkd), 1.0, "M"),
+    "dkd": Method(term.dkd, 1.0, "M"),
     "nkd": Method(term.labelled(losses.nkd)),
     "wsld": Method(term.labelled(losses.wsld, temperature=2.0)),
     "mft": Method(term.labelled(losses.mft)),
     "dist": Method(term.tempered(losses.dist), 2.0, "D"),
-    "mlkd": Method(term.tempered(losses.mlkd)),
+    "mlkd": Method(term.tempered(losses.mlkd), 0.9, "L", label=0.1),
     "logits_mse": Method(term.tempered(losses.logits_mse), 0.1),
     "spherical_kd": Method(term.tempered(losses.spherical_kd)),
     "jeffreys": Method(term.tempered(losses.jeffreys, temperature=4.0)),
@@ -57,9 +58,9 @@ FEATURES = {
     "crd": Method(lambda p: objectives.crd(student="pooled", teacher="pooled", examples=p.examples, labels=p.labels(),
                                            negatives=16384), 0.8, "R"),
     "ofd": Method(term.preacts(objectives.ofd, norms=lambda p: p.norms()), 1.0, "M"),
-    "review": Method(term.warmed(term.pairs(objectives.review)), 1.0, "M"),
-    "semckd": Method(term.pairs(objectives.semckd), 400.0, "S", kd=1.0),
-    "ickd": Method(term.one(losses.ickd, project=objectives.connector()), 2.5, "I"),
+    "review": Method(term.review, 1.0, "V"),
+    "semckd": Method(lambda p: objectives.semckd(students=p.students, teachers=p.teachers), 400.0, "S", kd=1.0),
+    "ickd": Method(term.one(losses.ickd, project=objectives.connector(), normalize=True), 2.5, "I"),
     "srrl": Method(lambda p: objectives.srrl(student="last", teacher="last", classifier=p.classifier), 1.0, "S",
                    kd=1.0),
     "simkd": Method(lambda p: objectives.from_features(losses.simkd, student="projected", teacher="last", pool=True),

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import optax
-from _benchmark import BETA, EPOCHS
+from _benchmark import BETA, EPOCHS, REVIEW
 from _pair import Pair
 
 from jaxkd import losses, models, objectives, parallel
@@ -72,10 +72,6 @@ def pooled(loss, **options):
     return lambda p: objectives.from_features(loss, student="pooled", teacher="pooled", **options)
 
 
-def pairs(term, **options):
-    return lambda p: term(students=p.students, teachers=p.teachers, **options)
-
-
 def preacts(term, **options):
     names = lambda stages: [f"{name}_preact" for name in stages]  # noqa: E731
     return lambda p: term(students=names(p.students), teachers=names(p.teachers),
@@ -97,17 +93,18 @@ def during(p, epochs):
     return max(1, p.steps * epochs // EPOCHS)
 
 
-def warmed(make):
+def warmed(p, term, weight=1.0):
     """The term's weight rises over the first 20 epochs."""
-
-    def rising(p):
-        return objectives.weighted(warmed=(optax.linear_schedule(1 / 20, 1.0, during(p, 20)), make(p)))
-
-    return rising
+    return objectives.weighted(warmed=(optax.linear_schedule(weight / 20, weight, during(p, 20)), term))
 
 
 def dkd(p):
-    return labelled(losses.dkd, alpha=1.0, beta=BETA.get(p.names, 8.0), temperature=4.0)(p)
+    return warmed(p, labelled(losses.dkd, alpha=1.0, beta=BETA.get(p.names, 8.0), temperature=4.0)(p))
+
+
+def review(p):
+    stages = dict(students=[*p.students, "pooled"], teachers=[*(f"{name}_preact" for name in p.teachers), "pooled"])
+    return warmed(p, objectives.review(**stages), REVIEW.get(p.names, 1.0))
 
 
 def ctkd(p):

@@ -345,15 +345,17 @@ def test_vitkd_mimics_two_blocks_and_generates_the_last():
     assert float(found) == pytest.approx(float(generated), rel=1e-5)
 
 
-def test_review_without_deeper_stages_is_the_hierarchical_loss_of_a_connector():
-    term = objectives.review(students=["stage2"], teachers=["stage2"])
+@pytest.mark.parametrize(("feature", "shape"), [("stage2", (B, 4, 4)), ("pooled", (B, 1, 1))])
+def test_review_without_deeper_stages_is_the_hierarchical_loss_of_a_connector(feature, shape):
+    term = objectives.review(students=[feature], teachers=[feature])
     owned = start(term)
 
     @jax.jit
     def expected(fusion):
-        made, residual = connectors.review_fusion(STUDENT.features["stage2"], None, **fusion)
-        assert residual.shape == (B, 4, 4, 8)
-        return jnp.mean(losses.review_hcl(made, TEACHER.features["stage2"]))
+        s, t = (side.features[feature].reshape(*shape, -1) for side in (STUDENT, TEACHER))
+        made, residual = connectors.review_fusion(s, None, **fusion)
+        assert residual.shape == (*shape, 8)
+        return jnp.mean(losses.review_hcl(made, t))
 
     (fusion,) = owned.params
     assert float(evaluate(term, owned)[0]) == pytest.approx(float(expected(fusion)), rel=1e-5)

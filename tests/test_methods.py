@@ -149,7 +149,7 @@ def test_weights_of_the_benchmark():
     assert {name: m.weight for name, m in _methods.METHODS.items() if m.source == "R"} == expected
     assert all(m.label == (0.1 if name == "kd" else 1) for name, m in _methods.METHODS.items() if m.source == "R")
     assert set(expected) == set(_benchmark.LAST) - {"teacher", "alone"}
-    assert set(_benchmark.BETA) <= set(_benchmark.PAIRS)
+    assert set(_benchmark.BETA) | set(_benchmark.REVIEW) <= set(_benchmark.PAIRS)
 
 
 def test_the_recipe():

@@ -75,7 +75,7 @@ def review(
     sum_i review_hcl(fusion_i, t_i)
 
     Args:
-      students: Names of the student's maps, shallow first.
+      students: Names of the student's maps, shallow first; a vector [B, C], such as `pooled`, is a map of one pixel.
       teachers: Names of the teacher's maps, one for each of the student's; of each pair the larger is pooled.
       middle: Channels of the fusion; those of the student's deepest map, at most 512, if None.
       where: Field of the batch [B] with the examples' weights; all of them if None.
@@ -96,6 +96,7 @@ def review(
 
     def call(params: PyTree, s: list[jax.Array], t: list[jax.Array], **hyper: Any) -> jax.Array:
         total, residual = jnp.zeros(()), None
+        s, t = ([x if x.ndim > 2 else x[:, None, None] for x in side] for side in (s, t))
         for fusion, a, b in reversed(list(zip(params, s, t, strict=True))):
             made, residual = connectors.review_fusion(a, residual, **fusion)
             total = total + losses.review_hcl(*numerics.match_resolution(made, b), **hyper)
