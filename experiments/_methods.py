@@ -49,7 +49,7 @@ FEATURES = {
     "cc_kernel": Method(term.pooled(lambda s, t: losses.cc(numerics.unit(s), numerics.unit(t)), **term.to_128)),
     "vid": Method(term.vid, 1.0, "R"),
     "rkd": Method(term.pooled(losses.rkd), 1.0, "R"),
-    "pkt": Method(term.pooled(losses.pkt), 30000.0, "R"),
+    "pkt": Method(term.pooled(losses.pkt, keep_diagonal=True), 30000.0, "R"),
     "ab": Method(term.preacts(objectives.ab, as_released=lambda p: True), 1.0, "R", first=True),
     "ft": Method(term.factors(losses.ft_repdistiller), 200.0, "R", before=term.paraphraser),
     "ft_paper": Method(term.factors(losses.ft), before=term.paraphraser),
