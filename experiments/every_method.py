@@ -19,9 +19,8 @@ import numpy as np
 import optax
 from _benchmark import PAIRS, views
 from _pair import describe
-from rich.progress import track
 
-from jaxkd import data, models, pytorch, report, starting
+from jaxkd import data, models, pytorch, starting
 from jaxkd.cli import main, parse
 from jaxkd.types import Variables
 
@@ -37,7 +36,6 @@ class Config:
 
 
 SMALL = dict(pairs=("resnet8 resnet8",), methods=("kd", "fsp"), batch_size=4, steps=3)
-COLUMNS = {"method": "method", "first": "loss at first", "last": "at last", "verdict": "verdict", "seconds": "s"}
 ADAM = optax.adam(optax.linear_schedule(1e-4, 1e-3, 8))  # whose first updates are large, whatever the gradient
 
 
@@ -97,6 +95,8 @@ def attempt(name, pair, student, parts_for, batch, steps):
 
 def everything() -> None:
     config, rows = parse(Config, description=__doc__, smoke=SMALL), []
+    out = Path(config.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     pairs = {names: _methods.chosen(names, config.methods) for names in (tuple(p.split()) for p in config.pairs)}
     source = data.in_memory(data.open_source(config.source, "train"))
     batch = views(0)[1](data.train_batches(source, config.batch_size, seed=0)[0])
@@ -107,10 +107,10 @@ def everything() -> None:
         pair = describe(names, (teacher, student), known, batch, examples=source.size, steps=config.steps,
                         labels=lambda: data.labels_of(source), seen=taught.features)  # fmt: skip
         parts_for = functools.cache(lambda student, taught=taught: (taught, *programs(student, batch)))
-        rows += [attempt(name, pair, student, parts_for, batch, config.steps) for name in track(methods, names[1])]
-        report.show(report.table(rows[-len(methods) :], COLUMNS, title=rows[-1]["pair"]))
-    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(config.out).write_text(json.dumps(rows, indent=2))
+        for name in methods:
+            rows.append(attempt(name, pair, student, parts_for, batch, config.steps))
+            print("  ".join(f"{k} {v}" for k, v in rows[-1].items()), flush=True)
+        out.write_text(json.dumps(rows, indent=2))
     failed = [f"{row['pair']}: {row['method']}" for row in rows if row["verdict"] == "FAILS"]
     print(f"{len(rows)} trainings, {len(failed)} failed", *failed, sep="\n  ")
     sys.exit(bool(failed))
