@@ -23,7 +23,7 @@ LOGITS = {
     "wsld": Method(term.labelled(losses.wsld, temperature=2.0)),
     "mft": Method(term.labelled(losses.mft)),
     "dist": Method(term.tempered(losses.dist), 2.0, "D"),
-    "mlkd": Method(term.tempered(losses.mlkd), 0.9, "L", label=0.1),
+    "mlkd": Method(term.tempered(losses.mlkd)),
     "logits_mse": Method(term.tempered(losses.logits_mse), 0.1),
     "spherical_kd": Method(term.tempered(losses.spherical_kd)),
     "jeffreys": Method(term.tempered(losses.jeffreys, temperature=4.0)),
