@@ -23,6 +23,11 @@ class Pair(NamedTuple):
     begun: Any = None  # params of a term that was trained before this one
 
 
+def preacts(stages):
+    """The stages' features before their last ReLU."""
+    return [f"{name}_preact" for name in stages]
+
+
 def alike(student, teacher):
     """Names of as many stages on both sides, the deepest ones; whether these have the same channels."""
     sides = [sorted(n for n in side if n.startswith("stage") and n[5:].isdecimal()) for side in (student, teacher)]
@@ -42,7 +47,7 @@ def describe(names, networks, variables, batch, *, examples, steps, labels=lambd
         return jax.eval_shape(lambda key: features(model, model.init(key, batch)), jax.random.key(0))
 
     def norms():
-        wanted = [f"{n}_preact" for n in other]
+        wanted = preacts(other)
         found = seen or jax.jit(lambda known: {n: features(networks[0], known)[n] for n in wanted})(variables)
         return [(jnp.std(found[n], (0, 1, 2)), jnp.mean(found[n], (0, 1, 2))) for n in wanted]
 

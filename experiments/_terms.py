@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import optax
 from _benchmark import BETA, EPOCHS, REVIEW
-from _pair import Pair
+from _pair import Pair, preacts
 
 from jaxkd import losses, models, objectives, parallel
 from jaxkd.stage import variables_of
@@ -72,9 +72,8 @@ def pooled(loss, **options):
     return lambda p: objectives.from_features(loss, student="pooled", teacher="pooled", **options)
 
 
-def preacts(term, **options):
-    names = lambda stages: [f"{name}_preact" for name in stages]  # noqa: E731
-    return lambda p: term(students=names(p.students), teachers=names(p.teachers),
+def unactivated(term, **options):
+    return lambda p: term(students=preacts(p.students), teachers=preacts(p.teachers),
                           **{name: get(p) for name, get in options.items()})  # fmt: skip
 
 
@@ -103,7 +102,7 @@ def dkd(p):
 
 
 def review(p):
-    stages = dict(students=[*p.students, "pooled"], teachers=[*(f"{name}_preact" for name in p.teachers), "pooled"])
+    stages = dict(students=[*p.students, "pooled"], teachers=[*preacts(p.teachers), "pooled"])
     return warmed(p, objectives.review(**stages), REVIEW.get(p.names, 1.0))
 
 

@@ -2,7 +2,7 @@
 
     python experiments/every_method.py --source npz:cifar100_{split}.npz [--pairs "vgg13 vgg8"] [--methods crd review]
 
-Exits with 1 where a loss on its batch does not go down. Untrained teachers go by the batch's statistics.
+Exits with 1 where a loss is not finite or does not go down. Untrained teachers go by the batch's statistics.
 """
 
 import dataclasses

@@ -178,9 +178,10 @@ def _table(make: Callable[..., Model], rules: Sequence[Rule], **sizes: Mapping[s
 _CIFAR = {f"resnet{depth}": {"depth": depth} for depth in (8, 14, 20, 32, 44, 56, 110)}
 _WIDE = {f"resnet{depth}x4": {"depth": depth, "widen": 4, "stem": 32} for depth in (8, 32)}
 _WRN = {f"wrn_{depth}_{widen}": {"depth": depth, "widen": widen} for depth in (16, 28, 40) for widen in (1, 2, 4, 10)}
-_FOR_SMALL_IMAGES = {f"ResNet{depth}": {"depth": depth, "small_images": True} for depth in (18, 34, 50, 101, 152)}
+_LARGE = (18, 34, 50, 101, 152)
+_FOR_SMALL_IMAGES = {f"ResNet{depth}": {"depth": depth, "small_images": True} for depth in _LARGE}
 _RESNET = {
-    **{f"resnet{depth}": {"depth": depth} for depth in (18, 34, 50, 101, 152)},
+    **{f"resnet{depth}": {"depth": depth} for depth in _LARGE},
     **{f"wide_resnet{depth}_2": {"depth": depth, "widen": 2} for depth in (50, 101)},
     "resnext50_32x4d": {"depth": 50, "widen": 2, "groups": 32},
     "resnext101_32x8d": {"depth": 101, "widen": 4, "groups": 32},

@@ -19,8 +19,6 @@ BATCH = {
     "id": np.arange(8),
 }
 CLASSIFIER = (RNG.standard_normal((12, 5)).astype(np.float32), RNG.standard_normal(5).astype(np.float32))
-
-
 WEIGHTS = RNG.standard_normal((3, 12)).astype(np.float32)
 
 
@@ -28,8 +26,8 @@ def small():
     return models.convnet(5, widths=(4, 8))
 
 
-def reused(**options):
-    return models.reuse_classifier(small(), CLASSIFIER, feature="stage2", **options)
+def reused():
+    return models.reuse_classifier(small(), CLASSIFIER, feature="stage2")
 
 
 def fixed_teacher():
