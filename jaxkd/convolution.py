@@ -14,6 +14,8 @@ import numpy as np
 from jax import lax
 
 _LARGEST = {"products": 25, "multiples": 49}  # pixels of a kernel above which one of them a pixel is no gain
+_FEW = 4  # pixels of a result up to which one product of matrices is faster than XLA's code, however few channels
+_MANY = 2**14  # weights for each pixel of a result, between its channels and the images', from which it is as well
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 _Written: TypeAlias = Callable[["_Form", jax.Array, jax.Array], jax.Array]
@@ -42,6 +44,9 @@ def convolve(
     loop, so here they are exchanged beforehand. Depthwise convolutions, for which it has no fast code, are sums of
     moved images, each multiplied by one pixel of the kernel. Other back ends get XLA's own, and so do kernels that are
     large, dilated, or grouped otherwise.
+
+    Where the result has few pixels beside its channels, as in a network's last stage, XLA's code for CPUs copies more
+    than it multiplies: there all three are one product of matrices, what lies under the kernel by the whole kernel.
 
     Args:
       lhs: Images [N, H, W, C].
@@ -90,24 +95,41 @@ class _Form(NamedTuple):
     precision: Any
     groups: int
 
+    def size(self, x: jax.Array, w: jax.Array) -> tuple[int, int]:
+        """Height and width of the result."""
+        high, wide = (
+            1 + (x.shape[1 + axis] + sum(self.pads[axis]) - w.shape[axis]) // self.strides[axis] for axis in (0, 1)
+        )
+        return high, wide
+
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _convolve(form: _Form, x: jax.Array, w: jax.Array) -> jax.Array:
-    if form.groups == 1:
-        return _whole(form, x, w)
-    return _on_cpus(_as_multiples, form, x, w)
+    return _on_cpus(_forms(form, x, w)[0], form, x, w)
 
 
 @_convolve.defjvp
 def _tangent(form: _Form, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     (x, w), (dx, dw) = primals, tangents
-    along_x, along_w = (_turned, _as_products) if form.groups == 1 else (_as_multiples, _as_multiples)
+    _, along_x, along_w = _forms(form, x, w)
     tangent = _on_cpus(along_x, form, dx, w) + _on_cpus(along_w, form, x, dw)
     return _convolve(form, x, w), tangent
 
 
+def _forms(form: _Form, x: jax.Array, w: jax.Array) -> tuple[_Written, _Written, _Written]:
+    """What CPUs compute the convolution by, its tangent along images, and its tangent along kernels."""
+    if form.groups > 1:
+        return _as_multiples, _as_multiples, _as_multiples
+    pixels, weights = math.prod(form.size(x, w)), w.shape[2] * w.shape[3]
+    if math.prod(w.shape[:2]) > 1 and (pixels <= _FEW or weights >= _MANY * pixels):
+        return _as_columns, _as_chosen, _as_columns
+    return _whole, _turned, _as_products
+
+
 def _on_cpus(written: _Written, form: _Form, x: jax.Array, w: jax.Array) -> jax.Array:
     """A form of its own where XLA's is slow, and XLA's elsewhere."""
+    if written is _whole:
+        return _whole(form, x, w)
     return lax.platform_dependent(x, w, cpu=functools.partial(written, form), default=functools.partial(_whole, form))
 
 
@@ -148,12 +170,33 @@ def _as_products(form: _Form, x: jax.Array, w: jax.Array) -> jax.Array:
     return functools.reduce(operator.add, parts).reshape(x.shape[0], *under.size, D)
 
 
+def _as_columns(form: _Form, x: jax.Array, w: jax.Array) -> jax.Array:
+    """The convolution as one product of all that lies under the kernel by the kernel."""
+    under = _Moved(form, x, w)
+    columns = jnp.concatenate([under(i, j) for i, j in np.ndindex(*w.shape[:2])], axis=3)
+    product = jnp.dot(_flat(columns), _flat(w, 3), precision=form.precision)
+    return product.reshape(x.shape[0], *under.size, w.shape[3])
+
+
+def _as_chosen(form: _Form, x: jax.Array, w: jax.Array) -> jax.Array:
+    """Likewise, what lies under the kernel being chosen by a product, so that reverse mode adds no padded images."""
+    (N, H, W, C), size = x.shape, form.size(x, w)
+    rows, columns = (
+        np.arange(size[axis])[:, None] * form.strides[axis] + np.arange(w.shape[axis]) - form.pads[axis][0]
+        for axis in (0, 1)
+    )  # [H', h] and [W', w], each a row or column of the images that lies there
+    chosen = np.einsum("yip,xjq->yxijpq", rows[..., None] == np.arange(H), columns[..., None] == np.arange(W))
+    under = jnp.einsum("kp,npc->nkc", jnp.asarray(chosen.reshape(-1, H * W), x.dtype), x.reshape(N, H * W, C))
+    product = jnp.dot(under.reshape(N * math.prod(size), -1), _flat(w, 3), precision=form.precision)
+    return product.reshape(N, *size, w.shape[3])
+
+
 class _Moved:
     """What lies under one pixel, row or column of the kernel as it moves over the padded images."""
 
     def __init__(self, form: _Form, x: jax.Array, w: jax.Array) -> None:
         self._x, self._strides = jnp.pad(x, ((0, 0), *form.pads, (0, 0))), form.strides
-        self.size = [1 + (self._x.shape[1 + i] - w.shape[i]) // form.strides[i] for i in (0, 1)]
+        self.size = form.size(x, w)
 
     def __call__(self, i: int, j: int) -> jax.Array:
         return self.column(j, self.row(i))
