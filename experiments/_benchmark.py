@@ -24,14 +24,6 @@ PAIRS = (
 )  # fmt: skip
 """Teacher and student, in the order of the README's columns."""
 
-BETA = {("resnet56", "resnet20"): 2.0, ("resnet110", "resnet32"): 2.0, ("wrn_40_2", "wrn_16_2"): 6.0,
-        ("wrn_40_2", "wrn_40_1"): 6.0, ("vgg13", "vgg8"): 6.0, ("vgg13", "MobileNetV2"): 6.0}  # fmt: skip
-"""DKD's beta where it is not 8, from https://github.com/megvii-research/mdistiller."""
-REVIEW = {("resnet56", "resnet20"): 0.6, ("wrn_40_2", "wrn_16_2"): 5.0, ("wrn_40_2", "wrn_40_1"): 5.0,
-          ("wrn_40_2", "ShuffleV1"): 5.0, ("resnet32x4", "resnet8x4"): 5.0, ("resnet32x4", "ShuffleV1"): 5.0,
-          ("resnet32x4", "ShuffleV2"): 8.0}  # fmt: skip
-"""The weight of knowledge review where it is not 1, from https://github.com/dvlab-research/ReviewKD."""
-
 _LAST = {
     "teacher": (75.61, 75.61, 72.34, 74.31, 74.31, 79.42, 74.64, 74.64, 79.34, 79.34, 79.42, 79.42, 75.61),
     "alone": (73.26, 71.98, 69.06, 69.06, 71.14, 72.50, 70.36, 64.60, 64.60, 70.36, 70.50, 71.82, 70.50),
@@ -96,9 +88,9 @@ def optimizer(network, *, epochs, steps_per_epoch, learning_rate=None, weight_de
     return optax.chain(optax.add_decayed_weights(weight_decay), sgd)
 
 
-def short(epochs):
-    """The epochs before, if the others are fewer than the benchmark's."""
-    return max(1, round(epochs * BEFORE / EPOCHS))
+def share(whole, epochs):
+    """As much of a training as so many of the benchmark's 240 epochs are of them, in epochs or steps; one at least."""
+    return max(1, round(whole * epochs / EPOCHS))
 
 
 def measured(pair):

@@ -4,7 +4,8 @@ R: the CIFAR-100 distillation benchmark (Tian, Krishnan, Isola, https://github.c
 scripts/run_cifar_distill.sh); M: later work on it (https://github.com/megvii-research/mdistiller, configs/cifar100); L:
 https://github.com/sunshangquan/logit-standardization-KD; D: https://github.com/hunto/DIST_KD; I:
 https://github.com/ADLab-AutoDrive/ICKD; S: https://github.com/DefangChen/SimKD; V:
-https://github.com/dvlab-research/ReviewKD, CIFAR-100/script/reviewKD.sh; "": nobody tuned it.
+https://github.com/dvlab-research/ReviewKD, CIFAR-100/script/reviewKD.sh; C: https://github.com/GzyAftermath/CAT-KD,
+configs/cifar100/CAT_KD; "": nobody tuned it. What differs by pair is in `_per_pair.py`.
 """
 
 import _terms as term
@@ -65,7 +66,7 @@ FEATURES = {
                    kd=1.0),
     "simkd": Method(lambda p: objectives.from_features(losses.simkd, student="projected", teacher="last", pool=True),
                     1.0, "S", label=0.0, around=term.reused),
-    "cat_kd": Method(lambda p: objectives.cat_kd()),
+    "cat_kd": Method(term.cat_kd, 1.0, "C"),
     "srd": Method(lambda p: objectives.srd(student="pooled", teacher="pooled")),
     "mgd": Method(lambda p: objectives.mgd(student=p.students[-1], teacher=p.teachers[-1])),
     "uskd": Method(lambda p: objectives.uskd(feature=p.students[-2])),  # no teacher

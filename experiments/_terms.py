@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import optax
-from _benchmark import BETA, EPOCHS, REVIEW
+from _benchmark import share
 from _pair import Pair, preacts
+from _per_pair import BETA, CAT, REVIEW
 
 from jaxkd import losses, models, objectives, parallel
 from jaxkd.stage import variables_of
@@ -87,14 +88,9 @@ def vid(p):
     return objectives.weighted(**layers)
 
 
-def during(p, epochs):
-    """The updates of as many of the benchmark's 240 epochs; one at least."""
-    return max(1, p.steps * epochs // EPOCHS)
-
-
 def warmed(p, term, weight=1.0):
     """The term's weight rises over the first 20 epochs."""
-    return objectives.weighted(warmed=(optax.linear_schedule(weight / 20, weight, during(p, 20)), term))
+    return objectives.weighted(warmed=(optax.linear_schedule(weight / 20, weight, share(p.steps, 20)), term))
 
 
 def dkd(p):
@@ -106,8 +102,13 @@ def review(p):
     return warmed(p, objectives.review(**stages), REVIEW.get(p.names, 1.0))
 
 
+def cat_kd(p):
+    weight, resolution, normalize = CAT.get(p.names, (1.0, 2, True))
+    return objectives.weighted(maps=(weight, objectives.cat_kd(resolution=resolution, normalize=normalize)))
+
+
 def ctkd(p):
-    return objectives.curriculum_temperature(strength=objectives.cosine_ramp(during(p, 10)))
+    return objectives.curriculum_temperature(strength=objectives.cosine_ramp(share(p.steps, 10)))
 
 
 reused = lambda p, s: models.reuse_classifier(s, p.classifier, size=p.size, axis_name=parallel.DATA)  # noqa: E731

@@ -73,7 +73,8 @@ def procedure(config, run, logger, plan) -> None:
     points = students.grid(seed=range(config.seeds)) if config.seeds > 1 else None
 
     def train(name, source, model, network, term, measure=None, points=None, before="", **more):
-        began[name], epochs = time.perf_counter(), _benchmark.short(config.epochs) if before else config.epochs
+        began[name] = time.perf_counter()
+        epochs = _benchmark.share(config.epochs, _benchmark.BEFORE) if before else config.epochs
         rates = {"learning_rate": config.learning_rate, "weight_decay": config.weight_decay, "before": before}
         update = _benchmark.optimizer(network, epochs=epochs, steps_per_epoch=epoch, **rates)
         objective = (term, update) if points is None else lambda: (term, update)

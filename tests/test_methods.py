@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import _benchmark
 import _methods
+import _per_pair
 import _terms
 import jax
 import jax.numpy as jnp
@@ -149,7 +150,7 @@ def test_weights_of_the_benchmark():
     assert {name: m.weight for name, m in _methods.METHODS.items() if m.source == "R"} == expected
     assert all(m.label == (0.1 if name == "kd" else 1) for name, m in _methods.METHODS.items() if m.source == "R")
     assert set(expected) == set(_benchmark.LAST) - {"teacher", "alone"}
-    assert set(_benchmark.BETA) | set(_benchmark.REVIEW) <= set(_benchmark.PAIRS)
+    assert {*_per_pair.BETA, *_per_pair.REVIEW, *_per_pair.CAT} <= set(_benchmark.PAIRS)
 
 
 def test_the_recipe():
@@ -165,7 +166,7 @@ def test_the_recipe():
 
     assert rates("resnet20", 24, before="student") == rates("vgg8", 24, before="term") == [0.05] * 24
     assert rates("resnet20", 24, before="term") == [0.01] * 24  # the benchmark's paraphrasers beside ResNets
-    assert [_benchmark.short(epochs) for epochs in (240, 24, 1)] == [30, 3, 1]
+    assert [_benchmark.share(epochs, _benchmark.BEFORE) for epochs in (240, 24, 1)] == [30, 3, 1]
     whole = rates("resnet20", 24)
     assert whole == [0.05] * 15 + [0.005] * 3 + [0.0005] * 3 + [0.00005] * 3
     assert rates("MobileNetV2", 8)[0] == rates("ShuffleV1", 8)[0] == 0.01
