@@ -40,7 +40,8 @@ def count_work(function: Callable[..., Any], *arguments: Any) -> Work:
 
     A product of [M, K] and [K, N] is 2 M K N; a convolution is 2 * outputs * (kernel elements each of them reads), the
     zeros of padding included and those of dilation not. Reductions count their inputs, other arithmetic its outputs. A
-    loop counts its steps where their number is known, and one where it is not; of branches the dearest counts.
+    loop counts its steps where their number is known, and one where it is not; of branches the dearest counts, or, if
+    back ends have branches of their own, that of all others.
 
     Args:
       function: Of arrays.
@@ -63,7 +64,9 @@ def _count(jaxpr: Any) -> Work:
         elif name == "conv_general_dilated":
             products += _convolution(equation)
         elif name == "cond":
-            dearest = max(map(_count, inner), key=lambda w: w.total)
+            back_ends = equation.params.get("branches_platforms") or ()  # forms for some of them are their own affair
+            branches = [inner[back_ends.index(None)]] if None in back_ends else inner
+            dearest = max(map(_count, branches), key=lambda w: w.total)
             products, elements = products + dearest.products, elements + dearest.elements
         elif inner:
             times = equation.params.get("length", 1) if name == "scan" else 1
