@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 
 _LARGEST = {"products": 25, "multiples": 49}  # pixels of a kernel above which one of them a pixel is no gain
+_GROUPS = 64  # above which a convolution for each takes too long to compile
 _FEW = 4  # pixels of a result up to which one product of matrices is faster than XLA's code, however few channels
 _MANY = 2**14  # weights for each pixel of a result, between its channels and the images', from which it is as well
 _NHWC = ("NHWC", "HWIO", "NHWC")
@@ -42,8 +43,8 @@ def convolve(
     and pixels by rows of it; strided, one product a pixel of the kernel. The gradient of the image is a convolution
     with the kernel's axes exchanged; XLA brings them into the order that its fast code wants, but not in the body of a
     loop, so here they are exchanged beforehand. Depthwise convolutions, for which it has no fast code, are sums of
-    moved images, each multiplied by one pixel of the kernel. Other back ends get XLA's own, and so do kernels that are
-    large, dilated, or grouped otherwise.
+    moved images, each multiplied by one pixel of the kernel, and other groups are convolutions of their own. Other back
+    ends get XLA's own, and so do kernels that are large, dilated, or of very many groups.
 
     Where the result has few pixels beside its channels, as in a network's last stage, XLA's code for CPUs copies more
     than it multiplies: there all three are one product of matrices, what lies under the kernel by the whole kernel.
@@ -76,7 +77,7 @@ def convolve(
         **options,
     )
     depthwise = 1 < feature_group_count == lhs.shape[-1] == rhs.shape[-1]
-    plain = (depthwise or feature_group_count == 1) and not options and lhs.ndim == 4
+    plain = (depthwise or feature_group_count <= _GROUPS) and not options and lhs.ndim == 4
     plain = plain and layout == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NHWC)
     plain = plain and {*(lhs_dilation or (1,)), *(rhs_dilation or (1,))} == {1}
     if not plain or math.prod(rhs.shape[:2]) > _LARGEST["multiples" if depthwise else "products"]:
@@ -118,8 +119,11 @@ def _tangent(form: _Form, primals: Any, tangents: Any) -> tuple[jax.Array, jax.A
 
 def _forms(form: _Form, x: jax.Array, w: jax.Array) -> tuple[_Written, _Written, _Written]:
     """What CPUs compute the convolution by, its tangent along images, and its tangent along kernels."""
-    if form.groups > 1:
+    if 1 < form.groups == x.shape[3] == w.shape[3]:
         return _as_multiples, _as_multiples, _as_multiples
+    if form.groups > 1:
+        whole, along_x, along_w = _forms(*next(_groups(form, x, w)))
+        return _by_group(whole), _by_group(along_x), _by_group(along_w)
     pixels, weights = math.prod(form.size(x, w)), w.shape[2] * w.shape[3]
     if math.prod(w.shape[:2]) > 1 and (pixels <= _FEW or weights >= _MANY * pixels):
         return _as_columns, _as_chosen, _as_columns
@@ -139,6 +143,17 @@ def _whole(form: _Form, x: jax.Array, w: jax.Array, layout: tuple[str, str, str]
         x, w, form.strides, form.pads, dimension_numbers=layout, feature_group_count=form.groups,
         precision=form.precision,
     )  # fmt: skip
+
+
+def _groups(form: _Form, x: jax.Array, w: jax.Array) -> Iterator[tuple[_Form, jax.Array, jax.Array]]:
+    """The convolution of each group's own channels."""
+    sides = (jnp.split(side, form.groups, axis=3) for side in (x, w))
+    return ((form._replace(groups=1), *own) for own in zip(*sides, strict=True))
+
+
+def _by_group(written: _Written) -> _Written:
+    """A form group by group."""
+    return lambda form, x, w: jnp.concatenate([written(*own) for own in _groups(form, x, w)], axis=3)
 
 
 def _turned(form: _Form, x: jax.Array, w: jax.Array) -> jax.Array:

@@ -28,15 +28,22 @@ CASES = {
     "few pixels": ((3, 3), (4, 4), [(1, 0), (1, 1)]),
     "few pixels, unpadded": ((5, 5), (3, 3), "VALID"),
     "many channels": ((3, 3), (3, 3), "SAME"),
+    "grouped": ((3, 3), (1, 1), "SAME"),
+    "grouped, few pixels": ((3, 3), (4, 4), "SAME"),
     "depthwise": ((3, 3), (1, 1), "SAME"),
     "depthwise, strided": ((3, 2), (2, 1), [(1, 2), (0, 1)]),
     "depthwise, large": ((7, 7), (1, 1), "SAME"),
 }
 
 
+def words(name):
+    return {*re.findall(r"\w+", name)}
+
+
 def parts(name, dtype=np.float32):
-    (kernel, strides, padding), groups = CASES[name], 3 if "depthwise" in name else 1
-    rng, features = np.random.default_rng(0), (1, 3) if groups > 1 else (384, 400) if "many" in name else (3, 4)
+    (kernel, strides, padding), groups = CASES[name], 3 if {"depthwise", "grouped"} & words(name) else 1
+    sizes = {"depthwise": (1, 3), "grouped": (2, 6), "many": (384, 400)}
+    rng, features = np.random.default_rng(0), next((sizes[word] for word in sizes if word in words(name)), (3, 4))
     x, w = (
         rng.standard_normal((2, 9, 8, features[0] * groups)),
         rng.normal(0, (features[0] * math.prod(kernel)) ** -0.5, (*kernel, *features)),
@@ -64,21 +71,21 @@ def gradients(convolution, x, w):
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_gradients_are_those_of_xla(name):
     x, w, ours, theirs = parts(name)
-    if {"depthwise", "few", "many"} & {*re.findall(r"\w+", name)}:  # a sum in another order
+    if {"depthwise", "few", "many"} & words(name):  # a sum in another order
         np.testing.assert_allclose(ours(x, w), theirs(x, w), rtol=1e-4, atol=1e-5)
     else:
         np.testing.assert_array_equal(ours(x, w), theirs(x, w))
     assert_trees_close(gradients(ours, x, w), gradients(theirs, x, w), rtol=1e-4, atol=2e-5)  # sums of 3,456 products
 
 
-@pytest.mark.parametrize("name", ["3x3", "uneven", "few pixels", "many channels", "depthwise"])
+@pytest.mark.parametrize("name", ["3x3", "uneven", "few pixels", "many channels", "grouped", "depthwise"])
 def test_in_float64_they_agree_to_its_rounding(name):
     with jax.enable_x64(True):
         x, w, ours, theirs = parts(name, dtype=np.float64)
         assert_trees_close(gradients(ours, x, w), gradients(theirs, x, w), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["3x3", "strided", "few pixels", "depthwise"])
+@pytest.mark.parametrize("name", ["3x3", "strided", "few pixels", "grouped", "depthwise"])
 def test_forward_mode_second_derivatives_and_stacks_work(name):
     x, w, ours, theirs = parts(name)
     tangents = (jnp.cos(x), jnp.cos(w))
@@ -91,7 +98,7 @@ def test_forward_mode_second_derivatives_and_stacks_work(name):
     assert_trees_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["3x3", "few pixels", "depthwise"])
+@pytest.mark.parametrize("name", ["3x3", "few pixels", "grouped", "depthwise"])
 def test_bfloat16_stays_bfloat16(name):
     x, w, ours, theirs = parts(name)
     found, expected = (gradients(f, jnp.bfloat16(x), jnp.bfloat16(w)) for f in (ours, theirs))
@@ -99,7 +106,7 @@ def test_bfloat16_stays_bfloat16(name):
     assert_trees_close(*(jax.tree.map(jnp.float32, g) for g in (found, expected)), rtol=0.05, atol=0.5)
 
 
-@pytest.mark.parametrize("name", ["3x3", "few pixels", "depthwise"])
+@pytest.mark.parametrize("name", ["3x3", "few pixels", "grouped", "depthwise"])
 def test_batches_split_over_devices(name):
     x, w, ours, _ = parts(name)
     x = np.concatenate([x] * 4)
@@ -114,6 +121,13 @@ def test_only_cpus_get_products(platform, products):
     text = lowered(lambda x, w, dy: jax.vjp(lambda w: ours(x, w), w)[1](dy), platform, x, w, ours(x, w))
     assert ("dot_general" in text) is products
     assert ("stablehlo.convolution" in text) is not products
+
+
+@pytest.mark.parametrize(("platform", "grouped"), [("cpu", False), ("cuda", True), ("tpu", True)])
+def test_only_cpus_get_a_convolution_for_each_group(platform, grouped):
+    x, w, ours, _ = parts("grouped")
+    text = lowered(lambda x, w, dy: jax.vjp(ours, x, w)[1](dy), platform, x, w, ours(x, w))
+    assert ("feature_group_count = 3" in text) is grouped
 
 
 @pytest.mark.parametrize(("platform", "products"), [("cpu", True), ("cuda", False), ("tpu", False)])
@@ -154,7 +168,7 @@ def test_only_cpus_get_sums_of_multiples(platform, multiples):
     assert ("stablehlo.convolution" in text) is not multiples
 
 
-def test_layers_that_are_grouped_or_dilated_are_left_to_xla():
+def test_layers_that_are_grouped_or_dilated_agree_with_flax():
     import flax.linen as nn
 
     x = np.random.default_rng(0).standard_normal((2, 6, 6, 4)).astype(np.float32)
