@@ -43,8 +43,8 @@ def convolve(
     and pixels by rows of it; strided, one product a pixel of the kernel. The gradient of the image is a convolution
     with the kernel's axes exchanged; XLA brings them into the order that its fast code wants, but not in the body of a
     loop, so here they are exchanged beforehand. Depthwise convolutions, for which it has no fast code, are sums of
-    moved images, each multiplied by one pixel of the kernel, and other groups are convolutions of their own. Other back
-    ends get XLA's own, and so do kernels that are large, dilated, or of very many groups.
+    moved images, each multiplied by one pixel of the kernel; gradients of other groups are those of one convolution a
+    group. Other back ends get XLA's own, and so do kernels that are large, dilated, or of very many groups.
 
     Where the result has few pixels beside its channels, as in a network's last stage, XLA's code for CPUs copies more
     than it multiplies: there all three are one product of matrices, what lies under the kernel by the whole kernel.
@@ -122,8 +122,8 @@ def _forms(form: _Form, x: jax.Array, w: jax.Array) -> tuple[_Written, _Written,
     if 1 < form.groups == x.shape[3] == w.shape[3]:
         return _as_multiples, _as_multiples, _as_multiples
     if form.groups > 1:
-        whole, along_x, along_w = _forms(*next(_groups(form, x, w)))
-        return _by_group(whole), _by_group(along_x), _by_group(along_w)
+        _, along_x, along_w = _forms(*next(_groups(form, x, w)))
+        return _whole, _by_group(along_x), _by_group(along_w)
     pixels, weights = math.prod(form.size(x, w)), w.shape[2] * w.shape[3]
     if math.prod(w.shape[:2]) > 1 and (pixels <= _FEW or weights >= _MANY * pixels):
         return _as_columns, _as_chosen, _as_columns

@@ -123,7 +123,7 @@ def test_only_cpus_get_products(platform, products):
 
 
 @pytest.mark.parametrize(("platform", "grouped"), [("cpu", False), ("cuda", True), ("tpu", True)])
-def test_only_cpus_get_a_convolution_for_each_group(platform, grouped):
+def test_only_cpus_get_gradients_for_each_group(platform, grouped):
     x, w, ours, _ = parts("grouped")
     text = lowered(lambda x, w, dy: jax.vjp(ours, x, w)[1](dy), platform, x, w, ours(x, w))
     assert ("feature_group_count = 3" in text) is grouped
