@@ -9,7 +9,7 @@ configs/cifar100/CAT_KD; "": nobody tuned it. What differs by pair is in `_per_p
 """
 
 import _terms as term
-from _benchmark import measured
+from _published import measured
 from _terms import Method
 
 from jaxkd import losses, numerics, objectives

@@ -4,10 +4,10 @@
     python experiments/cifar100.py --table --seeds 3 --resident --at-once 71       (the methods that others measured)
     python experiments/cifar100.py --source npz:cifar100_{split}.npz --teacher-file resnet56.pth --epochs 30
 
-The recipe and what others measured are in `_benchmark.py`, losses and weights in `_methods.py`. As others do, students
-are measured on the test images after each epoch; nothing is chosen by them but the best epoch, which stands beside the
-last one because later work reports it. Seeds differ in the initial weights. Methods with two stages (ab, fsp, ft) have
-30 epochs before, which the seconds leave out.
+The recipe is in `_benchmark.py`, what others measured in `_published.py`, losses in `_methods.py`. As others do,
+students are measured on the test images after each epoch; nothing is chosen by them but the best epoch, which stands
+beside the last one because later work reports it. Seeds differ in the initial weights. Methods with two stages (ab,
+fsp, ft) have 30 epochs before, which the seconds leave out. A method that diverges is marked; the others go on.
 """
 
 import dataclasses
@@ -22,11 +22,11 @@ import tyro
 from _pair import describe
 from _terms import begin
 
-from jaxkd import data, metrics, models, parallel, processes, pytorch, report, students
+from jaxkd import data, metrics, models, parallel, processes, pytorch, students
 from jaxkd.caching import Keep, cached_teacher
 from jaxkd.cli import check_positive
-from jaxkd.log import read_metrics
 from jaxkd.stage import Measure, Setting, Training, launch, train_stage, variables_of
+from jaxkd.watch import DivergenceError, NonFiniteError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,8 @@ SMALL = dict(name="cifar100-smoke", teacher="resnet8", student="resnet8", epochs
 
 def procedure(config, run, logger, plan) -> None:
     check_positive(config, "epochs", "batch_size", "seeds")
-    methods, began = _methods.chosen((config.teacher, config.student), config.methods, table=config.table), {}
+    methods = _methods.chosen((config.teacher, config.student), config.methods, table=config.table)
+    seconds, lost = {}, {}
     full, test = (data.in_memory(data.open_source(config.source, split, data_dir=config.data_dir))
                   for split in (config.train_split, config.test_split))  # fmt: skip
     noisy, clean = _benchmark.views(config.seed)
@@ -73,7 +74,7 @@ def procedure(config, run, logger, plan) -> None:
     points = students.grid(seed=range(config.seeds)) if config.seeds > 1 else None
 
     def train(name, source, model, network, term, measure=None, points=None, before="", **more):
-        began[name] = time.perf_counter()
+        began = time.perf_counter()
         epochs = _benchmark.share(config.epochs, _benchmark.BEFORE) if before else config.epochs
         rates = {"learning_rate": config.learning_rate, "weight_decay": config.weight_decay, "before": before}
         update = _benchmark.optimizer(network, epochs=epochs, steps_per_epoch=epoch, **rates)
@@ -81,7 +82,7 @@ def procedure(config, run, logger, plan) -> None:
         state = train_stage(setting, name, source, student=model, objective=objective, points=points, every=epoch,
                             steps=epochs * epoch, key=jax.random.key(config.seed),
                             validation=measure and (measure, test), **more)  # fmt: skip
-        began[name] = time.perf_counter() - began[name]
+        seconds[name] = time.perf_counter() - began
         return state
 
     example = clean(data.eval_batches(full, 128)[0])
@@ -104,16 +105,13 @@ def procedure(config, run, logger, plan) -> None:
         student = method.around(pair, small)
         follow = functools.partial(train, source=source, model=student, network=config.student, teacher=teacher,
                                    teacher_variables=variables)  # fmt: skip
-        own, start = begin(method, name, pair, follow, points)
-        follow(name, term=_methods.objective(name, own), measure=beside(student), points=points, start=start)
+        try:
+            own, start = begin(method, name, pair, follow, points)
+            follow(name, term=_methods.objective(name, own), measure=beside(student), points=points, start=start)
+        except (NonFiniteError, DivergenceError) as error:  # the table says so, and the other methods go on
+            lost[name] = str(error)
     if processes.is_first():
-        reduced = config.epochs < _benchmark.EPOCHS or len(full) < _benchmark.IMAGES
-        title = f"{config.teacher} -> {config.student}, {config.seeds} seed(s), {config.epochs} epochs of {len(full):,}"
-        rows = _benchmark.beside(report.last_and_best(read_metrics(run.path)), pair.names, began)
-        caption = _benchmark.REDUCED if reduced else None
-        report.show(report.table(rows, _benchmark.COLUMNS, title=title, caption=caption))
-        run.finish({"table": rows, "reduced": reduced})
-        print(f"metrics and checkpoints are in {run.path}")
+        _benchmark.tell(run, config, pair.names, len(full), seconds, lost)
 
 
 if __name__ == "__main__":

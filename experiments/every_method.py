@@ -16,9 +16,10 @@ from pathlib import Path
 import _methods
 import jax
 import numpy as np
-from _benchmark import PAIRS, views
+from _benchmark import views
 from _few_steps import adam, setup, train
 from _pair import describe
+from _published import PAIRS
 
 from jaxkd import data, models, pytorch, starting
 from jaxkd.cli import main, parse

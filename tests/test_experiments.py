@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import pathlib
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import _methods
 import jax
 import pytest
 from helpers import write_pictures
@@ -57,6 +59,20 @@ def test_runs_in_smoke_mode(path, tmp_path, images, here, monkeypatch):
     else:
         code, said = here(path, *words)
         assert code == 0, said.err
+
+
+def test_a_method_that_diverges_does_not_end_the_table(tmp_path, images, here, monkeypatch):
+    monkeypatch.setattr(devices, "make_mesh", functools.partial(parallel.make_mesh, jax.devices()[:2]))
+    monkeypatch.setitem(_methods.METHODS, "nkd", _methods.METHODS["nkd"]._replace(weight=math.inf))
+    path = ROOT / "experiments" / "cifar100.py"
+    code, said = here(path, "--smoke", *arguments(path, tmp_path, images), "--methods", "nkd", "kd")
+    summary = json.loads((tmp_path / "cifar100-smoke" / "summary.json").read_text())
+    rows = {row["method"]: row for row in summary["table"]}
+    assert code == 0, said.err
+    assert rows["nkd"]["last"] == rows["nkd"]["best"] == "diverged"
+    assert 0 <= float(rows["kd"]["last"]) <= 100
+    assert list(summary["diverged"]) == ["nkd"]
+    assert "nkd: the loss became" in said.out
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)

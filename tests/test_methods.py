@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import _benchmark
 import _methods
 import _per_pair
+import _published
 import _terms
 import jax
 import jax.numpy as jnp
@@ -86,10 +87,10 @@ def check(name, pair, s, t):
     assert value_of(_methods.objective(name, pair), s, t)[0] == ((), jnp.float32), name
 
 
-@pytest.mark.parametrize("names", _benchmark.PAIRS, ids=lambda pair: "-".join(pair))
+@pytest.mark.parametrize("names", _published.PAIRS, ids=lambda pair: "-".join(pair))
 def test_no_method_is_surprised_by_the_shapes_of_a_pair(names):
     pair, s, t = pair_of(names)
-    first = names == _benchmark.PAIRS[0]  # logits have one shape in all pairs
+    first = names == _published.PAIRS[0]  # logits have one shape in all pairs
     for name in _methods.METHODS if first else _methods.FEATURES:
         if _methods.applies(name, pair):
             check(name, pair, s, t)
@@ -99,7 +100,7 @@ def test_no_method_is_surprised_by_the_shapes_of_a_pair(names):
 
 
 def test_stages_that_come_before():
-    pair, *_ = pair_of(_benchmark.PAIRS[2])
+    pair, *_ = pair_of(_published.PAIRS[2])
     asked = []
 
     def train(name, *, term, before, points=None):
@@ -149,8 +150,8 @@ def test_weights_of_the_benchmark():
                 "ft": 200, "fsp": 50, "nst": 50, "crd": 0.8}  # fmt: skip
     assert {name: m.weight for name, m in _methods.METHODS.items() if m.source == "R"} == expected
     assert all(m.label == (0.1 if name == "kd" else 1) for name, m in _methods.METHODS.items() if m.source == "R")
-    assert set(expected) == set(_benchmark.LAST) - {"teacher", "alone"}
-    assert {*_per_pair.BETA, *_per_pair.REVIEW, *_per_pair.CAT} <= set(_benchmark.PAIRS)
+    assert set(expected) == set(_published.LAST) - {"teacher", "alone"}
+    assert {*_per_pair.BETA, *_per_pair.REVIEW, *_per_pair.CAT} <= set(_published.PAIRS)
 
 
 def test_the_recipe():
@@ -175,9 +176,9 @@ def test_the_recipe():
 
 def test_published_figures_stand_beside_ours():
     pair = ("resnet56", "resnet20")
-    assert {"kd", "at", "sp", "rkd", "dkd", "crd"} <= set(_benchmark.measured(pair))
-    assert "fsp" not in _benchmark.measured(("wrn_40_2", "wrn_40_1"))
-    assert _benchmark.measured(("resnet8", "resnet8")) == []
+    assert {"kd", "at", "sp", "rkd", "dkd", "crd"} <= set(_published.measured(pair))
+    assert "fsp" not in _published.measured(("wrn_40_2", "wrn_40_1"))
+    assert _published.measured(("resnet8", "resnet8")) == []
     found = {"kd": {"last": [0.5, 0.6], "best": [0.6, 0.6]}, "dkd": {"last": 0.5, "best": 0.55}}
     kd, dkd = _benchmark.beside(found, pair, {"kd": 12.3})
     assert (kd["last"], kd["published"], kd["seconds"]) == ("55.00 ± 7.07", "70.66", "12")
