@@ -15,10 +15,12 @@ from jax import lax
 
 _LARGEST = {"products": 25, "multiples": 49}  # pixels of a kernel above which one of them a pixel is no gain
 _GROUPS = 64  # above which a convolution for each takes too long to compile
+_WIDE = 32  # channels up to which a convolution of several groups, with zeros between them, costs what one of one does
 _FEW = 4  # pixels of a result up to which one product of matrices is faster than XLA's code, however few channels
 _MANY = 2**14  # weights for each pixel of a result, between its channels and the images', from which it is as well
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
+_Shaped: TypeAlias = jax.Array | jax.ShapeDtypeStruct
 _Written: TypeAlias = Callable[["_Form", jax.Array, jax.Array], jax.Array]
 """(form, images, kernel) -> images."""
 
@@ -44,7 +46,8 @@ def convolve(
     with the kernel's axes exchanged; XLA brings them into the order that its fast code wants, but not in the body of a
     loop, so here they are exchanged beforehand. Depthwise convolutions, for which it has no fast code, are sums of
     moved images, each multiplied by one pixel of the kernel; gradients of other groups are those of one convolution a
-    group. Other back ends get XLA's own, and so do kernels that are large, dilated, or of very many groups.
+    group, or for several narrow ones, with zeros in its kernel between them. Other back ends get XLA's own, and so do
+    kernels that are large, dilated, or of very many groups.
 
     Where the result has few pixels beside its channels, as in a network's last stage, XLA's code for CPUs copies more
     than it multiplies: there all three are one product of matrices, what lies under the kernel by the whole kernel.
@@ -77,7 +80,7 @@ def convolve(
         **options,
     )
     depthwise = 1 < feature_group_count == lhs.shape[-1] == rhs.shape[-1]
-    plain = (depthwise or feature_group_count <= _GROUPS) and not options and lhs.ndim == 4
+    plain = (depthwise or _apart(feature_group_count, lhs, rhs) <= _GROUPS) and not options and lhs.ndim == 4
     plain = plain and layout == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NHWC)
     plain = plain and {*(lhs_dilation or (1,)), *(rhs_dilation or (1,))} == {1}
     if not plain or math.prod(rhs.shape[:2]) > _LARGEST["multiples" if depthwise else "products"]:
@@ -96,7 +99,7 @@ class _Form(NamedTuple):
     precision: Any
     groups: int
 
-    def size(self, x: jax.Array, w: jax.Array) -> tuple[int, int]:
+    def size(self, x: _Shaped, w: _Shaped) -> tuple[int, int]:
         """Height and width of the result."""
         high, wide = (
             1 + (x.shape[1 + axis] + sum(self.pads[axis]) - w.shape[axis]) // self.strides[axis] for axis in (0, 1)
@@ -117,12 +120,13 @@ def _tangent(form: _Form, primals: Any, tangents: Any) -> tuple[jax.Array, jax.A
     return _convolve(form, x, w), tangent
 
 
-def _forms(form: _Form, x: jax.Array, w: jax.Array) -> tuple[_Written, _Written, _Written]:
+def _forms(form: _Form, x: _Shaped, w: _Shaped) -> tuple[_Written, _Written, _Written]:
     """What CPUs compute the convolution by, its tangent along images, and its tangent along kernels."""
     if 1 < form.groups == x.shape[3] == w.shape[3]:
         return _as_multiples, _as_multiples, _as_multiples
     if form.groups > 1:
-        _, along_x, along_w = _forms(*next(_groups(form, x, w)))
+        own = jax.eval_shape(lambda *sides: next(_groups(form, *sides))[1:], x, w)
+        _, along_x, along_w = _forms(form._replace(groups=1), *own)
         return _whole, _by_group(along_x), _by_group(along_w)
     pixels, weights = math.prod(form.size(x, w)), w.shape[2] * w.shape[3]
     if math.prod(w.shape[:2]) > 1 and (pixels <= _FEW or weights >= _MANY * pixels):
@@ -145,14 +149,24 @@ def _whole(form: _Form, x: jax.Array, w: jax.Array, layout: tuple[str, str, str]
     )  # fmt: skip
 
 
+def _apart(groups: int, x: jax.Array, w: jax.Array) -> int:
+    """How many convolutions all groups take, where narrow ones go together."""
+    each = max(x.shape[-1], w.shape[-1]) / groups
+    return next(n for n in range(groups, 0, -1) if groups % n == 0 and (n == 1 or each * groups / n >= _WIDE))
+
+
 def _groups(form: _Form, x: jax.Array, w: jax.Array) -> Iterator[tuple[_Form, jax.Array, jax.Array]]:
-    """The convolution of each group's own channels."""
-    sides = (jnp.split(side, form.groups, axis=3) for side in (x, w))
-    return ((form._replace(groups=1), *own) for own in zip(*sides, strict=True))
+    """The convolutions of each group's own channels, or of a few groups' with zeros between them."""
+    (h, v, C, D), n = w.shape, _apart(form.groups, x, w)
+    together = form.groups // n
+    own = np.eye(together, dtype=bool)[:, None, None, :, None]  # [of which group channels are, C, n, and features, D]
+    apart = jnp.where(own, w.reshape(h, v, 1, C, n, together, D // form.groups), 0)
+    sides = (jnp.split(side, n, axis=3) for side in (x, apart.reshape(h, v, together * C, D)))
+    return ((form._replace(groups=1), *some) for some in zip(*sides, strict=True))
 
 
 def _by_group(written: _Written) -> _Written:
-    """A form group by group."""
+    """A form for groups apart."""
     return lambda form, x, w: jnp.concatenate([written(*own) for own in _groups(form, x, w)], axis=3)
 
 

@@ -30,6 +30,8 @@ CASES = {
     "many channels": ((3, 3), (3, 3), "SAME"),
     "grouped": ((3, 3), (1, 1), "SAME"),
     "grouped, few pixels": ((3, 3), (4, 4), "SAME"),
+    "grouped, wide": ((3, 3), (1, 1), "SAME"),
+    "grouped, by twos": ((3, 2), (1, 1), "SAME"),
     "depthwise": ((3, 3), (1, 1), "SAME"),
     "depthwise, strided": ((3, 2), (2, 1), [(1, 2), (0, 1)]),
     "depthwise, large": ((7, 7), (1, 1), "SAME"),
@@ -42,7 +44,8 @@ def words(name):
 
 def parts(name, dtype=np.float32):
     (kernel, strides, padding), groups = CASES[name], 3 if {"depthwise", "grouped"} & words(name) else 1
-    sizes = {"depthwise": (1, 3), "grouped": (2, 6), "many": (384, 400)}
+    groups = 6 if "twos" in words(name) else groups
+    sizes = {"depthwise": (1, 3), "wide": (4, 96), "twos": (8, 96), "grouped": (2, 6), "many": (384, 400)}
     rng, features = np.random.default_rng(0), next((sizes[word] for word in sizes if word in words(name)), (3, 4))
     x, w = rng.standard_normal((2, 9, 8, features[0] * groups)), rng.standard_normal((*kernel, *features))
     if "many" in words(name):  # so that sums of so many products are no larger than the others
@@ -127,6 +130,13 @@ def test_only_cpus_get_gradients_for_each_group(platform, grouped):
     x, w, ours, _ = parts("grouped")
     text = lowered(lambda x, w, dy: jax.vjp(ours, x, w)[1](dy), platform, x, w, ours(x, w))
     assert ("feature_group_count = 3" in text) is grouped
+
+
+@pytest.mark.parametrize(("name", "count"), [("grouped", 1), ("grouped, by twos", 3), ("grouped, wide", 3)])
+def test_narrow_groups_go_together(name, count):
+    x, w, ours, theirs = parts(name)
+    text = lowered(lambda x, dy: jax.vjp(lambda x: ours(x, w), x)[1](dy), "cpu", x, theirs(x, w))
+    assert text.count("stablehlo.convolution") == count
 
 
 @pytest.mark.parametrize(("platform", "products"), [("cpu", True), ("cuda", False), ("tpu", False)])

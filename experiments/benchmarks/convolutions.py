@@ -25,6 +25,7 @@ LAYERS = {  # title; side, channels, features, kernel, stride, groups
     "last": ("3x3, 512 -> 512, on 4x4", (4, 512, 512, 3, 1, 1)),
     "small": ("3x3, 128 -> 128, on 2x2", (2, 128, 128, 3, 1, 1)),
     "grouped": ("1x1, 240 -> 60, 3 groups", (16, 240, 60, 1, 1, 3)),
+    "narrow": ("3x3, 64 -> 64, 32 groups, on 8x8", (8, 64, 64, 3, 1, 32)),
     "pointwise": ("1x1, 32 -> 192", (16, 32, 192, 1, 1, 1)),
     "depthwise": ("3x3 depthwise, 192", (16, 192, 192, 3, 1, 192)),
 }
