@@ -70,7 +70,7 @@ def procedure(config, run, logger, plan) -> None:
     setting = Setting(run, logger, plan, config.seed, config.batch_size, noisy, clean, config.training)
     big, small = (models.with_head(pytorch.CIFAR100_BENCHMARK[name].make(full.num_classes, axis_name=parallel.DATA))
                   for name in (config.teacher, config.student))  # fmt: skip
-    epoch = data.steps_per_epoch(full, min(config.batch_size, len(full)))
+    epoch = data.steps_per_epoch(full, setting.batch_of(full))
     points = students.grid(seed=range(config.seeds)) if config.seeds > 1 else None
 
     def train(name, source, model, network, term, measure=None, points=None, before="", **more):

@@ -79,7 +79,7 @@ def procedure(config, run, logger, plan) -> None:
     clean = augment.augment_batch(clean, seed=config.seed)
     setting = Setting(run, logger, plan, config.seed, config.batch_size, noisy, clean, config.training)
     big, small = NETWORKS[config.teacher](full.num_classes), NETWORKS[config.student](full.num_classes)
-    epoch, rows = data.steps_per_epoch(full, min(config.batch_size, len(full))), []
+    epoch, rows = data.steps_per_epoch(full, setting.batch_of(full)), []
 
     def objective(make_term, **point):
         given = dataclasses.replace(config, **point)

@@ -101,7 +101,7 @@ def procedure(config, run, logger, plan) -> None:
     rules, key = NETWORKS[config.teacher].rules, jax.random.key(config.seed)
     known = (pytorch.import_weights(big, rules, pytorch.read_tensors(config.teacher_file), example)
              if config.teacher_file else jax.jit(big.init)(key, example))  # fmt: skip
-    epoch = data.steps_per_epoch(full, min(config.batch_size, len(full)))
+    epoch = data.steps_per_epoch(full, setting.batch_of(full))
     pair = describe((config.teacher, config.student), (big, small), known, example, examples=len(full),
                     steps=config.epochs * epoch)  # fmt: skip
     small = small if config.recipe == "patient" else _methods.METHODS[config.method].around(pair, small)

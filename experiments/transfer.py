@@ -78,7 +78,7 @@ def procedure(config, run, logger, plan) -> None:
     def fit(name, model, term, make=sgd, source=few, seeds=None, **options):
         """Variables after a stage; its row of the table, if it is about the target."""
         epochs = config.epochs if source is few else config.pretrain_epochs
-        steps = epochs * data.steps_per_epoch(source, min(config.batch_size, len(source)))
+        steps = epochs * data.steps_per_epoch(source, setting.batch_of(source))
         rate, points = optax.cosine_decay_schedule(config.learning_rate, steps), seeds and students.grid(seed=seeds)
         measure = measures(model, points is not None)
         update = make(rate, steps) if make is thawing else make(rate)

@@ -74,7 +74,7 @@ def cached_teacher(
     taught, held = setting.training.teacher(model, variables)
     print_ = {"teacher": data.fingerprint_variables(variables), "precision": setting.training.precision}
     print_ |= {"teacher_weights": setting.training.teacher_weights, **(made_with or {})}
-    options: dict[str, Any] = {"plan": setting.plan, "batch_size": min(setting.batch_size, source.size)}
+    options: dict[str, Any] = {"plan": setting.plan, "batch_size": setting.batch_of(source)}
     options |= {"top_k": top_k, "features": features}
     same: dict[str, Any] = {"prepare": setting.train_prepare, "views": views, "made_with": print_}
     rate = write_targets(folder, source, taught, held, **options, **same)

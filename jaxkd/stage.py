@@ -161,6 +161,17 @@ class Setting(NamedTuple):
     training: Training = Training()
     divergence: Divergence | None = USUAL
 
+    def batch_of(self, source: data.Source) -> int:
+        """Examples a step takes from a source: all of one smaller than a batch.
+
+        Args:
+          source: The source.
+
+        Returns:
+          Their number, over all devices and processes.
+        """
+        return min(self.batch_size, source.size)
+
 
 Make: TypeAlias = Callable[..., tuple[Term, optax.GradientTransformation]]
 """(**point) -> term and optimizer of one student of a sweep; called with traced numbers."""
@@ -214,7 +225,7 @@ def train_stage(
     taught, held = setting.training.teacher(teacher, teacher_variables)
     networks = (setting.training.student(student), taught)
     step, state, known, batches = _compiled(setting, name, source, networks, held, objective, points, key, start)
-    clock = Clock(min(setting.batch_size, source.size))
+    clock = Clock(setting.batch_of(source))
 
     def hook(state: TrainState) -> dict[str, Any]:
         measure, split = validation or (None, None)
@@ -256,7 +267,7 @@ def _compiled(
     start: Variables | None,
 ) -> tuple[StepFn, TrainState, Any, Any]:
     """The compiled step; the state before the first one, and the teacher, on the devices; the batches."""
-    plan, size = setting.plan, min(setting.batch_size, source.size)
+    plan, size = setting.plan, setting.batch_of(source)
     batches = data.train_batches(source, size, seed=setting.seed)
     example = parallel.put_batch(batches[0], plan.mesh)
     known = plan.put(held)

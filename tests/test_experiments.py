@@ -65,12 +65,12 @@ def test_a_method_that_diverges_does_not_end_the_table(tmp_path, images, here, m
     monkeypatch.setattr(devices, "make_mesh", functools.partial(parallel.make_mesh, jax.devices()[:2]))
     monkeypatch.setitem(_methods.METHODS, "nkd", _methods.METHODS["nkd"]._replace(weight=math.inf))
     path = ROOT / "experiments" / "cifar100.py"
-    code, said = here(path, "--smoke", *arguments(path, tmp_path, images), "--methods", "nkd", "kd")
+    code, said = here(path, "--smoke", *arguments(path, tmp_path, images), "--methods", "nkd", "at")
     summary = json.loads((tmp_path / "cifar100-smoke" / "summary.json").read_text())
     rows = {row["method"]: row for row in summary["table"]}
     assert code == 0, said.err
     assert rows["nkd"]["last"] == rows["nkd"]["best"] == "diverged"
-    assert 0 <= float(rows["kd"]["last"]) <= 100
+    assert 0 <= float(rows["at"]["last"]) <= 100
     assert list(summary["diverged"]) == ["nkd"]
     assert "nkd: the loss became" in said.out
 
