@@ -79,7 +79,7 @@ def convolve(
         precision=precision,
         **options,
     )
-    depthwise = 1 < feature_group_count == lhs.shape[-1] == rhs.shape[-1]
+    depthwise = _is_depthwise(feature_group_count, lhs, rhs)
     plain = (depthwise or _apart(feature_group_count, lhs, rhs) <= _GROUPS) and not options and lhs.ndim == 4
     plain = plain and layout == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NHWC)
     plain = plain and {*(lhs_dilation or (1,)), *(rhs_dilation or (1,))} == {1}
@@ -122,7 +122,7 @@ def _tangent(form: _Form, primals: Any, tangents: Any) -> tuple[jax.Array, jax.A
 
 def _forms(form: _Form, x: _Shaped, w: _Shaped) -> tuple[_Written, _Written, _Written]:
     """What CPUs compute the convolution by, its tangent along images, and its tangent along kernels."""
-    if 1 < form.groups == x.shape[3] == w.shape[3]:
+    if _is_depthwise(form.groups, x, w):
         return _as_multiples, _as_multiples, _as_multiples
     if form.groups > 1:
         own = jax.eval_shape(lambda *sides: next(_groups(form, *sides))[1:], x, w)
@@ -147,6 +147,11 @@ def _whole(form: _Form, x: jax.Array, w: jax.Array, layout: tuple[str, str, str]
         x, w, form.strides, form.pads, dimension_numbers=layout, feature_group_count=form.groups,
         precision=form.precision,
     )  # fmt: skip
+
+
+def _is_depthwise(groups: int, x: _Shaped, w: _Shaped) -> bool:
+    """Whether each channel is a group with one feature."""
+    return 1 < groups == x.shape[-1] == w.shape[-1]
 
 
 def _apart(groups: int, x: jax.Array, w: jax.Array) -> int:
