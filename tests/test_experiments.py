@@ -48,11 +48,16 @@ def run(path, *more):
 ELSEWHERE = ("digits", "image_kd", "crash", "large_vocabulary")  # tests of their own start these, and `all` the last
 
 
+@pytest.fixture
+def two_devices(monkeypatch):
+    """They share batches as eight do and compile sooner; a whole run on eight stands below."""
+    monkeypatch.setattr(devices, "make_mesh", functools.partial(parallel.make_mesh, jax.devices()[:2]))
+
+
+@pytest.mark.usefixtures("two_devices")
 @pytest.mark.parametrize("path", [p for p in EXPERIMENTS if p.stem not in ELSEWHERE], ids=lambda p: p.stem)
 def test_runs_in_smoke_mode(path, tmp_path, images, here, monkeypatch):
-    """On two devices, which share batches as eight do and compile sooner; a whole run on eight stands below."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(devices, "make_mesh", functools.partial(parallel.make_mesh, jax.devices()[:2]))
     words = ("--smoke", *arguments(path, tmp_path, images))
     if path.stem == "devices":  # which cuts the CPU before anything touches it
         run(path, *words)
@@ -61,8 +66,8 @@ def test_runs_in_smoke_mode(path, tmp_path, images, here, monkeypatch):
         assert code == 0, said.err
 
 
+@pytest.mark.usefixtures("two_devices")
 def test_a_method_that_diverges_does_not_end_the_table(tmp_path, images, here, monkeypatch):
-    monkeypatch.setattr(devices, "make_mesh", functools.partial(parallel.make_mesh, jax.devices()[:2]))
     monkeypatch.setitem(_methods.METHODS, "nkd", _methods.METHODS["nkd"]._replace(weight=math.inf))
     path = ROOT / "experiments" / "cifar100.py"
     code, said = here(path, "--smoke", *arguments(path, tmp_path, images), "--methods", "nkd", "at")
