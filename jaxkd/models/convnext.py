@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd.models.functional import from_linen, rematerialised
-from jaxkd.models.layers import Conv
+from jaxkd.models.layers import Conv, perceptron
 from jaxkd.types import Model, Outputs
 
 _INIT = nn.initializers.truncated_normal(0.02)
@@ -27,10 +27,8 @@ class Block(nn.Module):
         width = x.shape[-1]
         y = Conv(width, (7, 7), padding=3, feature_group_count=width, kernel_init=_INIT, name="conv")(x)
         y = nn.LayerNorm(epsilon=1e-6, name="norm")(y)
-        y = nn.gelu(nn.Dense(4 * width, kernel_init=_INIT, name="mlp1")(y), approximate=False)
-        y = nn.Dense(width, kernel_init=_INIT, name="mlp2")(y)
         gamma = self.param("gamma", nn.initializers.constant(1e-6), (width,))
-        return x + y * gamma[None, None, None]
+        return x + perceptron(y, _INIT) * gamma[None, None, None]
 
 
 class ConvNeXt(nn.Module):

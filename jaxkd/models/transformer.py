@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd.models.functional import from_linen, rematerialised
+from jaxkd.models.layers import Dense, perceptron
 from jaxkd.types import Model, Outputs
 
 _INIT = nn.initializers.normal(0.02)
@@ -32,14 +33,14 @@ class Attention(nn.Module):
     def __call__(self, x: jax.Array, allowed: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
         """[B, L, D], [B, 1, L, L] -> [B, L, D] and its scores [B, A, L, L] and queries, keys, values [B, 3, L, D]."""
         B, L, D = x.shape
-        qkv = [nn.Dense(D, kernel_init=_INIT, name=name)(x) for name in ("query", "key", "value")]
+        qkv = [Dense(D, kernel_init=_INIT, name=name)(x) for name in ("query", "key", "value")]
         q, k, v = (y.reshape(B, L, self.heads, D // self.heads) for y in qkv)
         scores = jnp.einsum("bqad,bkad->baqk", q, k) / math.sqrt(D // self.heads)
         if allowed is not None:
             # Finite, so that a row without any allowed token is uniform instead of NaN.
             scores = jnp.where(allowed, scores, jnp.finfo(scores.dtype).min)
         mixed = jnp.einsum("baqk,bkad->bqad", nn.softmax(scores), v).reshape(B, L, D)
-        return nn.Dense(D, kernel_init=_INIT, name="out")(mixed), {
+        return Dense(D, kernel_init=_INIT, name="out")(mixed), {
             "attention": scores,
             "qkv": jnp.stack(qkv, axis=1),
         }
@@ -63,14 +64,12 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, allowed: jax.Array | None, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
         """[B, L, D], and [B, 1, L, L] or None if all are allowed -> [B, L, D] and the attention's features."""
-        width = x.shape[-1]
         norms = [nn.LayerNorm(epsilon=self.epsilon, name=name) for name in ("norm1", "norm2")]
         drop = nn.Dropout(self.dropout, deterministic=not train)
         y, features = Attention(self.heads, name="attention")(norms[0](x) if self.norm_first else x, allowed)
         x = x + drop(y) if self.norm_first else norms[0](x + drop(y))
         y = norms[1](x) if self.norm_first else x
-        y = nn.gelu(nn.Dense(4 * width, kernel_init=_INIT, name="mlp1")(y), approximate=False)
-        y = drop(nn.Dense(width, kernel_init=_INIT, name="mlp2")(y))
+        y = drop(perceptron(y, _INIT))
         return (x + y if self.norm_first else norms[1](x + y)), features
 
 
@@ -172,7 +171,7 @@ class LanguageModel(nn.Module):
     def __call__(self, tokens: jax.Array, mask: jax.Array, *, train: bool) -> Outputs:
         """Tokens and mask [B, L] -> Outputs with logits [B, L, V]."""
         x, features = self.encoder(tokens, mask, None, train)
-        head = nn.Dense(self.encoder.vocabulary, use_bias=False, kernel_init=_INIT, name="head")
+        head = Dense(self.encoder.vocabulary, use_bias=False, kernel_init=_INIT, name="head")
         return Outputs(head(x), features)
 
 
