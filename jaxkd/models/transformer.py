@@ -34,12 +34,12 @@ class Attention(nn.Module):
         """[B, L, D], [B, 1, L, L] -> [B, L, D] and its scores [B, A, L, L] and queries, keys, values [B, 3, L, D]."""
         B, L, D = x.shape
         qkv = [Dense(D, kernel_init=_INIT, name=name)(x) for name in ("query", "key", "value")]
-        q, k, v = (y.reshape(B, L, self.heads, D // self.heads) for y in qkv)
-        scores = jnp.einsum("bqad,bkad->baqk", q, k) / math.sqrt(D // self.heads)
+        q, k, v = (y.reshape(B, L, self.heads, D // self.heads).transpose(0, 2, 1, 3) for y in qkv)  # [B, A, L, D / A]
+        scores = (q / math.sqrt(D // self.heads)) @ k.swapaxes(2, 3)
         if allowed is not None:
             # Finite, so that a row without any allowed token is uniform instead of NaN.
             scores = jnp.where(allowed, scores, jnp.finfo(scores.dtype).min)
-        mixed = jnp.einsum("baqk,bkad->bqad", nn.softmax(scores), v).reshape(B, L, D)
+        mixed = (nn.softmax(scores) @ v).transpose(0, 2, 1, 3).reshape(B, L, D)
         return Dense(D, kernel_init=_INIT, name="out")(mixed), {
             "attention": scores,
             "qkv": jnp.stack(qkv, axis=1),
