@@ -352,34 +352,70 @@ def _kept(wanted: PyTree, tree: PyTree) -> PyTree:
 
 
 _ROWS = 128
-"""Rows of a head's gradient that are added at a time."""
+"""Rows of a head's gradient that are added at a time, since a product of the head's whole size is a second head."""
+
+_COLUMNS = 1024
+"""Columns of it on CPUs, whose caches hold what is multiplied then. Elsewhere devices may share the columns."""
 
 
-def _to_blocks(kernel: jax.Array | None) -> jax.Array | None:
-    """[D, K] -> [blocks, rows, K], padded with zeros."""
-    if kernel is None:
-        return None
-    blocks = -(-len(kernel) // _ROWS)
-    rows = -(-len(kernel) // blocks)
-    return jnp.pad(kernel, ((0, blocks * rows - len(kernel)), (0, 0))).reshape(blocks, rows, -1)
+class _Pulled(NamedTuple):
+    """Gradients of hidden states and of a head's matrix; None if unwanted."""
+
+    hidden: Any
+    kernel: Any
 
 
-def _from_blocks(blocks: jax.Array | None, like: jax.Array) -> jax.Array | None:
-    """[blocks, rows, K] -> [D, K]."""
-    return None if blocks is None else blocks.reshape(-1, blocks.shape[-1])[: len(like)]
+def _block(i: jax.Array, size: int, length: int) -> tuple[jax.Array, jax.Array]:
+    """Where a block begins, and which of it is not in the one before, as some of the last is if they are not even."""
+    begin = jnp.minimum(i * size, length - size)
+    return begin, begin + jnp.arange(size) >= i * size
 
 
-def _add_to_head(gradient: _Head, hidden: jax.Array, d_logits: jax.Array) -> _Head:
-    """Adds a chunk's share, block by block in place, since a product of the head's whole size is a second head."""
-    kernel, bias = gradient
-    if bias is not None:
-        bias = bias + jnp.sum(d_logits, axis=0)
-    if kernel is not None:
-        blocks, rows, _ = kernel.shape
-        padded = jnp.pad(hidden, ((0, 0), (0, blocks * rows - hidden.shape[1])))
-        columns = padded.T.reshape(blocks, rows, -1)
-        kernel = jax.lax.fori_loop(0, blocks, lambda i, total: total.at[i].add(columns[i] @ d_logits), kernel)
-    return _Head(kernel, bias)
+def _by_columns(total: _Pulled, hidden: jax.Array, kernel: jax.Array, d_logits: jax.Array) -> _Pulled:
+    """Adds a chunk's share, both products by blocks of the vocabulary."""
+    size = min(_COLUMNS, kernel.shape[1])
+
+    def add(i: jax.Array, total: _Pulled) -> _Pulled:
+        begin, new = _block(i, size, kernel.shape[1])
+        d_hidden, d_kernel = total
+        d = jnp.where(new[None], jax.lax.dynamic_slice_in_dim(d_logits, begin, size, 1), 0)
+        if d_hidden is not None:
+            d_hidden = d_hidden + d @ jax.lax.dynamic_slice_in_dim(kernel, begin, size, 1).T
+        if d_kernel is not None:
+            block = jax.lax.dynamic_slice_in_dim(d_kernel, begin, size, 1) + hidden.T @ d
+            d_kernel = jax.lax.dynamic_update_slice_in_dim(d_kernel, block, begin, 1)
+        return _Pulled(d_hidden, d_kernel)
+
+    return jax.lax.fori_loop(0, -(-kernel.shape[1] // size), add, total)
+
+
+def _by_rows(total: _Pulled, hidden: jax.Array, kernel: jax.Array, d_logits: jax.Array) -> _Pulled:
+    """Adds a chunk's share, the kernel's by blocks of the hidden size."""
+    size = min(_ROWS, len(kernel))
+
+    def add(i: jax.Array, d_kernel: jax.Array) -> jax.Array:
+        begin, new = _block(i, size, len(kernel))
+        h = jnp.where(new[:, None], jax.lax.dynamic_slice_in_dim(hidden.T, begin, size), 0)
+        block = jax.lax.dynamic_slice_in_dim(d_kernel, begin, size) + h @ d_logits
+        return jax.lax.dynamic_update_slice_in_dim(d_kernel, block, begin, 0)
+
+    d_hidden, d_kernel = total
+    return _Pulled(
+        None if d_hidden is None else d_hidden + d_logits @ kernel.T,
+        None if d_kernel is None else jax.lax.fori_loop(0, -(-len(kernel) // size), add, d_kernel),
+    )
+
+
+def _pulled(want_hidden: bool, total: _Head, hidden: jax.Array, head: _Head, d_logits: jax.Array) -> tuple[Any, _Head]:
+    """A chunk's gradient of the hidden states, and the sum of the head's so far, with the chunk's share."""
+    start = _Pulled(jnp.zeros_like(hidden) if want_hidden else None, total.kernel)
+    d_hidden, kernel = start
+    if jax.tree.leaves(start):
+        d_hidden, kernel = jax.lax.platform_dependent(
+            start, hidden, head.kernel, d_logits, cpu=_by_columns, default=_by_rows
+        )
+    bias = None if total.bias is None else total.bias + jnp.sum(d_logits, axis=0)
+    return d_hidden, _Head(kernel, bias)
 
 
 def _walk_with_gradients(loss: LogitsLoss, tokens: _Tokens, shared: _Shared) -> tuple[jax.Array, PyTree]:
@@ -392,19 +428,16 @@ def _walk_with_gradients(loss: LogitsLoss, tokens: _Tokens, shared: _Shared) -> 
         total, gradients = carry
         logits = tuple(map(_logits, x.hidden, shared.heads))
         value, (d_logits, d_weight, d_per_token, d_hyper) = differentiate(logits, x.weight, x.hyper, shared.hyper)
-        d_hidden = tuple(d @ head.kernel.T for d, head in zip(d_logits, shared.heads, strict=True))
-        heads = tuple(map(_add_to_head, gradients.heads, x.hidden, d_logits))
+        hidden, heads = zip(
+            *map(_pulled, wanted_tokens.hidden, gradients.heads, x.hidden, shared.heads, d_logits), strict=True
+        )
         hyper = jax.tree.map(jnp.add, gradients.hyper, _kept(wanted_shared.hyper, d_hyper))
-        return (total + value, _Shared(heads, hyper)), _kept(wanted_tokens, _Tokens(d_hidden, d_weight, d_per_token))
+        kept = _kept((wanted_tokens.weight, wanted_tokens.hyper), (d_weight, d_per_token))
+        return (total + value, _Shared(heads, hyper)), _Tokens(hidden, *kept)
 
     start = _kept(wanted_shared, jax.tree.map(jnp.zeros_like, shared))
-    start = start._replace(heads=tuple(_Head(_to_blocks(kernel), bias) for kernel, bias in start.heads))
     (value, d_shared), d_tokens = jax.lax.scan(step, (jnp.zeros((), tokens.weight.dtype), start), tokens)
-    heads = tuple(
-        _Head(_from_blocks(blocks, like.kernel), bias)
-        for (blocks, bias), like in zip(d_shared.heads, shared.heads, strict=True)
-    )
-    return value, (d_tokens, d_shared._replace(heads=heads))
+    return value, (d_tokens, d_shared)
 
 
 def _scaled(loss: LogitsLoss, gradients: PyTree, cotangent: jax.Array) -> PyTree:
