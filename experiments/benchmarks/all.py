@@ -1,12 +1,13 @@
 """Every benchmark in this folder, one after the other in a process of its own, with sizes that fit the device.
 
 Each writes its figures into NAME.json and its table into NAME.md; one that fails is reported at the end, after the
-others have run.
+others have run. On Linux all of them have memory by large pages, PyTorch as well, as the README recommends.
 
     python experiments/benchmarks/all.py --out runs/benchmarks
     python experiments/benchmarks/all.py --out runs/benchmarks --only against_torch large_vocabulary
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,15 +17,17 @@ import _timing as timing
 from jaxkd.cli import main
 
 FOLDER = Path(__file__).parent
+LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # read when a process starts
 THERE = tuple(sorted(p.stem for p in FOLDER.glob("*.py") if not p.stem.startswith("_") and p.stem != "all"))
 
 
 def succeeds(name, config):
     """Runs one and passes on what it prints."""
     print(f"== {name}", flush=True)
-    words = ["--out", str(Path(config.out) / f"{name}.json"), *(["--smoke"] if config.smoke else [])]
+    words = [str(FOLDER / f"{name}.py"), "--out", str(Path(config.out) / f"{name}.json")]
+    words += ["--smoke"] if config.smoke else []
     try:
-        done = subprocess.run([sys.executable, str(FOLDER / f"{name}.py"), *words], timeout=config.limit, check=False)
+        done = subprocess.run([sys.executable, *words], env=LARGE_PAGES | os.environ, timeout=config.limit, check=False)
     except subprocess.TimeoutExpired:
         print(f"{name} took longer than {config.limit} seconds", file=sys.stderr)
         return False
