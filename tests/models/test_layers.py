@@ -58,7 +58,13 @@ def test_gelu_is_x_times_the_normal_distribution():
     slope[x == 0] = 0.5
     np.testing.assert_allclose(gelu(jnp.float32(x)), exact, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(jnp.float32(x)), slope, rtol=1e-6, atol=1e-6)
-    assert gelu(jnp.bfloat16(x)).dtype == jnp.bfloat16
+
+
+def test_gelu_of_bfloat16_is_rounded_once():
+    x = jnp.linspace(-6, 6, 2001).astype(jnp.bfloat16)
+    exact = [0.5 * v * math.erfc(-v / math.sqrt(2)) for v in np.float64(x)]
+    assert gelu(x).dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float64(gelu(x)), exact, rtol=2**-8, atol=1e-6)
 
 
 def test_a_perceptron_is_two_layers_of_flax():
