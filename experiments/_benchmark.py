@@ -6,14 +6,20 @@ Epochs here are of whole batches: 781 steps of 64 images, where others' have one
 import optax
 from _published import both
 
-from jaxkd import augment, report
-from jaxkd.log import read_metrics
+from jaxkd import augment, reports
+from jaxkd.runs.logger import read_metrics
 
 EPOCHS, BEFORE, IMAGES, DROPS = 240, 30, 50_000, (150, 180, 210)
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
-COLUMNS = {"method": "method", "last": "last epoch %", "best": "best epoch %", "published": "published, last",
-           "later": "published, best", "seconds": "seconds"}  # fmt: skip
+COLUMNS = {
+    "method": "method",
+    "last": "last epoch %",
+    "best": "best epoch %",
+    "published": "published, last",
+    "later": "published, best",
+    "seconds": "seconds",
+}
 REDUCED = "A reduced budget: not to be compared with the published figures, which are of 240 epochs of 50,000 images."
 
 
@@ -39,27 +45,31 @@ def share(whole, epochs):
 
 
 def beside(validation, pair, seconds, lost=()):
-    """Rows of the table from `report.last_and_best`: ours, the published ones, and how long a training took."""
+    """Rows of the table from `reports.last_and_best`: ours, the published ones, and how long a training took."""
     return [
-        {"method": stage, **_ours(stage, validation, lost), **both(stage, pair),
-         "seconds": f"{seconds[stage]:.0f}" if stage in seconds else "-"}
+        {
+            "method": stage,
+            **_ours(stage, validation, lost),
+            **both(stage, pair),
+            "seconds": f"{seconds[stage]:.0f}" if stage in seconds else "-",
+        }
         for stage in {**validation, **dict.fromkeys(lost)}
-    ]  # fmt: skip
+    ]
 
 
 def _ours(stage, validation, lost):
     """Accuracies of one stage, of which one that diverged has none."""
     if stage in lost:
         return dict.fromkeys(("last", "best"), "diverged")
-    return {kind: report.mean_std(validation[stage][kind], scale=100) for kind in ("last", "best")}
+    return {kind: reports.mean_std(validation[stage][kind], scale=100) for kind in ("last", "best")}
 
 
 def tell(run, config, pair, images, seconds, lost):
     """Shows the table of a run, with why methods diverged where some did, and finishes the run."""
     reduced = config.epochs < EPOCHS or images < IMAGES
     title = f"{' -> '.join(pair)}, {config.seeds} seed(s), {config.epochs} epochs of {images:,}"
-    rows = beside(report.last_and_best(read_metrics(run.path)), pair, seconds, lost)
+    rows = beside(reports.last_and_best(read_metrics(run.path)), pair, seconds, lost)
     caption = "\n".join([REDUCED] * reduced + [f"{name}: {why}" for name, why in lost.items()])
-    report.show(report.table(rows, COLUMNS, title=title, caption=caption))
+    reports.show(reports.table(rows, COLUMNS, title=title, caption=caption))
     run.finish({"table": rows, "reduced": reduced, "diverged": lost})
     print(f"metrics and checkpoints are in {run.path}")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxkd import starting
+from jaxkd import models
 from jaxkd.types import Outputs, Variables
 
 
@@ -40,7 +40,7 @@ def setup(model, batch, taught, update):
         updates, opt_state = update.update(*pull(cotangent), opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
-    return Setup(batch, taught, update, starting.op_by_op(model.init, jax.random.key(1), batch), forward, backward)
+    return Setup(batch, taught, update, models.init(model, jax.random.key(1), batch), forward, backward)
 
 
 def train(term, given, steps):

@@ -40,7 +40,7 @@ LOGITS = {
     "ranking_logistic": Method(term.kept(losses.ranking_logistic)),
     "uld": Method(term.tempered(losses.uld)),
     "tfkd_reg": Method(lambda p: objectives.from_labels(losses.tfkd_reg), label=0.0),  # no teacher
-}  # fmt: skip
+}
 FEATURES = {
     "fitnet": Method(term.one(losses.hint, 1, project=objectives.regressor(norm=True)), 100.0, "R"),
     "at": Method(term.every(losses.attention_transfer, as_released=True), 1000.0, "R"),
@@ -56,16 +56,27 @@ FEATURES = {
     "ft_paper": Method(term.factors(losses.ft), before=term.paraphraser),
     "fsp": Method(term.every(losses.fsp), 50.0, "R", first=True),
     "kdsvd": Method(term.every(losses.kdsvd), 1.0, "M"),
-    "crd": Method(lambda p: objectives.crd(student="pooled", teacher="pooled", examples=p.examples, labels=p.labels(),
-                                           negatives=16384), 0.8, "R"),
+    "crd": Method(
+        lambda p: objectives.crd(
+            student="pooled", teacher="pooled", examples=p.examples, labels=p.labels(), negatives=16384
+        ),
+        0.8,
+        "R",
+    ),
     "ofd": Method(term.unactivated(objectives.ofd, norms=lambda p: p.norms()), 1.0, "M"),
     "review": Method(term.review, 1.0, "V"),
     "semckd": Method(lambda p: objectives.semckd(students=p.students, teachers=p.teachers), 400.0, "S", kd=1.0),
     "ickd": Method(term.one(losses.ickd, project=objectives.connector(), normalize=True), 2.5, "I"),
-    "srrl": Method(lambda p: objectives.srrl(student="last", teacher="last", classifier=p.classifier), 1.0, "S",
-                   kd=1.0),
-    "simkd": Method(lambda p: objectives.from_features(losses.simkd, student="projected", teacher="last", pool=True),
-                    1.0, "S", label=0.0, around=term.reused),
+    "srrl": Method(
+        lambda p: objectives.srrl(student="last", teacher="last", classifier=p.classifier), 1.0, "S", kd=1.0
+    ),
+    "simkd": Method(
+        lambda p: objectives.from_features(losses.simkd, student="projected", teacher="last", pool=True),
+        1.0,
+        "S",
+        label=0.0,
+        around=term.reused,
+    ),
     "cat_kd": Method(term.cat_kd, 1.0, "C"),
     "srd": Method(lambda p: objectives.srd(student="pooled", teacher="pooled")),
     "mgd": Method(lambda p: objectives.mgd(student=p.students[-1], teacher=p.teachers[-1])),
@@ -79,7 +90,7 @@ FEATURES = {
     "info_nce": Method(term.pooled(losses.info_nce, **term.to_128)),
     "clip": Method(term.pooled(losses.clip, **term.to_128)),
     "info_nce_queue": Method(lambda p: objectives.info_nce_queue(student="pooled", teacher="pooled")),
-}  # fmt: skip
+}
 METHODS = LOGITS | FEATURES
 ALONE = Method(lambda p: None)  # the labels only
 

@@ -9,7 +9,7 @@ from _pair import Pair, preacts
 from _per_pair import BETA, CAT, REVIEW
 
 from jaxkd import losses, models, objectives, parallel
-from jaxkd.stage import variables_of
+from jaxkd.experiment.trainer import variables_of
 
 
 class Method(NamedTuple):
@@ -60,13 +60,15 @@ def standardized(s, t, *, temperature):
 
 
 def one(loss, stage=-1, **options):
-    return lambda p: objectives.from_features(loss, student=p.students[stage], teacher=p.teachers[stage],
-                                              pool=True, **options)  # fmt: skip
+    return lambda p: objectives.from_features(
+        loss, student=p.students[stage], teacher=p.teachers[stage], pool=True, **options
+    )
 
 
 def every(loss, **hyper):
-    return lambda p: objectives.from_outputs(loss, objectives.features_of("student", p.students),
-                                             objectives.features_of("teacher", p.teachers), **hyper)  # fmt: skip
+    return lambda p: objectives.from_outputs(
+        loss, objectives.features_of("student", p.students), objectives.features_of("teacher", p.teachers), **hyper
+    )
 
 
 def pooled(loss, **options):
@@ -74,13 +76,15 @@ def pooled(loss, **options):
 
 
 def unactivated(term, **options):
-    return lambda p: term(students=preacts(p.students), teachers=preacts(p.teachers),
-                          **{name: get(p) for name, get in options.items()})  # fmt: skip
+    return lambda p: term(
+        students=preacts(p.students), teachers=preacts(p.teachers), **{name: get(p) for name, get in options.items()}
+    )
 
 
 def factors(loss, **hyper):
-    return lambda p: objectives.ft(student=p.students[-1], teacher=p.teachers[-1], paraphraser=p.begun["encoder"],
-                                   loss=loss, **hyper)  # fmt: skip
+    return lambda p: objectives.ft(
+        student=p.students[-1], teacher=p.teachers[-1], paraphraser=p.begun["encoder"], loss=loss, **hyper
+    )
 
 
 def vid(p):

@@ -2,9 +2,10 @@
 
 import optax
 
-from jaxkd import data, optimizers, report
+from jaxkd import data, reports
+from jaxkd.train import optimizers
 
-COLUMNS = {key: header for key, header in report.RESULTS.items() if key not in ("agreement", "kl")}
+COLUMNS = {key: header for key, header in reports.RESULTS.items() if key not in ("agreement", "kl")}
 STAGES = ("stage1", "stage2", "stage3")
 GROUPS = (r"head|term/", r"stage[34]", r"stage2", r".")  # of layers, deepest first
 
@@ -16,13 +17,17 @@ def opened(config):
     pretrain = data.in_memory(data.open_source(config.source, config.source_split, **options))
     if first is not None:
         pretrain = data.of_classes(pretrain, range(first))
-    splits = [data.in_memory(data.open_source(target, split, **options))
-              for split in (config.target_split, config.validation_split, config.test_split)]  # fmt: skip
+    splits = [
+        data.in_memory(data.open_source(target, split, **options))
+        for split in (config.target_split, config.validation_split, config.test_split)
+    ]
     if last := config.target_classes:
         splits = [data.of_classes(s, range(s.num_classes - last, s.num_classes)) for s in splits]
     if pretrain.image_shape != splits[0].image_shape:
-        raise ValueError(f"images are {pretrain.image_shape} in the source but {splits[0].image_shape} in the target: "
-                         "give --image-size, and sets with as many channels.")  # fmt: skip
+        raise ValueError(
+            f"images are {pretrain.image_shape} in the source but {splits[0].image_shape} in the target: "
+            "give --image-size, and sets with as many channels."
+        )
     return pretrain, data.few_labels(splits[0], config.per_class, seed=config.seed), *splits[1:]
 
 

@@ -22,11 +22,17 @@ import tyro
 from _pair import describe
 from _terms import begin
 
-from jaxkd import data, metrics, models, parallel, processes, pytorch, students
-from jaxkd.caching import Keep, cached_teacher
-from jaxkd.cli import check_positive
-from jaxkd.stage import Measure, Setting, Training, launch, train_stage, variables_of
-from jaxkd.watch import DivergenceError, NonFiniteError
+from jaxkd import data, metrics, models, parallel, pytorch
+from jaxkd.experiment.cli import check_positive
+from jaxkd.experiment.context import Context
+from jaxkd.experiment.evaluator import Evaluator
+from jaxkd.experiment.flags import StepOptions
+from jaxkd.experiment.launch import launch
+from jaxkd.experiment.teachers import Keep, cached_teacher
+from jaxkd.experiment.trainer import train_phase, variables_of
+from jaxkd.parallel import processes
+from jaxkd.runs.divergence import DivergenceError, NonFiniteError
+from jaxkd.train import students
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,25 +57,37 @@ class Config:
         "none"  # compute the teacher's logits once, for methods that read nothing else: "full" or the top so many
     )
     views: int | None = None  # views of an image that those students see; a new one every epoch if None
-    training: Annotated[Training, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Training)
+    training: Annotated[StepOptions, tyro.conf.arg(name="")] = dataclasses.field(default_factory=StepOptions)
     seed: int = 0  # of everything
     wandb: bool = False  # log to Weights & Biases as well
 
 
-SMALL = dict(name="cifar100-smoke", teacher="resnet8", student="resnet8", epochs=1, batch_size=16,
-             methods=("at",), train_split="train[:32]", test_split="test[:32]")  # fmt: skip
+SMALL = dict(
+    name="cifar100-smoke",
+    teacher="resnet8",
+    student="resnet8",
+    epochs=1,
+    batch_size=16,
+    methods=("at",),
+    train_split="train[:32]",
+    test_split="test[:32]",
+)
 
 
 def procedure(config, run, logger, plan) -> None:
     check_positive(config, "epochs", "batch_size", "seeds")
     methods = _methods.chosen((config.teacher, config.student), config.methods, table=config.table)
     seconds, lost = {}, {}
-    full, test = (data.in_memory(data.open_source(config.source, split, data_dir=config.data_dir))
-                  for split in (config.train_split, config.test_split))  # fmt: skip
+    full, test = (
+        data.in_memory(data.open_source(config.source, split, data_dir=config.data_dir))
+        for split in (config.train_split, config.test_split)
+    )
     noisy, clean = _benchmark.views(config.seed)
-    setting = Setting(run, logger, plan, config.seed, config.batch_size, noisy, clean, config.training)
-    big, small = (models.with_head(pytorch.CIFAR100_BENCHMARK[name].make(full.num_classes, axis_name=parallel.DATA))
-                  for name in (config.teacher, config.student))  # fmt: skip
+    setting = Context(run, logger, plan, config.seed, config.batch_size, noisy, clean, config.training)
+    big, small = (
+        models.with_head(pytorch.CIFAR100_BENCHMARK[name].make(full.num_classes, axis_name=parallel.DATA))
+        for name in (config.teacher, config.student)
+    )
     epoch = data.steps_per_epoch(full, setting.batch_of(full))
     points = students.grid(seed=range(config.seeds)) if config.seeds > 1 else None
 
@@ -79,32 +97,53 @@ def procedure(config, run, logger, plan) -> None:
         rates = {"learning_rate": config.learning_rate, "weight_decay": config.weight_decay, "before": before}
         update = _benchmark.optimizer(network, epochs=epochs, steps_per_epoch=epoch, **rates)
         objective = (term, update) if points is None else lambda: (term, update)
-        state = train_stage(setting, name, source, student=model, objective=objective, points=points, every=epoch,
-                            steps=epochs * epoch, key=jax.random.key(config.seed),
-                            validation=measure and (measure, test), **more)  # fmt: skip
+        state = train_phase(
+            setting,
+            name,
+            source,
+            student=model,
+            objective=objective,
+            points=points,
+            every=epoch,
+            steps=epochs * epoch,
+            key=jax.random.key(config.seed),
+            validation=measure and (measure, test),
+            **more,
+        )
         seconds[name] = time.perf_counter() - began
         return state
 
     example = clean(data.eval_batches(full, 128)[0])
     if config.teacher_file is None:
-        measure = Measure(setting, big, metrics.CLASSIFICATION)
+        measure = Evaluator(setting, big, metrics.CLASSIFICATION)
         known = variables_of(train("teacher", full, big, config.teacher, _methods.objective("alone", None), measure))
     else:
         tensors, rules = pytorch.read_tensors(config.teacher_file), pytorch.CIFAR100_BENCHMARK[config.teacher].rules
         known = pytorch.import_weights(big, rules, tensors, example)
-    pair = describe((config.teacher, config.student), (big, small), known, example, steps=config.epochs * epoch,
-                    examples=len(full), labels=lambda: data.labels_of(full))  # fmt: skip
+    pair = describe(
+        (config.teacher, config.student),
+        (big, small),
+        known,
+        example,
+        steps=config.epochs * epoch,
+        examples=len(full),
+        labels=lambda: data.labels_of(full),
+    )
     views = config.views or config.epochs
     live = (dataclasses.replace(full, views=views), big, known)
     cached = cached_teacher(setting, *live, views=views, keep=config.cache)
-    beside = functools.cache(lambda student: Measure(setting, student, metrics.DISTILLATION, teacher=big,
-                                                     teacher_variables=known, stacked=points is not None))  # fmt: skip
+    beside = functools.cache(
+        lambda student: Evaluator(
+            setting, student, metrics.DISTILLATION, teacher=big, teacher_variables=known, stacked=points is not None
+        )
+    )
     for name in ("alone", *methods):
         source, teacher, variables = cached if name in _methods.LOGITS else live
         method = _methods.METHODS.get(name, _methods.ALONE)
         student = method.around(pair, small)
-        follow = functools.partial(train, source=source, model=student, network=config.student, teacher=teacher,
-                                   teacher_variables=variables)  # fmt: skip
+        follow = functools.partial(
+            train, source=source, model=student, network=config.student, teacher=teacher, teacher_variables=variables
+        )
         try:
             own, start = begin(method, name, pair, follow, points)
             follow(name, term=_methods.objective(name, own), measure=beside(student), points=points, start=start)

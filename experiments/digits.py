@@ -16,11 +16,15 @@ import jax
 import numpy as np
 import optax
 
-from jaxkd import augment, data, losses, metrics, models, objectives, processes, report
-from jaxkd.caching import cached_teacher
-from jaxkd.cli import check_positive
-from jaxkd.log import read_metrics
-from jaxkd.stage import Measure, Setting, launch, train_stage, variables_of
+from jaxkd import augment, data, losses, metrics, models, objectives, reports
+from jaxkd.experiment.cli import check_positive
+from jaxkd.experiment.context import Context
+from jaxkd.experiment.evaluator import Evaluator
+from jaxkd.experiment.launch import launch
+from jaxkd.experiment.teachers import cached_teacher
+from jaxkd.experiment.trainer import train_phase, variables_of
+from jaxkd.parallel import processes
+from jaxkd.runs.logger import read_metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,22 +57,33 @@ def procedure(config, run, logger, plan) -> None:
     full, few, validation, test = (data.in_memory(data.open_source(folder, split)) for split in splits)
     normalize = augment.compose(augment.to_float(), augment.normalize(*data.statistics(full)))
     prepare = augment.augment_batch(normalize, seed=config.seed)
-    setting = Setting(run, logger, plan, config.seed, config.batch_size, prepare, prepare)
+    setting = Context(run, logger, plan, config.seed, config.batch_size, prepare, prepare)
     big, small = models.convnet(10), models.mlp(10, hidden=(config.hidden,))
     on_labels, keys = objectives.from_labels(losses.cross_entropy), jax.random.key(config.seed + 1)
 
     def train(name, source, model, term, steps, rate, *, measure, key=None, **options):
         key = jax.random.split(keys, config.seeds) if key is None else key  # several keys: several students at once
         adam = optax.adamw(optax.cosine_decay_schedule(rate, steps), weight_decay=1e-3)
-        return train_stage(setting, name, source, student=model, objective=(term, adam), steps=steps, key=key,
-                           validation=(measure, validation), every=max(1, steps // 5), **options)  # fmt: skip
+        return train_phase(
+            setting,
+            name,
+            source,
+            student=model,
+            objective=(term, adam),
+            steps=steps,
+            key=key,
+            validation=(measure, validation),
+            every=max(1, steps // 5),
+            **options,
+        )
 
     # 1. A teacher, trained on all labels.
-    alone = Measure(setting, big, metrics.CLASSIFICATION)
-    taught = train("teacher", full, big, on_labels, config.teacher_steps, 0.003, measure=alone,
-                   key=jax.random.key(config.seed))  # fmt: skip
+    alone = Evaluator(setting, big, metrics.CLASSIFICATION)
+    taught = train(
+        "teacher", full, big, on_labels, config.teacher_steps, 0.003, measure=alone, key=jax.random.key(config.seed)
+    )
     teacher = variables_of(taught)
-    beside = Measure(setting, small, metrics.DISTILLATION, stacked=True, teacher=big, teacher_variables=teacher)
+    beside = Evaluator(setting, small, metrics.DISTILLATION, stacked=True, teacher=big, teacher_variables=teacher)
 
     # 2. Its soft labels, and which examples have a label.
     marked = data.with_fields(full, labelled=np.isin(full.ids, few.ids))
@@ -84,11 +99,25 @@ def procedure(config, run, logger, plan) -> None:
     states = {
         "student alone": students("alone", few, term=on_labels, steps=config.alone_steps),
         "student alone, all labels": students("alone-all", full, term=on_labels, steps=config.distill_steps),
-        "distilled": (distilled := students("distilled", soft_labels, term=both, steps=config.distill_steps,
-                                            teacher=reader, teacher_variables=nothing)),
-        "distilled + fine-tuned": students("fine-tuned", few, term=on_labels, steps=config.finetune_steps,
-                                           rate=config.learning_rate / 30, start=variables_of(distilled)),
-    }  # fmt: skip
+        "distilled": (
+            distilled := students(
+                "distilled",
+                soft_labels,
+                term=both,
+                steps=config.distill_steps,
+                teacher=reader,
+                teacher_variables=nothing,
+            )
+        ),
+        "distilled + fine-tuned": students(
+            "fine-tuned",
+            few,
+            term=on_labels,
+            steps=config.finetune_steps,
+            rate=config.learning_rate / 30,
+            start=variables_of(distilled),
+        ),
+    }
 
     # 4. The test split, once.
     found = {"teacher": alone(taught, test), **{name: beside(state, test) for name, state in states.items()}}
@@ -100,17 +129,28 @@ def procedure(config, run, logger, plan) -> None:
 def conclude(run, found, sizes, labels) -> None:
     """Prints the table, draws the figures, finishes the run."""
     test = {name: metrics.values(accumulated) for name, accumulated in found.items()}
-    rows = [report.result(n, v, parameters=p, labels=seen)
-            for (n, v), p, seen in zip(test.items(), sizes, labels, strict=True)]  # fmt: skip
-    gain, error, verdict = report.gain(100 * test["student alone"]["accuracy"], 100 * test["distilled"]["accuracy"])
+    rows = [
+        reports.result(n, v, parameters=p, labels=seen)
+        for (n, v), p, seen in zip(test.items(), sizes, labels, strict=True)
+    ]
+    gain, error, verdict = reports.gain(100 * test["student alone"]["accuracy"], 100 * test["distilled"]["accuracy"])
     caption = f"distilled against alone: {verdict}"
-    report.show(report.table(rows, report.RESULTS, title="500 test digits, mean ± std over students", caption=caption))
+    reports.show(
+        reports.table(rows, reports.RESULTS, title="500 test digits, mean ± std over students", caption=caption)
+    )
     logged = [line for line in read_metrics(run.path) if line["split"] == "validation"]
-    report.plot_curves(logged, run.path / "curves.png", y=["accuracy", "nll"], labels={"nll": "NLL (nats)"})
+    reports.plot_curves(logged, run.path / "curves.png", y=["accuracy", "nll"], labels={"nll": "NLL (nats)"})
     bins = {name: accumulated["ece"].bins() for name, accumulated in found.items()}
-    report.plot_reliability(bins, run.path / "reliability.png", title="Reliability, students pooled")
-    run.finish({"table": rows, "test": test, "validation": report.last_and_best(logged), "gain": gain,
-                "standard_error": error})  # fmt: skip
+    reports.plot_reliability(bins, run.path / "reliability.png", title="Reliability, students pooled")
+    run.finish(
+        {
+            "table": rows,
+            "test": test,
+            "validation": reports.last_and_best(logged),
+            "gain": gain,
+            "standard_error": error,
+        }
+    )
     print(f"figures, metrics and checkpoints are in {run.path}")
 
 

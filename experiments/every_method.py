@@ -2,7 +2,7 @@
 
     python experiments/every_method.py --source npz:cifar100_{split}.npz [--pairs "vgg13 vgg8"] [--methods crd review]
 
-Exits with 1 where a loss is not finite or does not go down, that of a stage before included. Untrained teachers go by
+Exits with 1 where a loss is not finite or does not go down, that of a phase before included. Untrained teachers go by
 the batch's statistics.
 """
 
@@ -24,8 +24,8 @@ from _few_steps import adam, setup, train
 from _pair import describe
 from _published import PAIRS
 
-from jaxkd import data, models, pytorch, starting
-from jaxkd.cli import main, parse
+from jaxkd import data, models, pytorch
+from jaxkd.experiment.cli import main, parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +46,18 @@ def attempt(name, pair, student, setup_for, steps):
     began, row, method = time.perf_counter(), {"pair": " -> ".join(pair.names), "method": name}, _methods.METHODS[name]
     if not _methods.applies(name, pair):
         return row | {"verdict": "needs the same channels"}
-    own, stages = setup_for(method.around(pair, student)), []
+    own, phases = setup_for(method.around(pair, student)), []
     if method.before:
         values, begun = train(method.before(pair), own, steps)
-        pair, stages = pair._replace(begun=begun), [values]
+        pair, phases = pair._replace(begun=begun), [values]
     values, _ = train(method.make(pair) if method.first else _methods.objective(name, pair), own, steps)
-    trains = all(np.all(np.isfinite(v)) and v[-1] < v[0] for v in [*stages, values])
-    return row | {"first": f"{values[0]:.4g}", "last": f"{values[-1]:.4g}", "verdict": "trains" if trains else "FAILS",
-                  "seconds": f"{time.perf_counter() - began:.1f}"}  # fmt: skip
+    trains = all(np.all(np.isfinite(v)) and v[-1] < v[0] for v in [*phases, values])
+    return row | {
+        "first": f"{values[0]:.4g}",
+        "last": f"{values[-1]:.4g}",
+        "verdict": "trains" if trains else "FAILS",
+        "seconds": f"{time.perf_counter() - began:.1f}",
+    }
 
 
 def everything() -> None:
@@ -65,10 +69,18 @@ def everything() -> None:
     batch = views(0)[1](data.train_batches(source, config.batch_size, seed=0)[0])
     for names, methods in pairs.items():
         teacher, student = (models.with_head(pytorch.CIFAR100_BENCHMARK[name].make(100)) for name in names)
-        known = starting.op_by_op(teacher.init, jax.random.key(0), batch)
+        known = models.init(teacher, jax.random.key(0), batch)
         taught = jax.device_get(jax.jit(teacher.apply, static_argnums=3)(known, batch, None, True)[0])
-        pair = describe(names, (teacher, student), known, batch, examples=source.size, steps=config.steps,
-                        labels=lambda: data.labels_of(source), seen=taught.features)  # fmt: skip
+        pair = describe(
+            names,
+            (teacher, student),
+            known,
+            batch,
+            examples=source.size,
+            steps=config.steps,
+            labels=lambda: data.labels_of(source),
+            seen=taught.features,
+        )
         update = adam(taught.features[pair.teachers[-1]].shape[-1])
         setup_for = functools.cache(functools.partial(setup, batch=batch, taught=taught, update=update))
         for name in methods:

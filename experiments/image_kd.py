@@ -16,18 +16,26 @@ import jax
 import optax
 import tyro
 
-from jaxkd import augment, data, losses, metrics, models, objectives, parallel, processes, report, students
-from jaxkd.caching import Keep, cached_teacher
-from jaxkd.cli import check_positive, parse_grid
-from jaxkd.log import read_metrics
-from jaxkd.stage import Measure, Setting, Training, launch, train_stage, variables_of
+from jaxkd import augment, data, losses, metrics, models, objectives, parallel, reports
+from jaxkd.experiment.cli import check_positive, parse_grid
+from jaxkd.experiment.context import Context
+from jaxkd.experiment.evaluator import Evaluator
+from jaxkd.experiment.flags import StepOptions
+from jaxkd.experiment.launch import launch
+from jaxkd.experiment.teachers import Keep, cached_teacher
+from jaxkd.experiment.trainer import train_phase, variables_of
+from jaxkd.parallel import processes
+from jaxkd.runs.logger import read_metrics
+from jaxkd.train import students
 
 NETWORKS = {
     "mlp": lambda classes: models.mlp(classes, hidden=(128,)),
     "convnet": functools.partial(models.convnet, axis_name=parallel.DATA),
-    **{f"resnet{d}": functools.partial(models.resnet, depth=d, axis_name=parallel.DATA)
-       for d in (8, 14, 20, 32, 44, 56, 110)},
-}  # fmt: skip
+    **{
+        f"resnet{d}": functools.partial(models.resnet, depth=d, axis_name=parallel.DATA)
+        for d in (8, 14, 20, 32, 44, 56, 110)
+    },
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,15 +62,24 @@ class Config:
     flip: bool = False  # flip images left to right at random
     cache: Keep = "none"  # compute the teacher's logits once: the "full" ones, or the top so many classes
     views: int | None = None  # views of an image that distilled students see; a new one every epoch if None
-    training: Annotated[Training, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Training)
+    training: Annotated[StepOptions, tyro.conf.arg(name="")] = dataclasses.field(default_factory=StepOptions)
     seed: int = 0  # of everything
     wandb: bool = False  # log to Weights & Biases as well
 
 
-SMALL = dict(name="image-kd-smoke", teacher="convnet", student="mlp", epochs=1, batch_size=32, learning_rate=0.01,
-             train_split="train[:96]", validation_split="train[96:128]", test_split="test[:64]")  # fmt: skip
+SMALL = dict(
+    name="image-kd-smoke",
+    teacher="convnet",
+    student="mlp",
+    epochs=1,
+    batch_size=32,
+    learning_rate=0.01,
+    train_split="train[:96]",
+    validation_split="train[96:128]",
+    test_split="test[:64]",
+)
 SWEPT = ("temperature", "alpha", "learning_rate", "weight_decay")
-COLUMNS = {key: header for key, header in report.RESULTS.items() if key != "labels"}
+COLUMNS = {key: header for key, header in reports.RESULTS.items() if key != "labels"}
 
 
 def procedure(config, run, logger, plan) -> None:
@@ -77,7 +94,7 @@ def procedure(config, run, logger, plan) -> None:
     moves = [augment.random_crop(config.crop)] * bool(config.crop) + [augment.flip()] * config.flip
     noisy = augment.augment_batch(augment.compose(*moves, clean), seed=config.seed)
     clean = augment.augment_batch(clean, seed=config.seed)
-    setting = Setting(run, logger, plan, config.seed, config.batch_size, noisy, clean, config.training)
+    setting = Context(run, logger, plan, config.seed, config.batch_size, noisy, clean, config.training)
     big, small = NETWORKS[config.teacher](full.num_classes), NETWORKS[config.student](full.num_classes)
     epoch, rows = data.steps_per_epoch(full, setting.batch_of(full)), []
 
@@ -89,13 +106,23 @@ def procedure(config, run, logger, plan) -> None:
 
     def train(name, model, measure, make_term, points=None, source=full, **options):
         make = functools.partial(objective, make_term)
-        state = train_stage(setting, name, source, student=model, objective=make() if points is None else make,
-                            points=points, steps=config.epochs * epoch, key=jax.random.key(config.seed),
-                            validation=(measure, validation), every=epoch, **options)  # fmt: skip
+        state = train_phase(
+            setting,
+            name,
+            source,
+            student=model,
+            objective=make() if points is None else make,
+            points=points,
+            steps=config.epochs * epoch,
+            key=jax.random.key(config.seed),
+            validation=(measure, validation),
+            every=epoch,
+            **options,
+        )
         found, variables = metrics.values(measure(state, test)), variables_of(state)
         parameters = models.count_parameters(variables) // (1 if points is None else len(points["seed"]))
-        for label, part in report.by_point(found, points):
-            rows.append(report.result(f"{name}{label}: {names[model]}", part, parameters=parameters))
+        for label, part in reports.by_point(found, points):
+            rows.append(reports.result(f"{name}{label}: {names[model]}", part, parameters=parameters))
         return variables
 
     def both(given):
@@ -103,16 +130,16 @@ def procedure(config, run, logger, plan) -> None:
         return objectives.weighted(label=(given.alpha, on_labels), kd=(1 - given.alpha, kd))
 
     on_labels, names = objectives.from_labels(losses.cross_entropy), {big: config.teacher, small: config.student}
-    teacher = train("teacher", big, Measure(setting, big, metrics.CLASSIFICATION), lambda given: on_labels)
-    measure = Measure(setting, small, metrics.DISTILLATION, stacked=True, teacher=big, teacher_variables=teacher)
+    teacher = train("teacher", big, Evaluator(setting, big, metrics.CLASSIFICATION), lambda given: on_labels)
+    measure = Evaluator(setting, small, metrics.DISTILLATION, stacked=True, teacher=big, teacher_variables=teacher)
     train("alone", small, measure, lambda given: on_labels, students.grid(seed=range(config.seeds)))
     points = students.grid(**parse_grid(config.grid, SWEPT), seed=range(config.seeds))
     views, keep = config.views or config.epochs, config.cache
     seen, read, known = cached_teacher(setting, full, big, teacher, views=views, keep=keep)
     train("distilled", small, measure, both, points, source=seen, teacher=read, teacher_variables=known)
     if processes.is_first():
-        report.show(report.table(rows, COLUMNS, title=f"{test.name}: {len(test):,} images, {config.seeds} seed(s)"))
-        run.finish({"table": rows, "validation": report.last_and_best(read_metrics(run.path))})
+        reports.show(reports.table(rows, COLUMNS, title=f"{test.name}: {len(test):,} images, {config.seeds} seed(s)"))
+        run.finish({"table": rows, "validation": reports.last_and_best(read_metrics(run.path))})
         print(f"metrics and checkpoints are in {run.path}")
 
 

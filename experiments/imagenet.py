@@ -20,10 +20,16 @@ import optax
 import tyro
 from _pair import describe
 
-from jaxkd import augment, data, losses, metrics, models, objectives, optimizers, parallel, processes, pytorch, report
-from jaxkd.cli import check_positive
-from jaxkd.log import read_metrics
-from jaxkd.stage import Measure, Setting, Training, launch, train_stage
+from jaxkd import augment, data, losses, metrics, models, objectives, parallel, pytorch, reports
+from jaxkd.experiment.cli import check_positive
+from jaxkd.experiment.context import Context
+from jaxkd.experiment.evaluator import Evaluator
+from jaxkd.experiment.flags import StepOptions
+from jaxkd.experiment.launch import launch
+from jaxkd.experiment.trainer import train_phase
+from jaxkd.parallel import processes
+from jaxkd.runs.logger import read_metrics
+from jaxkd.train import optimizers
 
 NETWORKS = {**pytorch.CIFAR100_BENCHMARK, **pytorch.TIMM, **pytorch.TORCHVISION}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -48,13 +54,22 @@ class Config:
     weight_decay: float | None = None  # 1e-4 and 3e-4 if None
     image_size: int = 224  # of the crops
     resize: int = 256  # of the pictures before they are cropped
-    training: Annotated[Training, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Training)
+    training: Annotated[StepOptions, tyro.conf.arg(name="")] = dataclasses.field(default_factory=StepOptions)
     seed: int = 0  # of everything
     wandb: bool = False  # log to Weights & Biases as well
 
 
-SMALL = dict(name="imagenet-smoke", source="fake", epochs=1, batch_size=8, image_size=32, resize=40,
-             teacher="resnet8", student="resnet8", validation_split="train")  # fmt: skip
+SMALL = dict(
+    name="imagenet-smoke",
+    source="fake",
+    epochs=1,
+    batch_size=8,
+    image_size=32,
+    resize=40,
+    teacher="resnet8",
+    student="resnet8",
+    validation_split="train",
+)
 
 
 def fake(config):
@@ -87,32 +102,50 @@ def procedure(config, run, logger, plan) -> None:
         raise ValueError("there is no --teacher-file: give the PyTorch weights of the teacher.")
     spec = fake(config) if config.source == "fake" else config.source
     wanted = ((config.train_split, "stretch"), (config.validation_split, "crop"))
-    full, validation = (data.open_source(spec, split, data_dir=config.data_dir, image_size=config.resize, fit=fit)
-                        for split, fit in wanted)  # fmt: skip
+    full, validation = (
+        data.open_source(spec, split, data_dir=config.data_dir, image_size=config.resize, fit=fit)
+        for split, fit in wanted
+    )
     scaled = (augment.to_float(), augment.normalize(MEAN, STD))
     crop = augment.compose(scaled[0], augment.random_resized_crop(config.image_size), augment.flip(), scaled[1])
     mix = augment.mixup(full.num_classes, alpha=1.0) if config.recipe == "patient" else None
     noisy = augment.augment_batch(crop, seed=config.seed, mix=mix)
     clean = augment.augment_batch(augment.compose(augment.center_crop(config.image_size), *scaled), seed=config.seed)
-    setting = Setting(run, logger, plan, config.seed, config.batch_size, noisy, clean, config.training)
-    big, small = (models.with_head(NETWORKS[name].make(full.num_classes, axis_name=parallel.DATA))
-                  for name in (config.teacher, config.student))  # fmt: skip
+    setting = Context(run, logger, plan, config.seed, config.batch_size, noisy, clean, config.training)
+    big, small = (
+        models.with_head(NETWORKS[name].make(full.num_classes, axis_name=parallel.DATA))
+        for name in (config.teacher, config.student)
+    )
     example = clean(data.eval_batches(full, 8)[0])
     rules, key = NETWORKS[config.teacher].rules, jax.random.key(config.seed)
-    known = (pytorch.import_weights(big, rules, pytorch.read_tensors(config.teacher_file), example)
-             if config.teacher_file else jax.jit(big.init)(key, example))  # fmt: skip
+    known = (
+        pytorch.import_weights(big, rules, pytorch.read_tensors(config.teacher_file), example)
+        if config.teacher_file
+        else jax.jit(big.init)(key, example)
+    )
     epoch = data.steps_per_epoch(full, setting.batch_of(full))
-    pair = describe((config.teacher, config.student), (big, small), known, example, examples=len(full),
-                    steps=config.epochs * epoch)  # fmt: skip
+    pair = describe(
+        (config.teacher, config.student), (big, small), known, example, examples=len(full), steps=config.epochs * epoch
+    )
     small = small if config.recipe == "patient" else _methods.METHODS[config.method].around(pair, small)
-    measure = Measure(setting, small, metrics.DISTILLATION, teacher=big, teacher_variables=known)
-    train_stage(setting, "student", full, student=small, objective=trained_for(config, pair, pair.steps),
-                steps=pair.steps, key=key, teacher=big, teacher_variables=known,
-                validation=(measure, validation), every=epoch)  # fmt: skip
+    measure = Evaluator(setting, small, metrics.DISTILLATION, teacher=big, teacher_variables=known)
+    train_phase(
+        setting,
+        "student",
+        full,
+        student=small,
+        objective=trained_for(config, pair, pair.steps),
+        steps=pair.steps,
+        key=key,
+        teacher=big,
+        teacher_variables=known,
+        validation=(measure, validation),
+        every=epoch,
+    )
     if processes.is_first():
-        found = report.last_and_best(read_metrics(run.path))["student"]
-        row = {"network": config.student, **{k: report.mean_std(found[k], scale=100) for k in ("last", "best")}}
-        report.show(report.table([row], list(row), title=f"{config.teacher} -> {config.student}, {config.recipe}"))
+        found = reports.last_and_best(read_metrics(run.path))["student"]
+        row = {"network": config.student, **{k: reports.mean_std(found[k], scale=100) for k in ("last", "best")}}
+        reports.show(reports.table([row], list(row), title=f"{config.teacher} -> {config.student}, {config.recipe}"))
         run.finish({"table": [row]})
 
 

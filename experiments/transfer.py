@@ -17,11 +17,17 @@ import optax
 import tyro
 from _transfer import COLUMNS, STAGES, last_layer, opened, sgd, thawing
 
-from jaxkd import augment, data, losses, metrics, models, objectives, parallel, processes, report, starting, students
-from jaxkd.cli import check_positive
-from jaxkd.log import read_metrics
+from jaxkd import augment, data, losses, metrics, models, objectives, parallel, reports
+from jaxkd.experiment.cli import check_positive
+from jaxkd.experiment.context import Context
+from jaxkd.experiment.evaluator import Evaluator
+from jaxkd.experiment.flags import StepOptions
+from jaxkd.experiment.launch import launch
+from jaxkd.experiment.trainer import train_phase, variables_of
+from jaxkd.parallel import processes
 from jaxkd.pytorch import CIFAR100_BENCHMARK
-from jaxkd.stage import Measure, Setting, Training, launch, train_stage, variables_of
+from jaxkd.runs.logger import read_metrics
+from jaxkd.train import students
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +56,23 @@ class Config:
     flip: bool = True  # flip images left to right at random
     students: tuple[str, ...] = ("alone", "by-maps", "by-logits", "by-both")  # which kinds
     seeds: int = 1  # students of each kind, trained at once
-    training: Annotated[Training, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Training)
+    training: Annotated[StepOptions, tyro.conf.arg(name="")] = dataclasses.field(default_factory=StepOptions)
     seed: int = 0  # of everything
     wandb: bool = False  # log to Weights & Biases as well
 
 
-SMALL = dict(name="transfer-smoke", students=("by-both",), teacher="resnet8", student="resnet8", pretrain_epochs=1,
-             epochs=1, per_class=4, batch_size=8, source_split="train[:32]", test_split="test[:32]")  # fmt: skip
+SMALL = dict(
+    name="transfer-smoke",
+    students=("by-both",),
+    teacher="resnet8",
+    student="resnet8",
+    pretrain_epochs=1,
+    epochs=1,
+    per_class=4,
+    batch_size=8,
+    source_split="train[:32]",
+    test_split="test[:32]",
+)
 
 
 def procedure(config, run, logger, plan) -> None:
@@ -68,12 +84,13 @@ def procedure(config, run, logger, plan) -> None:
     moves = [augment.random_crop(4), *[augment.flip()] * config.flip, clean]
     noisy = augment.augment_batch(augment.compose(*moves), seed=config.seed)
     clean, key, rows = augment.augment_batch(clean, seed=config.seed), jax.random.key(config.seed), []
-    setting = Setting(run, logger, plan, config.seed, config.batch_size, noisy, clean, config.training)
-    big, tuned, small = (models.with_head(CIFAR100_BENCHMARK[name].make(source.num_classes, axis_name=parallel.DATA))
-                         for name, source in ((config.teacher, pretrain), (config.teacher, few),
-                                              (config.student, few)))  # fmt: skip
+    setting = Context(run, logger, plan, config.seed, config.batch_size, noisy, clean, config.training)
+    big, tuned, small = (
+        models.with_head(CIFAR100_BENCHMARK[name].make(source.num_classes, axis_name=parallel.DATA))
+        for name, source in ((config.teacher, pretrain), (config.teacher, few), (config.student, few))
+    )
 
-    measures = functools.cache(lambda model, many: Measure(setting, model, metrics.CLASSIFICATION, stacked=many))
+    measures = functools.cache(lambda model, many: Evaluator(setting, model, metrics.CLASSIFICATION, stacked=many))
 
     def fit(name, model, term, make=sgd, source=few, seeds=None, **options):
         """Variables after a stage; its row of the table, if it is about the target."""
@@ -83,13 +100,24 @@ def procedure(config, run, logger, plan) -> None:
         measure = measures(model, points is not None)
         update = make(rate, steps) if make is thawing else make(rate)
         objective = (term, update) if points is None else lambda: (term, update)
-        state = train_stage(setting, name, source, student=model, objective=objective, steps=steps, points=points,
-                            every=max(1, steps // 5), key=key,
-                            validation=(measure, validation) if source is few else None, **options)  # fmt: skip
+        state = train_phase(
+            setting,
+            name,
+            source,
+            student=model,
+            objective=objective,
+            steps=steps,
+            points=points,
+            every=max(1, steps // 5),
+            key=key,
+            validation=(measure, validation) if source is few else None,
+            **options,
+        )
         if source is few:
             parameters = models.count_parameters(variables_of(state)) // (1 if points is None else len(seeds))
-            rows.append(report.result(name, metrics.values(measure(state, test)), parameters=parameters,
-                                      labels=len(few)))  # fmt: skip
+            rows.append(
+                reports.result(name, metrics.values(measure(state, test)), parameters=parameters, labels=len(few))
+            )
         return variables_of(state)
 
     label, many = objectives.from_labels(losses.cross_entropy), range(config.seeds) if config.seeds > 1 else None
@@ -97,7 +125,7 @@ def procedure(config, run, logger, plan) -> None:
     maps = (config.maps, objectives.from_outputs(losses.attention_transfer, *stages, as_released=True))
     soft = (0.9, objectives.from_logits(losses.kd, temperature=config.temperature))
     known = fit("pre-trained", big, label, source=pretrain)
-    start = models.inherit(starting.op_by_op(tuned.init, key, clean(data.eval_batches(few, 8)[0])), known)
+    start = models.inherit(models.init(tuned, key, clean(data.eval_batches(few, 8)[0])), known)
     fit("teacher-last-layer", tuned, label, last_layer, start=start)
     taught = fit("teacher-thawed", tuned, label, thawing, start=start)
     before, after = ({"teacher": model, "teacher_variables": v} for model, v in ((big, known), (tuned, taught)))
@@ -110,8 +138,8 @@ def procedure(config, run, logger, plan) -> None:
     for kind in config.students:
         fit(kind, small, kinds[kind][0], seeds=many, **kinds[kind][1])
     if processes.is_first():
-        report.show(report.table(rows, COLUMNS, title=f"{test.name}: {len(test):,} images, {config.seeds} seed(s)"))
-        run.finish({"table": rows, "validation": report.last_and_best(read_metrics(run.path))})
+        reports.show(reports.table(rows, COLUMNS, title=f"{test.name}: {len(test):,} images, {config.seeds} seed(s)"))
+        run.finish({"table": rows, "validation": reports.last_and_best(read_metrics(run.path))})
         print(f"metrics and checkpoints are in {run.path}")
 
 

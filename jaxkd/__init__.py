@@ -1,56 +1,67 @@
 """Knowledge distillation and transfer learning in JAX.
 
 Losses are pure functions of arrays, terms and models are pairs of pure functions, and a train step is made from them.
-What touches disks and data sets (`jaxkd.data`, `jaxkd.checkpoint`, `jaxkd.loop`, `jaxkd.stage`, `jaxkd.pytorch`) is
-imported by name.
+`import jaxkd` imports no part of the library: each (`jaxkd.losses`, `jaxkd.data`, ...) is imported on first use.
 """
 
-from jaxkd import (
-    augment,
-    gradients,
-    losses,
-    metrics,
-    models,
-    numerics,
-    objectives,
-    optimizers,
-    parallel,
-    testing,
-    train,
-)
-from jaxkd.objectives import from_features, from_labels, from_logits, from_outputs, weighted
-from jaxkd.train import init_state, make_eval_step, make_train_step
-from jaxkd.types import Batch, EvalFn, Metrics, Model, Outputs, PyTree, Schedule, StepFn, Term, TrainState, Variables
+import importlib
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxkd import (
+        augment,
+        cache,
+        data,
+        experiment,
+        files,
+        kernels,
+        keys,
+        losses,
+        metrics,
+        models,
+        numerics,
+        objectives,
+        parallel,
+        pytorch,
+        reports,
+        runs,
+        testing,
+        train,
+        types,
+    )
+
+__version__ = importlib.metadata.version("jaxkd")
 
 __all__ = [
-    "Batch",
-    "EvalFn",
-    "Metrics",
-    "Model",
-    "Outputs",
-    "PyTree",
-    "Schedule",
-    "StepFn",
-    "Term",
-    "TrainState",
-    "Variables",
     "augment",
-    "from_features",
-    "from_labels",
-    "from_logits",
-    "from_outputs",
-    "gradients",
-    "init_state",
+    "cache",
+    "data",
+    "experiment",
+    "files",
+    "kernels",
+    "keys",
     "losses",
-    "make_eval_step",
-    "make_train_step",
     "metrics",
     "models",
     "numerics",
     "objectives",
-    "optimizers",
     "parallel",
+    "pytorch",
+    "reports",
+    "runs",
     "testing",
     "train",
-    "weighted",
+    "types",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a part of the library on first use."""
+    if name in __all__:
+        return importlib.import_module(f"jaxkd.{name}")
+    raise AttributeError(f"module 'jaxkd' has no attribute {name!r}: it has {', '.join(__all__)}.")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 
 import jax
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxkd.convolution import convolve
+from jaxkd.kernels.convolution import convolve
 
 
 def promote(*arrays: ArrayLike) -> tuple[jax.Array, ...]:
@@ -174,19 +173,6 @@ def pairwise_squared_distances(x: jax.Array) -> jax.Array:
       [B, B].
     """
     return jnp.sum(jnp.square(x[:, None, :] - x[None, :, :]), axis=-1)
-
-
-def fold_name(key: jax.Array, name: str) -> jax.Array:
-    """Folds a name into a PRNG key, so that every consumer of randomness has a stream of its own.
-
-    Args:
-      key: Typed PRNG key.
-      name: Any string; the same name gives the same stream in every process and version of Python.
-
-    Returns:
-      Typed PRNG key.
-    """
-    return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 def unit(x: jax.Array, axis: int | tuple[int, ...] = -1, floor: float = 1e-12) -> jax.Array:

@@ -127,3 +127,17 @@ StepFn: TypeAlias = Callable[[TrainState, Variables, Batch], tuple[TrainState, M
 
 EvalFn: TypeAlias = Callable[[TrainState, Variables, Batch], Sums]
 """(state, teacher, batch) -> name -> (sum, count)."""
+
+Prepare: TypeAlias = Callable[[Batch], Batch]
+"""Pure function of a batch, on the device: augmentation and normalisation."""
+
+Metric: TypeAlias = Callable[[Outputs, Outputs, Batch], Any]
+
+RESERVED = ("id", "view", "mask", "aspect")
+"""Fields that sources and pipelines add themselves."""
+
+BY_VIEW = "by_view"
+"""Fields of a table that every view of an example has its own of."""
+
+ROW = "row"
+"""Field of a batch with the numbers of its rows in a table."""

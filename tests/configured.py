@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from jaxkd import cli
+from jaxkd.experiment import cli
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from jaxkd import losses, models, objectives, train
-from jaxkd.meshes import plain_words
+from jaxkd.keys import plain_words
 from jaxkd.types import Outputs
 
 CLASSES = 5

@@ -8,8 +8,11 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from jaxkd import caching, data, parallel, processes, stage, train
-from jaxkd.data import shards
+from jaxkd import cache, data, parallel, train
+from jaxkd.cache import shards, write
+from jaxkd.experiment.context import Context
+from jaxkd.experiment.evaluator import predict
+from jaxkd.parallel import processes
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -41,7 +44,7 @@ def spread(names, ways, more):
                 kernels = [student["stage1_conv2"], teacher["stage1_conv2"], student["stage1_conv1"]]
                 kernels = [layer["kernel"] for layer in kernels]
                 found["shares"] = [kernel.addressable_shards[0].data.size / kernel.size for kernel in kernels]
-                found["fingerprint"] = data.fingerprint_variables(plan.put(makes.known))
+                found["fingerprint"] = cache.fingerprint_variables(plan.put(makes.known))
     return found
 
 
@@ -64,8 +67,8 @@ def measured():
     source = data.open_source({name: batch[name] for name in ("image", "label")})
     for way in ("jit", "pmap"):
         plan = PLANS[way]()
-        setting = stage.Setting(None, None, plan, 0, 16, lambda batch: batch, lambda batch: batch)
-        found[way] = jax.device_get(makes.measure(plan)), stage.predict(setting, makes.teacher, makes.known, source)
+        setting = Context(None, None, plan, 0, 16, lambda batch: batch, lambda batch: batch)
+        found[way] = jax.device_get(makes.measure(plan)), predict(setting, makes.teacher, makes.known, source)
     return found
 
 
@@ -80,8 +83,8 @@ def cached(folder):
     writing = shards.writing
     shards.writing = lambda where, name: own.append(name) or writing(where, name)
     options = {"plan": PLANS["jit"](), "batch_size": 8, "rows": 6}
-    caching.write_targets(folder, source, makes.teacher, makes.known, **options, **same)
-    return own, data.with_targets(source, folder, **same).targets(np.arange(21), 1)
+    write.write_targets(folder, source, makes.teacher, makes.known, **options, **same)
+    return own, cache.with_targets(source, folder, **same).targets(np.arange(21), 1)
 
 
 def sentences():

@@ -32,7 +32,9 @@ def networks(pair, config, classes=100, **more):
 def pictures(examples, classes):
     """Arrays of 32x32 images and labels, and how their views are made on the device."""
     rng = np.random.default_rng(0)
-    arrays = {"image": rng.integers(0, 256, (examples, 32, 32, 3), dtype=np.uint8),
-              "label": rng.integers(0, classes, examples)}  # fmt: skip
+    arrays = {
+        "image": rng.integers(0, 256, (examples, 32, 32, 3), dtype=np.uint8),
+        "label": rng.integers(0, classes, examples),
+    }
     moves = (augment.to_float(), augment.random_crop(4), augment.flip(), augment.normalize(0.5, 0.25))
     return arrays, augment.augment_batch(augment.compose(*moves), seed=0)

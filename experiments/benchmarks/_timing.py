@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxkd import report
+from jaxkd import reports
 
 
 def flags(description: str, *, smoke: Mapping[str, Any], **fields: tuple[Any, str]) -> argparse.Namespace:
@@ -120,7 +120,7 @@ def publish(
       notes: Sentences below the table.
       **more: Further entries of the JSON.
     """
-    text = f"{title}\n{device_line()}\n\n{report.markdown(rows, columns)}"
+    text = f"{title}\n{device_line()}\n\n{reports.markdown(rows, columns)}"
     text += "".join(f"\n{note}" for note in notes) + ("\n" if notes else "")
     print(text, flush=True)
     path = Path(out)

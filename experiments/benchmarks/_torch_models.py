@@ -133,6 +133,8 @@ def load(module, tree):
     left, unknown = module.load_state_dict(state, strict=False)
     assert not unknown, unknown
     assert all(name.endswith("num_batches_tracked") for name in left), left
-    assert math.isclose(sum(p.numel() for p in module.parameters()),
-                        sum(x.size for p, x in tree.items() if not p.endswith(("/mean", "/var"))))  # fmt: skip
+    assert math.isclose(
+        sum(p.numel() for p in module.parameters()),
+        sum(x.size for p, x in tree.items() if not p.endswith(("/mean", "/var"))),
+    )
     return module

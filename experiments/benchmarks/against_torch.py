@@ -24,14 +24,20 @@ import numpy as np
 import optax
 
 from jaxkd import losses, models, objectives, parallel, train
-from jaxkd.cli import main
-from jaxkd.starting import op_by_op
+from jaxkd.experiment.cli import main
 from jaxkd.types import Variables, leaf_name
 
 T, ALPHA, RATE, MOMENTUM, CLASSES, MAX_LENGTH = 4.0, 0.1, 0.01, 0.9, 100, 512
 CACHED = "teacher_logits"
-SMALL = {**pairs.SMALL, "batch_sizes": (4,), "epoch_examples": 8, "rounds": 1, "epochs": 1, "seconds": 0.01,
-         "peers": ("eager",)}  # fmt: skip
+SMALL = {
+    **pairs.SMALL,
+    "batch_sizes": (4,),
+    "epoch_examples": 8,
+    "rounds": 1,
+    "epochs": 1,
+    "seconds": 0.01,
+    "peers": ("eager",),
+}
 
 
 def networks(pair, config):
@@ -56,7 +62,7 @@ def examples(pair, count, config):
 def with_logits(pair, config, source, batch_size):
     """The teacher's variables, and the examples with what it says of them."""
     teacher = networks(pair, config)[0][0]
-    known = op_by_op(teacher.init, jax.random.key(1), {name: x[:batch_size] for name, x in source.items()})
+    known = models.init(teacher, jax.random.key(1), {name: x[:batch_size] for name, x in source.items()})
     say = jax.jit(lambda known, rows: teacher.apply(known, rows, None, False)[0].logits)
     starts = range(0, len(source["label"]), batch_size)
     found = [say(known, {name: x[start : start + batch_size] for name, x in source.items()}) for start in starts]
@@ -67,8 +73,10 @@ def library(pair, config, batch, known, cached):
     """(step on a placed batch, place, wait, the weights by path) of the library."""
     (teacher, student), _ = networks(pair, config)
     mesh = parallel.make_mesh(jax.devices()[:1])
-    term = objectives.weighted(label=(ALPHA, objectives.from_labels(losses.cross_entropy)),
-                               kd=(1 - ALPHA, objectives.from_logits(losses.kd, temperature=T)))  # fmt: skip
+    term = objectives.weighted(
+        label=(ALPHA, objectives.from_labels(losses.cross_entropy)),
+        kd=(1 - ALPHA, objectives.from_logits(losses.kd, temperature=T)),
+    )
     held_by = Variables({}, {}) if cached else known
     parts = (student, models.cached(logits=CACHED) if cached else teacher, term, optax.sgd(RATE, momentum=MOMENTUM))
     state = train.init_state(*parts, key=jax.random.key(0), batch=batch, teacher_variables=held_by)
@@ -90,8 +98,7 @@ def library(pair, config, batch, known, cached):
 def by_path(variables):
     """ "block/conv/kernel" -> array, params and running statistics."""
     trees = (variables.params, variables.state.get("batch_stats", {}))
-    return {leaf_name(path): np.asarray(x)
-            for tree in trees for path, x in jax.tree.leaves_with_path(tree)}  # fmt: skip
+    return {leaf_name(path): np.asarray(x) for tree in trees for path, x in jax.tree.leaves_with_path(tree)}
 
 
 def torch_side(pair, config, weights, compiled, cached):
@@ -189,11 +196,22 @@ def measure(pair, batch_size, config):
     epochs = {n: lambda s=s: epoch(s, source, batch_size) for n, s in sides.items()}
     whole = timing.alternate(epochs, rounds=config.epochs, seconds=0)
     count = len(source["label"]) // batch_size * batch_size
-    return [{"pair": pair, "batch": batch_size, "side": name, "step": timing.spread(step[name], scale=1e3),
-             "epoch": timing.spread(whole[name]), "rate": round(count / np.median(whole[name])),
-             "step_ratio": timing.ratio(step[name], step["jaxkd"]),
-             "epoch_ratio": timing.ratio(whole[name], whole["jaxkd"]), "losses": seen[name],
-             "step_seconds": step[name], "epoch_seconds": whole[name]} for name in sides]  # fmt: skip
+    return [
+        {
+            "pair": pair,
+            "batch": batch_size,
+            "side": name,
+            "step": timing.spread(step[name], scale=1e3),
+            "epoch": timing.spread(whole[name]),
+            "rate": round(count / np.median(whole[name])),
+            "step_ratio": timing.ratio(step[name], step["jaxkd"]),
+            "epoch_ratio": timing.ratio(whole[name], whole["jaxkd"]),
+            "losses": seen[name],
+            "step_seconds": step[name],
+            "epoch_seconds": whole[name],
+        }
+        for name in sides
+    ]
 
 
 def benchmark() -> None:
@@ -220,8 +238,16 @@ def benchmark() -> None:
         for batch_size in config.batch_sizes:
             rows += measure(pair, batch_size, config)
             jax.clear_caches()
-    columns = {"pair": "pair", "batch": "batch", "side": "side", "step": "ms a step", "step_ratio": "x jaxkd",
-               "epoch": "s an epoch", "epoch_ratio": "x jaxkd", "rate": "examples/s"}  # fmt: skip
+    columns = {
+        "pair": "pair",
+        "batch": "batch",
+        "side": "side",
+        "step": "ms a step",
+        "step_ratio": "x jaxkd",
+        "epoch": "s an epoch",
+        "epoch_ratio": "x jaxkd",
+        "rate": "examples/s",
+    }
     title = "Distillation step and epoch, float32"
     timing.publish(config.out, title, rows, columns, notes=notes, config=vars(config), versions=versions())
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import _timing as timing
 
-from jaxkd.cli import main
+from jaxkd.experiment.cli import main
 
 FOLDER = Path(__file__).parent
 LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # read when a process starts

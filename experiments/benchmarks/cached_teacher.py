@@ -17,10 +17,9 @@ import numpy as np
 import optax
 from _pairs import pictures
 
-from jaxkd import data, losses, models, objectives, parallel, train
-from jaxkd.caching import write_targets
-from jaxkd.cli import main
-from jaxkd.starting import op_by_op
+from jaxkd import cache, data, losses, models, objectives, parallel, train
+from jaxkd.cache.write import write_targets
+from jaxkd.experiment.cli import main
 from jaxkd.types import Variables
 
 SMALL = dict(rounds=1, seconds=0.01, steps=2, batch_size=8, pair="mlp", examples=32, classes=10, top_k=4)
@@ -34,8 +33,10 @@ NETWORKS = {
 
 def trainer(source, prepare, student, teacher, known, config, plan, stack):
     """A function that takes some steps with batches from the pipeline and waits for the last one."""
-    term = objectives.weighted(label=(ALPHA, objectives.from_labels(losses.cross_entropy)),
-                               kd=(1 - ALPHA, objectives.from_logits(losses.kd, temperature=T)))  # fmt: skip
+    term = objectives.weighted(
+        label=(ALPHA, objectives.from_labels(losses.cross_entropy)),
+        kd=(1 - ALPHA, objectives.from_logits(losses.kd, temperature=T)),
+    )
     parts = (student, teacher, term, optax.sgd(0.01, momentum=0.9))
     batches = data.train_batches(source, config.batch_size, seed=0)
     known = plan.put(known)
@@ -71,8 +72,8 @@ def benchmark() -> None:
     source = dataclasses.replace(data.open_source(arrays, num_classes=config.classes), views=config.views)
     plan = parallel.with_jit(parallel.make_mesh(jax.devices()[:1]))
     (big, big_name), (small, small_name) = NETWORKS[config.pair](config)
-    known = op_by_op(big.init, jax.random.key(1), prepare(data.train_batches(source, 8, seed=0)[0]))
-    same = {"made_with": {"teacher": data.fingerprint_variables(known)}, "prepare": prepare, "views": config.views}
+    known = models.init(big, jax.random.key(1), prepare(data.train_batches(source, 8, seed=0)[0]))
+    same = {"made_with": {"teacher": cache.fingerprint_variables(known)}, "prepare": prepare, "views": config.views}
     written, nothing = {"live": None, "none": None}, Variables({}, {})
     with contextlib.ExitStack() as stack:
         sides = {"live": trainer(source, prepare, small, big, known, config, plan, stack)}
@@ -84,18 +85,23 @@ def benchmark() -> None:
                 folder, source, big, known, plan=plan, batch_size=config.batch_size, top_k=k, **same
             )
             teacher = models.cached(num_classes=None if k is None else config.classes)
-            joined = data.with_targets(source, folder, **same)
+            joined = cache.with_targets(source, folder, **same)
             sides[name] = trainer(joined, prepare, small, teacher, nothing, config, plan, stack)
         first = {name: run() for name, run in sides.items()}
         np.testing.assert_allclose(first["cached, all logits"], first["live"], rtol=1e-4)  # the same training
         times = timing.alternate(sides, rounds=config.rounds, seconds=config.seconds)
     examples = config.steps * config.batch_size
     rows = [
-        {"teacher": name, "rate": timing.spread(examples / times[name]), "seconds": times[name],
-         "ratio": timing.ratio(times["live"], times[name]), "ratio_median": np.median(times["live"] / times[name]),
-         "written": written[name] and f"{written[name]:.0f}"}
+        {
+            "teacher": name,
+            "rate": timing.spread(examples / times[name]),
+            "seconds": times[name],
+            "ratio": timing.ratio(times["live"], times[name]),
+            "ratio_median": np.median(times["live"] / times[name]),
+            "written": written[name] and f"{written[name]:.0f}",
+        }
         for name in sides
-    ]  # fmt: skip
+    ]
     columns = dict(teacher="teacher", rate="examples/s", ratio="times the live one", written="written, examples/s")
     notes = ["Median (quartiles). Against none, which makes the student's step on zeros, no cache can be faster."]
     title = f"{big_name} -> {small_name}, live and cached teacher, batch {config.batch_size}"

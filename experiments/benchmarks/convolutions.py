@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd.cli import main
-from jaxkd.convolution import convolve
+from jaxkd.experiment.cli import main
+from jaxkd.kernels.convolution import convolve
 
 SMALL = dict(rounds=1, seconds=0.001, batch_size=1, loop=2, layers=("depthwise",))
 LAYERS = {  # title; side, channels, features, kernel, stride, groups
@@ -39,8 +39,13 @@ def contestants(layer, config):
     w = jnp.asarray(rng.standard_normal((kernel, kernel, channels // groups, features)) / kernel, jnp.float32)
 
     def side_by(convolution):
-        conv = functools.partial(convolution, window_strides=(stride, stride), padding="SAME",
-                                 dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups)  # fmt: skip
+        conv = functools.partial(
+            convolution,
+            window_strides=(stride, stride),
+            padding="SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
 
         def descend(arrays, _):
             value, found = jax.value_and_grad(lambda arrays: jnp.mean(conv(*arrays) ** 2))(arrays)
@@ -76,11 +81,24 @@ def benchmark() -> None:
         times = timing.alternate(sides, rounds=config.rounds, seconds=config.seconds)
         times = {side: seconds / (config.loop if "loop" in side else 1) for side, seconds in times.items()}
         row = {f"{side} ms": timing.spread(seconds, scale=1e3) for side, seconds in times.items()}
-        rows.append({"layer": title, **row, "once": timing.ratio(times["jaxkd"], times["xla"]),
-                     "looped": timing.ratio(times["jaxkd, loop"], times["xla, loop"]), "seconds": times})  # fmt: skip
-    columns = {"layer": "layer", "xla ms": "XLA ms", "jaxkd ms": "jaxkd ms", "once": "jaxkd / XLA",
-               "xla, loop ms": "XLA, in a loop, ms", "jaxkd, loop ms": "jaxkd, in a loop, ms",
-               "looped": "jaxkd / XLA, in a loop"}  # fmt: skip
+        rows.append(
+            {
+                "layer": title,
+                **row,
+                "once": timing.ratio(times["jaxkd"], times["xla"]),
+                "looped": timing.ratio(times["jaxkd, loop"], times["xla, loop"]),
+                "seconds": times,
+            }
+        )
+    columns = {
+        "layer": "layer",
+        "xla ms": "XLA ms",
+        "jaxkd ms": "jaxkd ms",
+        "once": "jaxkd / XLA",
+        "xla, loop ms": "XLA, in a loop, ms",
+        "jaxkd, loop ms": "jaxkd, in a loop, ms",
+        "looped": "jaxkd / XLA, in a loop",
+    }
     title = f"A convolution and both its gradients, float32, batch {config.batch_size}"
     timing.publish(config.out, title, rows, columns, config=vars(config))
 

@@ -25,12 +25,15 @@ import jax
 import numpy as np
 import optax
 
-from jaxkd import augment, data, losses, metrics, models, objectives, report
-from jaxkd.checkpoint import Checkpoints
-from jaxkd.cli import check_positive, main, parse
-from jaxkd.meshes import plain_words
-from jaxkd.stage import Measure, Setting, launch, predict, train_stage, variables_of
-from jaxkd.stage import Training as Steps
+from jaxkd import augment, data, losses, metrics, models, objectives, reports
+from jaxkd.experiment.cli import check_positive, main, parse
+from jaxkd.experiment.context import Context
+from jaxkd.experiment.evaluator import Evaluator, predict
+from jaxkd.experiment.flags import StepOptions
+from jaxkd.experiment.launch import launch
+from jaxkd.experiment.trainer import train_phase, variables_of
+from jaxkd.keys import plain_words
+from jaxkd.runs.checkpoint import Checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +55,7 @@ SMALL = dict(kills=2, steps=12, every=4, cache=True)
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
+class RunConfig:
     name: str = "run"  # the run's folder
     root: str = "runs"  # where the folders of all runs are
     data_dir: str = "data"  # where the digits are kept
@@ -70,18 +73,29 @@ def procedure(config, run, logger, plan) -> None:
     if run.resumed and config.fault == "bank":
         Checkpoints.restore = without_memories(Checkpoints.restore)
     order = int(run.resumed and config.fault == "order")
-    setting = Setting(run, logger, plan, order, 32, noisy, augment.augment_batch(clean, seed=0),
-                      Steps(ema_decay=0.9))  # fmt: skip
+    setting = Context(
+        run, logger, plan, order, 32, noisy, augment.augment_batch(clean, seed=0), StepOptions(ema_decay=0.9)
+    )
     big, small = models.convnet(10, widths=(8,)), models.convnet(10, widths=(4,), dropout=0.2)
 
     def train(name, model, measure, term, steps, **options):
         optimizer = optax.sgd(optax.cosine_decay_schedule(0.05, steps), momentum=0.9)
-        return train_stage(setting, name, full, student=model, objective=(term, optimizer), steps=steps,
-                           key=jax.random.key(0), validation=(measure, validation), every=config.every, log_every=5,
-                           **options)  # fmt: skip
+        return train_phase(
+            setting,
+            name,
+            full,
+            student=model,
+            objective=(term, optimizer),
+            steps=steps,
+            key=jax.random.key(0),
+            validation=(measure, validation),
+            every=config.every,
+            log_every=5,
+            **options,
+        )
 
     on_labels = objectives.from_labels(losses.cross_entropy)
-    alone = Measure(setting, big, metrics.CLASSIFICATION)
+    alone = Evaluator(setting, big, metrics.CLASSIFICATION)
     taught = train("teacher", big, alone, on_labels, max(1, config.steps // 3))
     teacher = variables_of(taught)
     term = objectives.weighted(
@@ -89,7 +103,7 @@ def procedure(config, run, logger, plan) -> None:
         kd=(optax.linear_schedule(1.0, 0.2, config.steps), objectives.from_logits(losses.kd, temperature=4.0)),
         crd=(0.5, objectives.crd(student="pooled", teacher="pooled", examples=len(full), width=16, negatives=64)),
     )
-    beside = Measure(setting, small, metrics.DISTILLATION, teacher=big, teacher_variables=teacher)
+    beside = Evaluator(setting, small, metrics.DISTILLATION, teacher=big, teacher_variables=teacher)
     state = train("student", small, beside, term, config.steps, teacher=big, teacher_variables=teacher)
     ids, logits = predict(setting, small, variables_of(state), test)
     arrays = {**leaves("teacher", taught), **leaves("student", state), "test ids": ids, "test logits": logits}
@@ -143,8 +157,14 @@ class Killer:
 
     def start(self, name):
         """One start of a run."""
-        options = {"name": name, "root": self.root, "data-dir": self.root / "data", "steps": self.config.steps,
-                   "every": self.config.every, "fault": self.config.fault}  # fmt: skip
+        options = {
+            "name": name,
+            "root": self.root,
+            "data-dir": self.root / "data",
+            "steps": self.config.steps,
+            "every": self.config.every,
+            "fault": self.config.fault,
+        }
         words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
         command = [sys.executable, __file__, "train", *words]
         kept = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(self.root / "xla") if self.config.cache else ""
@@ -197,8 +217,12 @@ class Killer:
         process.kill()
         process.wait()
         half = bool(self.saves(name) - saves)
-        return {"moment": moment, "seconds": f"{time.monotonic() - began:.2f}", "lines": self.lines(name),
-                "half-written": "yes" if half else "no"}  # fmt: skip
+        return {
+            "moment": moment,
+            "seconds": f"{time.monotonic() - began:.2f}",
+            "lines": self.lines(name),
+            "half-written": "yes" if half else "no",
+        }
 
 
 def compare(config, folder):
@@ -230,9 +254,15 @@ def benchmark() -> None:
     half = sum(row["half-written"] == "yes" for row in rows)
     verdict = f"{len(found)} differences" if found else "every bit is the same"
     caption = f"{len(rows)} kills, {half} of them with a checkpoint half-written: {verdict}"
-    columns = {"kill": "kill", "run": "run", "moment": "moment", "seconds": "seconds after the start",
-               "lines": "lines logged", "half-written": "checkpoint half-written"}  # fmt: skip
-    report.show(report.table(rows, columns, title="Killed and started again", caption=caption))
+    columns = {
+        "kill": "kill",
+        "run": "run",
+        "moment": "moment",
+        "seconds": "seconds after the start",
+        "lines": "lines logged",
+        "half-written": "checkpoint half-written",
+    }
+    reports.show(reports.table(rows, columns, title="Killed and started again", caption=caption))
     Path(config.out).parent.mkdir(parents=True, exist_ok=True)
     Path(config.out).write_text(json.dumps({"kills": rows, "half_written": half, "differences": found}, indent=2))
     if found:
@@ -244,6 +274,6 @@ def benchmark() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["train"]:  # the run itself, which the benchmark starts in processes of its own
         del sys.argv[1]
-        launch(Training, procedure, description=__doc__, smoke={})
+        launch(RunConfig, procedure, description=__doc__, smoke={})
     else:
         main(benchmark)

@@ -12,8 +12,7 @@ import numpy as np
 import optax
 
 from jaxkd import losses, models, objectives, parallel, train
-from jaxkd.cli import main
-from jaxkd.starting import op_by_op
+from jaxkd.experiment.cli import main
 
 SMALL = {"batch_size": 16, "teacher": "mlp", "student": "mlp", "rounds": 1, "seconds": 0.01}
 
@@ -53,24 +52,38 @@ def benchmark() -> None:
     jax.config.update("jax_num_cpu_devices", config.devices)  # before any back end starts; accelerators ignore it
     everything = jax.devices()
     rng = np.random.default_rng(0)
-    batch = {"image": rng.standard_normal((config.batch_size, 32, 32, 3)).astype(np.float32),
-             "label": rng.integers(0, 100, config.batch_size).astype(np.int32)}  # fmt: skip
+    batch = {
+        "image": rng.standard_normal((config.batch_size, 32, 32, 3)).astype(np.float32),
+        "label": rng.integers(0, 100, config.batch_size).astype(np.int32),
+    }
     teacher, student = map(network, (config.teacher, config.student))
-    term = objectives.weighted(label=(0.1, objectives.from_labels(losses.cross_entropy)),
-                               kd=(0.9, objectives.from_logits(losses.kd, temperature=4.0)))  # fmt: skip
-    known = op_by_op(teacher.init, jax.random.key(1), batch)
+    term = objectives.weighted(
+        label=(0.1, objectives.from_labels(losses.cross_entropy)),
+        kd=(0.9, objectives.from_logits(losses.kd, temperature=4.0)),
+    )
+    known = models.init(teacher, jax.random.key(1), batch)
     plans = {"1 device": parallel.with_jit(parallel.make_mesh(everything[:1]))}
     if len(everything) > 1:
-        plans |= {f"{len(everything)} devices, jit": parallel.with_jit(),
-                  f"{len(everything)} devices, pmap": parallel.with_pmap()}  # fmt: skip
+        plans |= {
+            f"{len(everything)} devices, jit": parallel.with_jit(),
+            f"{len(everything)} devices, pmap": parallel.with_pmap(),
+        }
     parts = (student, teacher, term, optax.sgd(0.01, momentum=0.9))
     calls = {name: stepper(plan, parts, batch, known) for name, plan in plans.items()}
     seen = {name: [float(call()) for _ in range(3)] for name, call in calls.items()}
     for found in seen.values():  # the same mathematics
         np.testing.assert_allclose(found, seen["1 device"], rtol=2e-2 if timing.is_accelerator() else 1e-3)
     times = timing.alternate(calls, rounds=config.rounds, seconds=config.seconds)
-    rows = [{"where": name, "step": timing.spread(t, scale=1e3), "rate": round(config.batch_size / np.median(t)),
-             "speed": timing.ratio(times["1 device"], t), "seconds": t} for name, t in times.items()]  # fmt: skip
+    rows = [
+        {
+            "where": name,
+            "step": timing.spread(t, scale=1e3),
+            "rate": round(config.batch_size / np.median(t)),
+            "speed": timing.ratio(times["1 device"], t),
+            "seconds": t,
+        }
+        for name, t in times.items()
+    ]
     columns = {"where": "where", "step": "ms a step", "rate": "examples/s", "speed": "times one device"}
     notes = ["Median (quartiles)."] + (["There is one device, so nothing to compare."] if len(plans) == 1 else [])
     title = f"{config.teacher} -> {config.student}, 32x32 images, global batch {config.batch_size}"

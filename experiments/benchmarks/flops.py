@@ -16,10 +16,9 @@ import numpy as np
 import optax
 
 from jaxkd import losses, models, objectives, train
-from jaxkd.cli import main
-from jaxkd.starting import op_by_op
+from jaxkd.experiment.cli import main
+from jaxkd.models.operations import Work, count_work
 from jaxkd.types import Outputs, Variables
-from jaxkd.work import Work, count_work
 
 SMALL = {**pairs.SMALL, "batch_size": 4, "rounds": 1, "seconds": 0.01, "run_steps": 10, "formats": ("float32",)}
 
@@ -39,12 +38,14 @@ def networks(pair, config):
 def parts_of(pair, format_, config):
     """Name -> (function, arguments) of the parts of a step."""
     teacher, student, batch = networks(pair, config)
-    variables = op_by_op(teacher.init, jax.random.key(1), batch)
+    variables = models.init(teacher, jax.random.key(1), batch)
     if format_ == "bfloat16":
         teacher, student, variables = models.in_dtype(teacher), models.in_dtype(student), models.cast(variables)
     optimizer = optax.sgd(0.01, momentum=0.9)
-    term = objectives.weighted(label=(0.1, objectives.from_labels(losses.cross_entropy)),
-                               kd=(0.9, objectives.from_logits(losses.kd, temperature=4.0)))  # fmt: skip
+    term = objectives.weighted(
+        label=(0.1, objectives.from_labels(losses.cross_entropy)),
+        kd=(0.9, objectives.from_logits(losses.kd, temperature=4.0)),
+    )
     parts = (student, teacher, term, optimizer)
     state = train.init_state(*parts, key=jax.random.key(0), batch=batch, teacher_variables=variables)
     batch = jax.device_put(batch)
@@ -84,12 +85,21 @@ def measure(pair, format_, peaks, config):
     work["backward"] = Work(*(a - b for a, b in zip(whole, rest, strict=True)))
     rows = []
     for name in ("teacher forward", "student forward", "loss and its gradient", "backward", "update", "whole step"):
-        row = {"pair": f"{pair}, {format_}", "part": name, "products": work[name].products / 1e9,
-               "elements": work[name].elements / 1e9, "share": 100 * work[name].total / whole.total}  # fmt: skip
+        row = {
+            "pair": f"{pair}, {format_}",
+            "part": name,
+            "products": work[name].products / 1e9,
+            "elements": work[name].elements / 1e9,
+            "share": 100 * work[name].total / whole.total,
+        }
         if name in times:
             achieved = work[name].products / np.median(times[name])
-            row |= {"ms": timing.spread(times[name], scale=1e3), "peak": 100 * achieved / peaks[format_],
-                    "compiler": compiler_count(programs[name]), "seconds": times[name]}  # fmt: skip
+            row |= {
+                "ms": timing.spread(times[name], scale=1e3),
+                "peak": 100 * achieved / peaks[format_],
+                "compiler": compiler_count(programs[name]),
+                "seconds": times[name],
+            }
         rows.append(row)
     return rows, whole.total
 
@@ -122,9 +132,16 @@ def benchmark() -> None:
             rows += more
             total = whole * config.run_steps / 1e15
             notes.append(f"A run of {config.run_steps:,} steps, {pair}, {format_}: {total:.4g} PFLOP.")
-    columns = {"pair": "pair", "part": "part", "products": "products GFLOP", "elements": "elements GFLOP",
-               "share": "share %", "compiler": "compiler's GFLOP", "ms": "ms alone",
-               "peak": "% of the peak"}  # fmt: skip
+    columns = {
+        "pair": "pair",
+        "part": "part",
+        "products": "products GFLOP",
+        "elements": "elements GFLOP",
+        "share": "share %",
+        "compiler": "compiler's GFLOP",
+        "ms": "ms alone",
+        "peak": "% of the peak",
+    }
     title = f"Operations of a distillation step, batch {config.batch_size}"
     timing.publish(config.out, title, rows, columns, notes=notes, peaks=peaks, config=vars(config))
 

@@ -18,8 +18,9 @@ import numpy as np
 import optax
 from _pairs import pictures
 
-from jaxkd import data, dispatch, losses, models, objectives, parallel, train
-from jaxkd.cli import main
+from jaxkd import data, losses, models, objectives, parallel, train
+from jaxkd.experiment.cli import main
+from jaxkd.train import multistep
 from jaxkd.types import Variables
 
 SMALL = dict(rounds=1, seconds=0.01, steps=4, bundle=2, batch_size=8, examples=32, students=("mlp",))
@@ -35,8 +36,10 @@ def contestants(student, config, stack):
     said = np.random.default_rng(1).standard_normal((config.examples, 10)).astype(np.float32)
     source = data.open_source({**arrays, "teacher_logits": said}, num_classes=10)
     plan = parallel.with_jit(parallel.make_mesh(jax.devices()[:1]))
-    term = objectives.weighted(label=(0.1, objectives.from_labels(losses.cross_entropy)),
-                               kd=(0.9, objectives.from_logits(losses.kd, temperature=4.0)))  # fmt: skip
+    term = objectives.weighted(
+        label=(0.1, objectives.from_labels(losses.cross_entropy)),
+        kd=(0.9, objectives.from_logits(losses.kd, temperature=4.0)),
+    )
     parts = (student, models.cached(), term, optax.sgd(0.01, momentum=0.9))
     nothing, single = Variables({}, {}), train.make_train_step(*parts, prepare=prepare)
     batches = data.train_batches(source, config.batch_size, seed=0)
@@ -56,7 +59,7 @@ def contestants(student, config, stack):
         return run
 
     def bundled(batches):
-        return data.bundles(batches, dispatch.spans(0, 10**6, config.bundle))
+        return data.bundles(batches, multistep.spans(0, 10**6, config.bundle))
 
     def read(batches):
         return stack.enter_context(contextlib.closing(data.prefetch(batches, plan.place)))
@@ -67,7 +70,7 @@ def contestants(student, config, stack):
     fields, numbers = data.table(source)
     rows = data.train_batches(numbers, config.batch_size, seed=0)
     in_turn = config.steps // config.bundle
-    together, looked_up = dispatch.scan_steps(single), dispatch.from_table(dispatch.scan_steps(single))
+    together, looked_up = multistep.scan_steps(single), multistep.from_table(multistep.scan_steps(single))
     return {
         "memory": side(single, nothing, placed(batches), config.steps),
         "pipeline": side(single, nothing, read(batches), config.steps),
@@ -101,9 +104,16 @@ def benchmark() -> None:
                 run()
             times = timing.alternate(sides, rounds=config.rounds, seconds=config.seconds)
         rate = config.steps * config.batch_size
-        rows += [{"student": title, "fed": fed, "rate": timing.spread(rate / times[fed]), "seconds": times[fed],
-                  "share": timing.ratio(times["memory, bundled" if "bundled" in fed else "memory"], times[fed])}
-                 for fed in sides]  # fmt: skip
+        rows += [
+            {
+                "student": title,
+                "fed": fed,
+                "rate": timing.spread(rate / times[fed]),
+                "seconds": times[fed],
+                "share": timing.ratio(times["memory, bundled" if "bundled" in fed else "memory"], times[fed]),
+            }
+            for fed in sides
+        ]
     columns = dict(student="student", fed="fed from", rate="examples/s", share="of memory's throughput")
     timing.publish(config.out, f"Input, batch {config.batch_size}", rows, columns, config=vars(config))
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd import losses
-from jaxkd.cli import main
+from jaxkd.experiment.cli import main
 
 SMALL = {"vocabularies": (256,), "tokens": 128, "width": 16, "rounds": 1, "seconds": 0.01}
 T = 2.0
@@ -95,9 +95,15 @@ def benchmark() -> None:
         print(json.dumps({"peak": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")}))
         return
     rows = [measure(vocabulary, config) for vocabulary in config.vocabularies]
-    columns = {"vocabulary": "vocabulary", "dense_ms": "dense ms", "chunked_ms": "chunked ms",
-               "time": "chunked / dense", "dense_mb": "dense MiB", "chunked_mb": "chunked MiB",
-               "memory": "memory"}  # fmt: skip
+    columns = {
+        "vocabulary": "vocabulary",
+        "dense_ms": "dense ms",
+        "chunked_ms": "chunked ms",
+        "time": "chunked / dense",
+        "dense_mb": "dense MiB",
+        "chunked_mb": "chunked MiB",
+        "memory": "memory",
+    }
     if accelerator:
         columns["peaks"] = "peaks, dense and chunked, MiB"
     title = f"KL and gradients, {config.tokens} tokens, hidden size {config.width}, float32"

@@ -24,11 +24,12 @@ import optax
 import rich.console
 
 from jaxkd import data, losses, metrics, models, objectives, parallel, train
-from jaxkd.checkpoint import Checkpoints
-from jaxkd.cli import check_positive, main, parse
-from jaxkd.clock import Clock
-from jaxkd.log import Logger, Progress
-from jaxkd.loop import Every, evaluate, fit
+from jaxkd.experiment.cli import check_positive, main, parse
+from jaxkd.runs.checkpoint import Checkpoints
+from jaxkd.runs.logger import Logger
+from jaxkd.runs.loop import Every, evaluate, fit
+from jaxkd.runs.progress import Progress
+from jaxkd.runs.timing import Clock
 from jaxkd.types import Variables
 
 
@@ -46,8 +47,17 @@ class Config:
     out: str = "runs/loop_overhead.json"  # where the figures go
 
 
-SMALL = dict(rounds=1, steps=6, batch_size=8, size=8, examples=16, network="mlp", log_every=2, checkpoint_every=2,
-             evaluate_every=3)  # fmt: skip
+SMALL = dict(
+    rounds=1,
+    steps=6,
+    batch_size=8,
+    size=8,
+    examples=16,
+    network="mlp",
+    log_every=2,
+    checkpoint_every=2,
+    evaluate_every=3,
+)
 NETWORKS = {"resnet8": lambda: models.resnet(10, depth=8), "mlp": lambda: models.mlp(10, hidden=(64,))}
 
 
@@ -61,15 +71,24 @@ def contestants(config):
     rng = np.random.default_rng(0)
 
     def images(count):
-        return data.open_source({"image": rng.integers(0, 256, (count, config.size, config.size, 3), np.uint8),
-                                 "label": rng.integers(0, 10, count)}, num_classes=10)  # fmt: skip
+        return data.open_source(
+            {
+                "image": rng.integers(0, 256, (count, config.size, config.size, 3), np.uint8),
+                "label": rng.integers(0, 10, count),
+            },
+            num_classes=10,
+        )
 
     batches = data.train_batches(images(8 * config.batch_size), config.batch_size, seed=0)
     split = data.eval_batches(images(config.examples), config.batch_size)
     plan = parallel.with_jit(parallel.make_mesh(jax.devices()[:1]))
     known, prepare = plan.put(Variables({}, {})), {"prepare": lambda batch: {**batch, "image": batch["image"] / 255}}
-    parts = (NETWORKS[config.network](), models.no_teacher(), objectives.from_labels(losses.cross_entropy),
-             optax.sgd(0.01, momentum=0.9))  # fmt: skip
+    parts = (
+        NETWORKS[config.network](),
+        models.no_teacher(),
+        objectives.from_labels(losses.cross_entropy),
+        optax.sgd(0.01, momentum=0.9),
+    )
     first = train.init_state(*parts, key=jax.random.key(0), batch=batches[0], teacher_variables=known, **prepare)
     step = plan.compile(train.make_train_step(*parts, metrics={"accuracy": metrics.accuracy}, **prepare))
     measure = plan.compile(train.make_eval_step(*parts[:2], metrics.CLASSIFICATION, **prepare), donate_state=False)
@@ -98,9 +117,19 @@ def contestants(config):
         checkpoints, console = Checkpoints(folder / "checkpoints"), rich.console.Console(file=io.StringIO())
         with Logger(folder) as logger, Progress("", config.steps, batch_size=config.batch_size, console=console) as bar:
             start = now()
-            fit(step, state, known, stream, steps=config.steps, log=logger.stage("student", bar),
-                log_every=config.log_every, hooks=[Every(config.evaluate_every, "validation", hook)],
-                checkpoints=checkpoints, checkpoint_every=config.checkpoint_every, clock=clock)  # fmt: skip
+            fit(
+                step,
+                state,
+                known,
+                stream,
+                steps=config.steps,
+                log=logger.phase("student", bar),
+                log_every=config.log_every,
+                hooks=[Every(config.evaluate_every, "validation", hook)],
+                checkpoints=checkpoints,
+                checkpoint_every=config.checkpoint_every,
+                clock=clock,
+            )
             elapsed = now() - start
         checkpoints.close()
         return elapsed, sum(evaluating)
@@ -120,15 +149,36 @@ def benchmark() -> None:
     (bare, _), (whole, evaluating) = seconds[1:].transpose(1, 2, 3, 0)
     rows = []
     for name, loop in (("without the evaluations", whole - evaluating), ("with the evaluations", whole)):
-        rows.append({"loop": name, "bare_ms": timing.spread(bare[0], scale=1e3 / config.steps),
-                     "loop_ms": timing.spread(loop[0], scale=1e3 / config.steps),
-                     "ratio": timing.ratio(loop[0], bare[0]), "cpu": timing.ratio(loop[1], bare[1])})  # fmt: skip
-    columns = dict(loop="loop.fit", bare_ms="bare ms a step", loop_ms="loop ms a step",
-                   ratio="loop / bare, median (quartiles)", cpu="the same in processor time")  # fmt: skip
-    title = (f"{config.network}, batch {config.batch_size}, {config.size}x{config.size}, {config.rounds} rounds of "
-             f"{config.steps} steps")  # fmt: skip
-    timing.publish(config.out, title, rows, columns, config=dataclasses.asdict(config), bare=bare, loop=whole,
-                   evaluating=evaluating)  # fmt: skip
+        rows.append(
+            {
+                "loop": name,
+                "bare_ms": timing.spread(bare[0], scale=1e3 / config.steps),
+                "loop_ms": timing.spread(loop[0], scale=1e3 / config.steps),
+                "ratio": timing.ratio(loop[0], bare[0]),
+                "cpu": timing.ratio(loop[1], bare[1]),
+            }
+        )
+    columns = dict(
+        loop="loop.fit",
+        bare_ms="bare ms a step",
+        loop_ms="loop ms a step",
+        ratio="loop / bare, median (quartiles)",
+        cpu="the same in processor time",
+    )
+    title = (
+        f"{config.network}, batch {config.batch_size}, {config.size}x{config.size}, {config.rounds} rounds of "
+        f"{config.steps} steps"
+    )
+    timing.publish(
+        config.out,
+        title,
+        rows,
+        columns,
+        config=dataclasses.asdict(config),
+        bare=bare,
+        loop=whole,
+        evaluating=evaluating,
+    )
 
 
 if __name__ == "__main__":

@@ -17,12 +17,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd import losses
-from jaxkd.cli import main
+from jaxkd.experiment.cli import main
 from jaxkd.losses import contrastive, dense
-from jaxkd.work import count_work
+from jaxkd.models.operations import count_work
 
-SMALL = {"batch": 8, "classes": 16, "width": 8, "side": 4, "length": 8, "vocabulary": 32, "only": ("kd", "hint", "rkd"),
-         "rounds": 1, "seconds": 0.01}  # fmt: skip
+SMALL = {
+    "batch": 8,
+    "classes": 16,
+    "width": 8,
+    "side": 4,
+    "length": 8,
+    "vocabulary": 32,
+    "only": ("kd", "hint", "rkd"),
+    "rounds": 1,
+    "seconds": 0.01,
+}
 HEADS = 4
 KINDS = {
     "logits": ("batch", "classes"),
@@ -35,16 +44,53 @@ KINDS = {
 }
 # Kind -> losses that take the student's and the teacher's array of that kind, and nothing else.
 PAIRS = {
-    "logits": ("dist", "jeffreys", "jsd", "kd", "logits_mse", "mlkd", "reverse_kl", "skew_kl", "skew_reverse_kl",
-               "spherical_kd", "tvd", "uld"),
-    "vectors": ("cc", "cc_neighbours", "clip", "dark_rank_hard", "dark_rank_soft", "info_nce", "pkt", "rkd",
-                "rkd_angle", "rkd_distance"),
-    "map": ("ab", "attention_transfer", "cat_kd", "cwd", "ft", "ft_repdistiller", "hint", "ickd", "mgd", "nst",
-            "pixel_kd", "pkd_pearson", "review_hcl", "simkd", "sp"),
+    "logits": (
+        "dist",
+        "jeffreys",
+        "jsd",
+        "kd",
+        "logits_mse",
+        "mlkd",
+        "reverse_kl",
+        "skew_kl",
+        "skew_reverse_kl",
+        "spherical_kd",
+        "tvd",
+        "uld",
+    ),
+    "vectors": (
+        "cc",
+        "cc_neighbours",
+        "clip",
+        "dark_rank_hard",
+        "dark_rank_soft",
+        "info_nce",
+        "pkt",
+        "rkd",
+        "rkd_angle",
+        "rkd_distance",
+    ),
+    "map": (
+        "ab",
+        "attention_transfer",
+        "cat_kd",
+        "cwd",
+        "ft",
+        "ft_repdistiller",
+        "hint",
+        "ickd",
+        "mgd",
+        "nst",
+        "pixel_kd",
+        "pkd_pearson",
+        "review_hcl",
+        "simkd",
+        "sp",
+    ),
     "tokens": ("cosine", "hidden_mse"),
     "token_logits": ("ld",),
     "attention": ("attention_mse",),
-}  # fmt: skip
+}
 LABELLED = ("dkd", "nkd", "wsld", "mft", "uskd")
 TOP_K = ("topk_kl_teacher_renorm", "topk_kl_both_renorm", "topk_kl_tail_bucket", "ranking_hinge", "ranking_logistic")
 
@@ -101,18 +147,18 @@ def special_cases(draw, labels):
         "clip_affinity": (losses.clip_affinity, (*two("vectors"), *two("vectors"))),
         "crd": (losses.crd, (*two("vectors"), draw.integers(8 * c.batch, 64), bank)),
         "cross_entropy": (losses.cross_entropy, (draw("logits"), labels)),
-        "fgd": (functools.partial(losses.fgd, image_shape=(c.side, c.side)),
-                (*two("map"), boxes, draw.context(), draw.context())),
-        "ifvd": (functools.partial(losses.ifvd, num_classes=10),
-                 (*two("map"), draw.integers(10, c.side, c.side))),
+        "fgd": (
+            functools.partial(losses.fgd, image_shape=(c.side, c.side)),
+            (*two("map"), boxes, draw.context(), draw.context()),
+        ),
+        "ifvd": (functools.partial(losses.ifvd, num_classes=10), (*two("map"), draw.integers(10, c.side, c.side))),
         "info_nce_queue": (losses.info_nce_queue, (*two("vectors"), draw(1024, "width"))),
         "masked_token_kl": (losses.masked_token_kl, (*two("token_logits"), mask)),
         "minilm": (functools.partial(losses.minilm, attention_heads=HEADS), (*two("qkv"), mask)),
         "minilmv2": (functools.partial(losses.minilmv2, relation_heads=HEADS), (*two("qkv"), mask)),
         "ofd": (losses.ofd, (*two("map"), channels)),
         "pkd": (losses.pkd, (layers[0][:, :, 0], layers[1][:, :, 0])),
-        "semckd": (losses.semckd, (draw("batch", 3, "width"), draw("batch", 3, "width"),
-                                   jnp.abs(draw("batch", 3, 3)))),
+        "semckd": (losses.semckd, (draw("batch", 3, "width"), draw("batch", 3, "width"), jnp.abs(draw("batch", 3, 3)))),
         "sequence_kd": (losses.sequence_kd, (draw("token_logits"), draw.integers(c.vocabulary, c.length))),
         "srd": (losses.srd, (*two("vectors"), *two("logits"))),
         "srrl": (losses.srrl, (*two("map"), *two("logits"))),
@@ -122,7 +168,7 @@ def special_cases(draw, labels):
         "token_level": (losses.token_level(losses.kd), (*two("token_logits"), mask)),
         "vid": (losses.vid, (*two("map"), channels)),
         "vitkd": (losses.vitkd, (layers[0][:, :2], layers[1][:, :2], *two("tokens"), mask)),
-    }  # fmt: skip
+    }
 
 
 def forward_and_gradient(function):
@@ -146,8 +192,12 @@ def measure(name, function, arrays, peaks, config):
         work = count_work(f, *arrays)
         moved = costs.bytes_of(arrays, jax.eval_shape(f, *arrays))
         floor = max(work.total / peaks["float32"], moved / peaks["bytes"])
-        row |= {f"{way}_us": timing.spread(times[way], scale=1e6), f"{way}_mflop": work.total / 1e6,
-                f"{way}_mb": moved / 2**20, f"{way}_roofline": 100 * floor / np.median(times[way])}  # fmt: skip
+        row |= {
+            f"{way}_us": timing.spread(times[way], scale=1e6),
+            f"{way}_mflop": work.total / 1e6,
+            f"{way}_mb": moved / 2**20,
+            f"{way}_roofline": 100 * floor / np.median(times[way]),
+        }
     return row | {"seconds": times}
 
 
@@ -177,12 +227,19 @@ def benchmark() -> None:
     rows = [measure(name, *table[name], peaks, config) for name in chosen]
     columns = {"loss": "loss", "shape": "student"}
     for way, title in (("forward", "forward"), ("gradient", "with gradient")):
-        columns |= {f"{way}_us": f"{title} µs", f"{way}_mflop": "MFLOP", f"{way}_mb": "MiB",
-                    f"{way}_roofline": "% of roofline"}  # fmt: skip
-    notes = [f"Median (quartiles); measured peaks: {peaks['float32'] / 1e9:,.0f} GFLOP/s of float32 products, "
-             f"{peaks['bytes'] / 1e9:,.1f} GB/s."]  # fmt: skip
-    timing.publish(config.out, "Cost of each loss, float32", rows, columns, notes=notes, peaks=peaks,
-                   config=vars(config))  # fmt: skip
+        columns |= {
+            f"{way}_us": f"{title} µs",
+            f"{way}_mflop": "MFLOP",
+            f"{way}_mb": "MiB",
+            f"{way}_roofline": "% of roofline",
+        }
+    notes = [
+        f"Median (quartiles); measured peaks: {peaks['float32'] / 1e9:,.0f} GFLOP/s of float32 products, "
+        f"{peaks['bytes'] / 1e9:,.1f} GB/s."
+    ]
+    timing.publish(
+        config.out, "Cost of each loss, float32", rows, columns, notes=notes, peaks=peaks, config=vars(config)
+    )
 
 
 if __name__ == "__main__":

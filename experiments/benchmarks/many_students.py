@@ -14,34 +14,44 @@ import numpy as np
 import optax
 from _timing import alternate, flags, publish, spread
 
-from jaxkd import losses, models, objectives, parallel, students
-from jaxkd.cli import main
-from jaxkd.starting import op_by_op
+from jaxkd import losses, models, objectives, parallel
+from jaxkd.experiment.cli import main
+from jaxkd.train import students
 
 SMALL = dict(rounds=1, seconds=0.001, batch_size=8, counts=(2,), pairs=("mlp",))
 PAIRS = {
     "mlp": ("MLP 3072-1024-1024-10 -> 3072-64-10", models.mlp(10, hidden=(1024, 1024)), models.mlp(10, hidden=(64,))),
-    "convnet": ("ResNet-56 -> plain CNN, 16, 32, 64 channels", models.resnet(10, depth=56),
-                models.convnet(10, widths=(16, 32, 64))),
+    "convnet": (
+        "ResNet-56 -> plain CNN, 16, 32, 64 channels",
+        models.resnet(10, depth=56),
+        models.convnet(10, widths=(16, 32, 64)),
+    ),
     "resnet": ("ResNet-56 -> ResNet-20", models.resnet(10, depth=56), models.resnet(10, depth=20)),
-}  # fmt: skip
+}
 
 
 def contestants(teacher, student, config, mesh):
     """Functions that do one step each and wait for it, by name; `teacher` and `student` are the parts of a step."""
     rng = np.random.default_rng(0)
-    batch = {"image": rng.standard_normal((config.batch_size, 32, 32, 3)).astype(np.float32),
-             "label": rng.integers(0, 10, config.batch_size).astype(np.int32)}  # fmt: skip
-    known = parallel.put_replicated(op_by_op(teacher.init, jax.random.key(1), batch), mesh)
+    batch = {
+        "image": rng.standard_normal((config.batch_size, 32, 32, 3)).astype(np.float32),
+        "label": rng.integers(0, 10, config.batch_size).astype(np.int32),
+    }
+    known = parallel.put_replicated(models.init(teacher, jax.random.key(1), batch), mesh)
 
     def make_parts(temperature, rate):
-        term = objectives.weighted(label=(0.1, objectives.from_labels(losses.cross_entropy)),
-                                   kd=(0.9, objectives.from_logits(losses.kd, temperature=temperature)))  # fmt: skip
+        term = objectives.weighted(
+            label=(0.1, objectives.from_labels(losses.cross_entropy)),
+            kd=(0.9, objectives.from_logits(losses.kd, temperature=temperature)),
+        )
         return student, teacher, term, optax.sgd(rate, momentum=0.9)
 
     def swept(count):
-        points = {"temperature": np.linspace(1, 8, count, dtype=np.float32), "rate": np.full(count, 1e-3, np.float32),
-                  "seed": np.arange(count)}  # fmt: skip
+        points = {
+            "temperature": np.linspace(1, 8, count, dtype=np.float32),
+            "rate": np.full(count, 1e-3, np.float32),
+            "seed": np.arange(count),
+        }
         plan = students.sweep(make_parts, points)
         state = plan.init(key=jax.random.key(0), batch=batch, teacher_variables=known)
         return plan.make_step(), parallel.put_replicated(state, mesh)
@@ -107,8 +117,16 @@ def benchmark():
     )
     mesh = parallel.make_mesh(jax.devices()[:1])
     rows = [shown(row) for pair in config.pairs for row in measure(pair, config, mesh)]
-    columns = dict(pair="teacher -> student", parts="T + S, ms", students="N", ideal="ideal", vmap="vmap / N runs",
-                   map="map / N runs", unroll="unroll / N runs", best="best / ideal")  # fmt: skip
+    columns = dict(
+        pair="teacher -> student",
+        parts="T + S, ms",
+        students="N",
+        ideal="ideal",
+        vmap="vmap / N runs",
+        map="map / N runs",
+        unroll="unroll / N runs",
+        best="best / ideal",
+    )
     publish(config.out, f"N students beside one teacher, batch {config.batch_size}", rows, columns)
 
 

@@ -13,10 +13,9 @@ import numpy as np
 import optax
 
 from jaxkd import losses, models, objectives, parallel, train
-from jaxkd.cli import main
-from jaxkd.models.mlp import MLP
-from jaxkd.models.resnet import ResNet
-from jaxkd.starting import op_by_op
+from jaxkd.experiment.cli import main
+from jaxkd.models.vision.mlp import MLP
+from jaxkd.models.vision.resnet import ResNet
 
 SMALL = dict(rounds=1, seconds=0.01, batch_size=8, pairs=("mlp",))
 T, ALPHA = 4.0, 0.1
@@ -56,19 +55,26 @@ def handwritten(teacher, student, optimizer):
 def contestants(teacher_module, student_module, config):
     """Two functions that do one step each and wait for it."""
     rng = np.random.default_rng(0)
-    batch = {"image": rng.standard_normal((config.batch_size, 32, 32, 3)).astype(np.float32),
-             "label": rng.integers(0, 10, config.batch_size).astype(np.int32)}  # fmt: skip
+    batch = {
+        "image": rng.standard_normal((config.batch_size, 32, 32, 3)).astype(np.float32),
+        "label": rng.integers(0, 10, config.batch_size).astype(np.int32),
+    }
     teacher, student = models.from_linen(teacher_module), models.from_linen(student_module)
     optimizer = optax.sgd(0.01, momentum=0.9)
     mesh = parallel.make_mesh(jax.devices()[:1])
-    known = parallel.put_replicated(op_by_op(teacher.init, jax.random.key(1), batch), mesh)
-    term = objectives.weighted(label=(ALPHA, objectives.from_labels(losses.cross_entropy)),
-                               kd=(1 - ALPHA, objectives.from_logits(losses.kd, temperature=T)))  # fmt: skip
+    known = parallel.put_replicated(models.init(teacher, jax.random.key(1), batch), mesh)
+    term = objectives.weighted(
+        label=(ALPHA, objectives.from_labels(losses.cross_entropy)),
+        kd=(1 - ALPHA, objectives.from_logits(losses.kd, temperature=T)),
+    )
     parts = (student, teacher, term, optimizer)
     state = train.init_state(*parts, key=jax.random.key(0), batch=batch, teacher_variables=known)
     mine = {"state": parallel.put_replicated(state, mesh)}
-    theirs = {"carry": jax.tree.map(jnp.copy, (state.params["student"], state.state["student"],
-                                               optimizer.init(state.params["student"])))}  # fmt: skip
+    theirs = {
+        "carry": jax.tree.map(
+            jnp.copy, (state.params["student"], state.state["student"], optimizer.init(state.params["student"]))
+        )
+    }
     library = parallel.compile_jit(train.make_train_step(*parts), mesh)
     by_hand = handwritten(teacher_module, student_module, optimizer)
     placed = parallel.put_batch(batch, mesh)
@@ -102,9 +108,15 @@ def benchmark() -> None:
         losses_seen = [(float(library()), float(by_hand())) for _ in range(3)]
         np.testing.assert_allclose(*zip(*losses_seen, strict=True), rtol=1e-4)  # the same mathematics
         times = timing.alternate({"library": library, "hand": by_hand}, rounds=config.rounds, seconds=config.seconds)
-        rows.append({"pair": name, **{side: timing.spread(t, scale=1e3) for side, t in times.items()},
-                     "ratio": timing.ratio(times["library"], times["hand"]),
-                     "ratio_median": np.median(times["library"] / times["hand"]), "seconds": times})  # fmt: skip
+        rows.append(
+            {
+                "pair": name,
+                **{side: timing.spread(t, scale=1e3) for side, t in times.items()},
+                "ratio": timing.ratio(times["library"], times["hand"]),
+                "ratio_median": np.median(times["library"] / times["hand"]),
+                "seconds": times,
+            }
+        )
     columns = {"pair": "pair", "library": "library ms", "hand": "hand-written ms", "ratio": "ratio"}
     title = f"A step of the library beside one written by hand, batch {config.batch_size}"
     timing.publish(config.out, title, rows, columns, notes=["Median (quartiles)."], config=vars(config))

@@ -1,9 +1,7 @@
 """Data: sources of any kind, pipelines with random access, targets joined by example, and the digits."""
 
-from jaxkd.data.chosen import few_labels, of_classes
-from jaxkd.data.digits import prepare_digits
-from jaxkd.data.fingerprints import fingerprint_variables
-from jaxkd.data.pipelines import (
+from jaxkd.data.open import Spec, open_source
+from jaxkd.data.pipeline import (
     HostBatch,
     bundles,
     chosen_batches,
@@ -12,9 +10,10 @@ from jaxkd.data.pipelines import (
     steps_per_epoch,
     train_batches,
 )
-from jaxkd.data.sources import Source, Spec, in_memory, labels_of, open_source, statistics, table, with_fields
-from jaxkd.data.targets import with_targets
-from jaxkd.data.text import SEPARATOR, VOCABULARY, Transform, encode_bytes
+from jaxkd.data.readers.digits import prepare_digits
+from jaxkd.data.source import Source, in_memory, labels_of, statistics, table, with_fields
+from jaxkd.data.subsets import few_labels, of_classes
+from jaxkd.data.tokens import SEPARATOR, VOCABULARY, Transform, encode_bytes
 
 __all__ = [
     "SEPARATOR",
@@ -28,7 +27,6 @@ __all__ = [
     "encode_bytes",
     "eval_batches",
     "few_labels",
-    "fingerprint_variables",
     "in_memory",
     "labels_of",
     "of_classes",
@@ -40,5 +38,4 @@ __all__ = [
     "table",
     "train_batches",
     "with_fields",
-    "with_targets",
 ]

@@ -7,9 +7,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-RESERVED = ("id", "view", "mask", "aspect")
-"""Fields that sources and pipelines add themselves."""
-
 _SPLIT = re.compile(r"(?P<name>[^\[\]+]+?)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
 
 

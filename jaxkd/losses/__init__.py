@@ -3,70 +3,16 @@
 Pieces that some methods need beside their loss (connectors, memory banks, margins) stand in the submodules.
 """
 
-from jaxkd.losses.contrastive import (
-    clip,
-    clip_affinity,
-    crd,
-    info_nce,
-    info_nce_queue,
-)
-from jaxkd.losses.decoupled import (
-    dkd,
-    nkd,
-    uskd,
-    wsld,
-)
-from jaxkd.losses.dense import (
-    cwd,
-    fgd,
-    ifvd,
-    ld,
-    pixel_kd,
-)
-from jaxkd.losses.divergences import (
-    jeffreys,
-    jsd,
-    reverse_kl,
-    skew_kl,
-    skew_reverse_kl,
-    tvd,
-)
-from jaxkd.losses.features import (
-    cat_kd,
-    hint,
-    ickd,
-    mgd,
-    pkd_pearson,
-    review_hcl,
-    semckd,
-    simkd,
-    srd,
-    srrl,
-)
-from jaxkd.losses.flows import (
-    fsp,
-    kdsvd,
-)
-from jaxkd.losses.logit_relations import (
-    dist,
-    mlkd,
-)
-from jaxkd.losses.logits import (
-    cross_entropy,
-    kd,
-    logits_mse,
-    mft,
-    spherical_kd,
-    standardize_logits,
-    tfkd_reg,
-)
-from jaxkd.losses.maps import (
-    ab,
-    attention_transfer,
-    ft,
-    ft_repdistiller,
-    nst,
-)
+from jaxkd.losses.chunked import chunked_kl
+from jaxkd.losses.contrastive import clip, clip_affinity, crd, info_nce, info_nce_queue
+from jaxkd.losses.correlation import dist, mlkd
+from jaxkd.losses.cross_tokenizer import uld
+from jaxkd.losses.dense import cwd, fgd, ifvd, ld, pixel_kd
+from jaxkd.losses.divergences import jeffreys, jsd, reverse_kl, skew_kl, skew_reverse_kl, tvd
+from jaxkd.losses.flows import fsp, kdsvd
+from jaxkd.losses.hints import cat_kd, hint, ickd, mgd, pkd_pearson, review_hcl, semckd, simkd, srd, srrl
+from jaxkd.losses.logits import cross_entropy, kd, logits_mse, mft, spherical_kd, standardize_logits, tfkd_reg
+from jaxkd.losses.maps import ab, attention_transfer, ft, ft_repdistiller, nst, ofd, vid
 from jaxkd.losses.relations import (
     cc,
     cc_neighbours,
@@ -78,34 +24,16 @@ from jaxkd.losses.relations import (
     rkd_distance,
     sp,
 )
-from jaxkd.losses.sequence import (
-    chunked_kl,
-    masked_token_kl,
-    sequence_kd,
-    token_level,
-)
-from jaxkd.losses.transfer import (
-    ofd,
-    vid,
-)
-from jaxkd.losses.transformers import (
-    attention_mse,
-    cosine,
-    hidden_mse,
-    minilm,
-    minilmv2,
-    pkd,
-    tinybert,
-    vitkd,
-)
-from jaxkd.losses.vocabulary import (
+from jaxkd.losses.sequence import masked_token_kl, sequence_kd, token_level
+from jaxkd.losses.target_class import dkd, nkd, uskd, wsld
+from jaxkd.losses.top_k import (
     ranking_hinge,
     ranking_logistic,
     topk_kl_both_renorm,
     topk_kl_tail_bucket,
     topk_kl_teacher_renorm,
-    uld,
 )
+from jaxkd.losses.transformers import attention_mse, cosine, hidden_mse, minilm, minilmv2, pkd, tinybert, vitkd
 
 __all__ = [
     "ab",

@@ -1,33 +1,24 @@
 """Models: networks with named intermediates, and the makers that turn any network into a `Model`."""
 
-from jaxkd.models.convnet import convnet
-from jaxkd.models.convnext import convnext
-from jaxkd.models.functional import (
-    cached,
-    count_parameters,
-    ensemble,
-    from_linen,
-    from_nnx,
-    join,
-    mean_logits,
-    mean_probabilities,
-    no_teacher,
-    size,
-    with_head,
-)
-from jaxkd.models.lenet import lenet
-from jaxkd.models.mlp import mlp
-from jaxkd.models.mobilenet import mobilenet_v1, mobilenet_v2
+from jaxkd.models.adapters import from_linen, from_nnx, init
+from jaxkd.models.combine import cached, ensemble, join, mean_logits, mean_probabilities, no_teacher, with_head
+from jaxkd.models.inherit import inherit
 from jaxkd.models.precision import Int8, cast, from_int8, in_dtype, to_int8
-from jaxkd.models.resnet import imagenet_resnet, resnet
 from jaxkd.models.reused import reuse_classifier
-from jaxkd.models.shufflenet import shufflenet_v1, shufflenet_v2
+from jaxkd.models.size import count_parameters, size
+from jaxkd.models.text.decoder import language_model
+from jaxkd.models.text.encoder import bert
 from jaxkd.models.top_k import KEPT, keep_top_k, spread_tail, top_k
-from jaxkd.models.transfer import inherit
-from jaxkd.models.transformer import bert, language_model
-from jaxkd.models.vgg import vgg
-from jaxkd.models.vision_transformer import vision_transformer
-from jaxkd.models.wide_resnet import wide_resnet
+from jaxkd.models.vision.convnet import convnet
+from jaxkd.models.vision.convnext import convnext
+from jaxkd.models.vision.lenet import lenet
+from jaxkd.models.vision.mlp import mlp
+from jaxkd.models.vision.mobilenet import mobilenet_v1, mobilenet_v2
+from jaxkd.models.vision.resnet import imagenet_resnet, resnet
+from jaxkd.models.vision.shufflenet import shufflenet_v1, shufflenet_v2
+from jaxkd.models.vision.vgg import vgg
+from jaxkd.models.vision.vision_transformer import vision_transformer
+from jaxkd.models.vision.wide_resnet import wide_resnet
 
 __all__ = [
     "KEPT",
@@ -45,6 +36,7 @@ __all__ = [
     "imagenet_resnet",
     "in_dtype",
     "inherit",
+    "init",
     "join",
     "keep_top_k",
     "language_model",

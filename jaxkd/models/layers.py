@@ -3,48 +3,23 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-from jax import lax
 
-from jaxkd.convolution import convolve
-from jaxkd.models.functional import bound
+from jaxkd.kernels.convolution import convolve
+from jaxkd.kernels.dense import by_matrices, gelu
+from jaxkd.models.adapters import bound
 
 Conv = functools.partial(nn.Conv, conv_general_dilated=convolve)
 """`flax.linen.Conv`, fast on CPUs as well."""
 
 
-def _by_matrices(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, *, precision: Any = None) -> jax.Array:
-    """`lax.dot_general` of the last axis of x and the first of the kernel, with all other axes of x in one."""
-    del dimension_numbers  # always these
-    flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    return jnp.dot(flat, kernel, precision=precision).reshape(*x.shape[:-1], kernel.shape[1])
-
-
-Dense = functools.partial(nn.Dense, dot_general=_by_matrices)
+Dense = functools.partial(nn.Dense, dot_general=by_matrices)
 """`flax.linen.Dense` for inputs of three axes and more: the gradient of its kernel is a product of two matrices. Of
 several axes XLA would bring the channels to the front before, on CPUs at the cost of the product itself."""
-
-
-def gelu(x: jax.Array) -> jax.Array:
-    """x Phi(x), Phi the normal distribution's function, from the error function as PyTorch has it.
-
-    `flax.linen.gelu` takes its complement, which is more exact where the result is next to 0, but which XLA computes
-    piece by piece, in three times the time on CPUs. Below float32 that would show, so it is computed in float32.
-
-    Args:
-      x: Floating, of any shape.
-
-    Returns:
-      Of x's shape and dtype.
-    """
-    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return (0.5 * y * (1 + lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
 
 
 def perceptron(x: jax.Array, kernel_init: Callable[..., Any]) -> jax.Array:
@@ -106,9 +81,14 @@ def conv_norm(
       [B, ceil(H / stride), ceil(W / stride), width].
     """
     convolve = Conv(
-        width, (kernel, kernel), stride, padding=kernel // 2, feature_group_count=groups, use_bias=bias,
+        width,
+        (kernel, kernel),
+        stride,
+        padding=kernel // 2,
+        feature_group_count=groups,
+        use_bias=bias,
         name=name.format("conv"),
-    )  # fmt: skip
+    )
     return batch_norm(convolve(x), name.format("norm"), train=train, axis_name=axis_name)
 
 

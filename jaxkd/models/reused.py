@@ -8,14 +8,14 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxkd import numerics
-from jaxkd.losses import connectors
-from jaxkd.models.functional import from_linen
+from jaxkd.keys import fold_name
+from jaxkd.models.adapters import from_linen
 from jaxkd.models.layers import conv_norms
 from jaxkd.types import Batch, Model, Outputs, PyTree, Variables
 
 
 class _Projector(nn.Module):
-    """Convolutions of 1x1, 3x3 and 1x1, each with batch norm and ReLU: `connectors.simkd_projector` with a memory."""
+    """Convolutions of 1x1, 3x3 and 1x1, each with batch norm and ReLU: `networks.simkd_projector` with a memory."""
 
     inner: int
     channels: int
@@ -80,10 +80,10 @@ def reuse_classifier(
         return {feature: x}
 
     def init(key: jax.Array, batch: Batch) -> Variables:
-        own = student.init(numerics.fold_name(key, "student"), batch)
+        own = student.init(fold_name(key, "student"), batch)
         seen = jax.eval_shape(lambda own: map_of(student.apply(own, batch, None, False)[0]), own)
         zeros = {name: jnp.zeros(x.shape, x.dtype) for name, x in seen.items()}
-        added = projector.init(numerics.fold_name(key, "projector"), zeros)
+        added = projector.init(fold_name(key, "projector"), zeros)
         kept = [jnp.asarray(part, jnp.float32) for part in classifier]
         return Variables(
             {"student": own.params, "projector": added.params},
@@ -95,8 +95,29 @@ def reuse_classifier(
         outputs, own = student.apply(Variables(params["student"], state["student"]), batch, key, train)
         added = Variables(params["projector"], state["projector"])
         found, changed = projector.apply(added, map_of(outputs), None, train)
-        logits = connectors.reused_classifier(found.logits, *state["classifier"])
+        logits = reused_classifier(found.logits, *state["classifier"])
         features = {**outputs.features, "projected": found.logits}
         return Outputs(logits, features), {**state, "student": own, "projector": changed}
 
     return Model(init, apply)
+
+
+def reused_classifier(feature: ArrayLike, kernel: ArrayLike, bias: ArrayLike) -> jax.Array:
+    """The teacher's frozen classifier on a projected student's map: SRRL's student logits and SimKD's prediction.
+
+    mean_hw(f) W + b
+
+    Args:
+      feature: [B, ..., C] floating, in the teacher's channels.
+      kernel: [C, K], the teacher's.
+      bias: [K], the teacher's.
+
+    Returns:
+      Logits [B, K].
+
+    Reference:
+      Chen et al., "Knowledge Distillation with the Reused Teacher Classifier", CVPR 2022,
+      https://arxiv.org/abs/2203.14001
+    """
+    x, k, b = numerics.promote(feature, kernel, bias)
+    return jnp.mean(x, axis=tuple(range(1, x.ndim - 1))) @ k + b[None]

@@ -1,20 +1,11 @@
 """Terms: losses with what they own (projections, banks, traced temperatures and weights), and their weighted sums."""
 
-from jaxkd.objectives.adaptive import (
-    cosine_ramp,
-    curriculum_temperature,
-    teacher_certainty,
-    teacher_confidence,
-    uncertainty_weighted,
-    wsld_weight,
-)
-from jaxkd.objectives.banks import crd, info_nce_queue
-from jaxkd.objectives.heads import cat_kd, srd, tinybert, uskd
-from jaxkd.objectives.hidden import from_hidden
-from jaxkd.objectives.layers import review, semckd
-from jaxkd.objectives.methods import ab, fgd, ft, mgd, ofd, paraphrase, srrl, vid, vitkd
+from jaxkd.objectives.cross_layer import review, semckd
+from jaxkd.objectives.maps import ab, fgd, ft, mgd, ofd, paraphrase, srrl, vid, vitkd
+from jaxkd.objectives.memories import crd, info_nce_queue
 from jaxkd.objectives.projections import Projection, connector, linear, mlp, regressor
-from jaxkd.objectives.sums import weighted
+from jaxkd.objectives.schedules import cosine_ramp
+from jaxkd.objectives.temperature import curriculum_temperature
 from jaxkd.objectives.terms import (
     Held,
     Number,
@@ -28,6 +19,15 @@ from jaxkd.objectives.terms import (
     pick,
     stateful,
     trained,
+)
+from jaxkd.objectives.tokens import from_hidden
+from jaxkd.objectives.vectors import cat_kd, srd, tinybert, uskd
+from jaxkd.objectives.weighting import (
+    teacher_certainty,
+    teacher_confidence,
+    uncertainty_weighted,
+    weighted,
+    wsld_weight,
 )
 
 __all__ = [

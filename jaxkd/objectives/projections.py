@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import numerics
-from jaxkd.losses import connectors, transfer
+from jaxkd.objectives import networks, regressors
 from jaxkd.types import PyTree
 
 Shape = tuple[int, ...]
@@ -98,7 +98,7 @@ def connector(*, relu: bool = False) -> Projection:
 
     def apply(params: PyTree, x: jax.Array) -> jax.Array:
         parameters = (params["kernel"], params["scale"], params["bias"])
-        return connectors.srrl_connector(x, *parameters) if relu else connectors.ickd_embedding(x, *parameters)
+        return networks.srrl_connector(x, *parameters) if relu else networks.ickd_embedding(x, *parameters)
 
     return Projection(init, apply, couples=True)
 
@@ -130,7 +130,7 @@ def regressor(*, halve: bool = False, norm: bool = False) -> Projection:
     def apply(params: PyTree, x: jax.Array) -> jax.Array:
         pair = (params["scale"], params["shift"]) if norm else None
         parameters = (params["kernel"], params["bias"], pair)
-        return transfer.fitnet_regressor(x, *parameters, stride=1 + halve, padding=int(halve))
+        return regressors.fitnet_regressor(x, *parameters, stride=1 + halve, padding=int(halve))
 
     return Projection(init, apply, couples=norm)
 

@@ -13,6 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxkd import numerics
+from jaxkd.keys import fold_name
 from jaxkd.objectives.projections import Projection
 from jaxkd.types import WHOLE, Batch, Outputs, PyTree, Schedule, Term, Variables, Whole
 
@@ -404,7 +405,7 @@ def from_features(
     def init(key: jax.Array, s: Any, t: Any) -> PyTree:
         s, t = jax.eval_shape(numerics.match_resolution, s, t) if pool else (s, t)
         shapes = {"student": (tuple(s.shape), tuple(t.shape)), "teacher": (tuple(t.shape), tuple(s.shape))}
-        return {side: p.init(numerics.fold_name(key, side), *shapes[side]) for side, p in sides.items()}
+        return {side: p.init(fold_name(key, side), *shapes[side]) for side, p in sides.items()}
 
     def call(params: PyTree, s: jax.Array, t: jax.Array, **hyper: Any) -> jax.Array:
         s, t = numerics.match_resolution(s, t) if pool else (s, t)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxkd.kernels.eager import unoptimised
 from jaxkd.testing.outcome import Finding, NotRun, Outcome
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
@@ -50,7 +51,7 @@ class Case:
         self.kinds = {n: "side" if _is_floating(a) else "labels" for n, a in self.arrays.items()} | dict(kinds or {})
         _check_kinds(self.kinds, self.names)
         # Most of a check's time is compilation, and nothing here runs long enough to deserve an optimised program.
-        self._options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        self._options = unoptimised()
         self._values = jax.jit(lambda arrays: self.jitted(arrays), compiler_options=self._options)
         self._values_and_gradients = jax.jit(self._differentiate, compiler_options=self._options)
         with settings(np.float32):

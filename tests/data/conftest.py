@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxkd.data.preparing import quiet
+from jaxkd.data.readers.preparing import quiet
 
 
 @pytest.fixture(scope="session")

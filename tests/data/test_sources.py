@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxkd.data import images, in_memory, open_source, statistics
+from jaxkd.data import in_memory, open_source, statistics
+from jaxkd.data.readers import pictures
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (12, 4, 3, 2), dtype=np.uint8)
@@ -73,7 +74,7 @@ def test_images_are_resized_on_request():
     np.testing.assert_allclose(source.read(np.arange(4))["aspect"], [5 / 4, 5 / 5, 5 / 6, 1])
     middle = open_source({"image": ragged, "label": [0, 1, 0, 1]}, image_size=4, fit="crop").read(np.array([0]))
     assert set(middle) == {"image", "label", "id"}
-    np.testing.assert_array_equal(middle["image"][0], images.resize(ragged[0], images.Frame(4, 4, "crop")).pixels)
+    np.testing.assert_array_equal(middle["image"][0], pictures.resize(ragged[0], pictures.Frame(4, 4, "crop")).pixels)
     floats = open_source({"image": np.full((2, 4, 4, 2), 1.5), "label": [0, 1]}, image_size=8)
     np.testing.assert_allclose(floats.read(np.array([0]))["image"], 1.5)
     # Averaging over whole blocks: halving a ramp keeps its mean.

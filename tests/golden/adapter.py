@@ -9,23 +9,23 @@ import jax.numpy as jnp
 
 from jaxkd import losses, numerics
 from jaxkd.losses import (
-    connectors,
     contrastive,
-    decoupled,
+    correlation,
     dense,
     divergences,
-    features,
     flows,
-    logit_relations,
+    hints,
     logits,
     maps,
     relations,
-    transfer,
+    target_class,
+    top_k,
     transformers,
-    vocabulary,
 )
+from jaxkd.losses.cross_tokenizer import uld_answers
 from jaxkd.losses.sequence import masked_token_kl
-from jaxkd.objectives import linear
+from jaxkd.models.reused import reused_classifier
+from jaxkd.objectives import linear, networks, regressors
 
 # --- logits ---
 
@@ -45,17 +45,17 @@ def _standardized(x):
 def _uskd(h, x):
     weak = x["weak_feature"] @ x["fc_kernel"] + x["fc_bias"][None]
     weights = {name: h[name] for name in ("alpha", "beta", "mu")}
-    return decoupled.uskd(x["student_logits"], weak, x["labels"], **weights, log_ranking=True)
+    return target_class.uskd(x["student_logits"], weak, x["labels"], **weights, log_ranking=True)
 
 
 def _uld(h, x):
     spans = (x[name] for name in ("student_start", "student_len", "teacher_start", "teacher_len"))
     options = {"student_temperature": h["Ts"], "teacher_temperature": h["Tt"], "weight": h["weight"]}
-    return jnp.mean(vocabulary.uld_answers(*_sides(x), *spans, **options))
+    return jnp.mean(uld_answers(*_sides(x), *spans, **options))
 
 
 def _dkd(h, sides, x):
-    return jnp.mean(decoupled.dkd(*sides, x["labels"], alpha=h["alpha"], beta=h["beta"], temperature=h["T"]))
+    return jnp.mean(target_class.dkd(*sides, x["labels"], alpha=h["alpha"], beta=h["beta"], temperature=h["T"]))
 
 
 def _token_mean(values, x):
@@ -82,11 +82,11 @@ _LOGITS = {
         logits.mft(*_sides(x), x["labels"], temperature=h["T"], threshold=h["threshold"]),
     ),
     "dkd": lambda h, x: _dkd(h, _sides(x), x),
-    "nkd": lambda h, x: jnp.mean(decoupled.nkd(*_sides(x), x["labels"], gamma=h["gamma"], temperature=h["T"])),
+    "nkd": lambda h, x: jnp.mean(target_class.nkd(*_sides(x), x["labels"], gamma=h["gamma"], temperature=h["T"])),
     "uskd": _uskd,
-    "wsld": lambda h, x: jnp.mean(decoupled.wsld(*_sides(x), x["labels"], alpha=h["alpha"], temperature=h["T"])),
-    "dist": lambda h, x: logit_relations.dist(*_sides(x), beta=h["beta"], gamma=h["gamma"], temperature=h["tau"]),
-    "mlkd": lambda h, x: logit_relations.mlkd(*_sides(x), temperatures=h["temperatures"]),
+    "wsld": lambda h, x: jnp.mean(target_class.wsld(*_sides(x), x["labels"], alpha=h["alpha"], temperature=h["T"])),
+    "dist": lambda h, x: correlation.dist(*_sides(x), beta=h["beta"], gamma=h["gamma"], temperature=h["tau"]),
+    "mlkd": lambda h, x: correlation.mlkd(*_sides(x), temperatures=h["temperatures"]),
     "reverse_kl": lambda h, x: _token_mean(divergences.reverse_kl(*_sides(x)), x),
     "symmetric_kl": lambda h, x: _token_mean(
         divergences.jeffreys(*_sides(x), lam=h["lam"], keep_teacher_entropy=True), x
@@ -96,17 +96,13 @@ _LOGITS = {
     "tvd": lambda h, x: _token_mean(divergences.tvd(*_sides(x)), x),
     "skew_kl": lambda h, x: _token_mean(divergences.skew_kl(*_sides(x), alpha=h["lam"], keep_teacher_entropy=True), x),
     "skew_rkl": lambda h, x: _token_mean(divergences.skew_reverse_kl(*_sides(x), alpha=h["lam"]), x),
-    "ranking_hinge": lambda h, x: vocabulary.ranking_hinge(*_top_k(x), x["mask"], margin=h["margin"]),
-    "ranking_logistic": lambda h, x: vocabulary.ranking_logistic(*_top_k(x), x["mask"]),
+    "ranking_hinge": lambda h, x: top_k.ranking_hinge(*_top_k(x), x["mask"], margin=h["margin"]),
+    "ranking_logistic": lambda h, x: top_k.ranking_logistic(*_top_k(x), x["mask"]),
     "uld": _uld,
-    "topk_kl_teacher_renorm": lambda h, x: _token_mean(
-        vocabulary.topk_kl_teacher_renorm(*_top_k(x), temperature=h["T"]), x
-    ),
-    "topk_kl_tail_bucket": lambda h, x: _token_mean(vocabulary.topk_kl_tail_bucket(*_top_k(x), temperature=h["T"]), x),
+    "topk_kl_teacher_renorm": lambda h, x: _token_mean(top_k.topk_kl_teacher_renorm(*_top_k(x), temperature=h["T"]), x),
+    "topk_kl_tail_bucket": lambda h, x: _token_mean(top_k.topk_kl_tail_bucket(*_top_k(x), temperature=h["T"]), x),
     "topk_kl_both_renorm": lambda h, x: _token_mean(
-        vocabulary.topk_kl_both_renorm(
-            x["student_logits"], x["teacher_ids"], x["teacher_topk_logits"], temperature=h["T"]
-        ),
+        top_k.topk_kl_both_renorm(x["student_logits"], x["teacher_ids"], x["teacher_topk_logits"], temperature=h["T"]),
         x,
     ),
 }
@@ -142,28 +138,28 @@ def numbered(x, name):
 def fitnet_regressor(h, x):
     names = ("student_feature", "conv_kernel", "conv_bias")
     norm = (x["bn_scale"], x["bn_bias"])
-    regressed = transfer.fitnet_regressor(*(x[n] for n in names), norm, stride=h["stride"], padding=h["padding"])
+    regressed = regressors.fitnet_regressor(*(x[n] for n in names), norm, stride=h["stride"], padding=h["padding"])
     return jnp.mean(losses.hint(regressed, x["teacher_feature"]))
 
 
 def ft_translator(h, x):
     norms = list(zip(numbered(x, "s_bn_scale"), numbered(x, "s_bn_bias"), strict=True)) if h["use_bn"] else None
-    s = transfer.ft_factor(x["student_feature"], numbered(x, "s_kernel"), numbered(x, "s_bias"), norms)
-    t = transfer.ft_factor(x["teacher_feature"], numbered(x, "t_kernel"), numbered(x, "t_bias"))
+    s = regressors.ft_factor(x["student_feature"], numbered(x, "s_kernel"), numbered(x, "s_bias"), norms)
+    t = regressors.ft_factor(x["teacher_feature"], numbered(x, "t_kernel"), numbered(x, "t_bias"))
     return jnp.mean(maps.ft(s, t))
 
 
 def ofd(h, x):
     names = ("student_feature", "conn_kernel", "conn_bn_scale", "conn_bn_bias")
-    connected = transfer.ofd_connector(*(x[n] for n in names))
-    margin = transfer.ofd_margin(x["teacher_bn_scale"], x["teacher_bn_bias"])
-    return jnp.sum(transfer.ofd(connected, x["teacher_feature"], margin))
+    connected = regressors.ofd_connector(*(x[n] for n in names))
+    margin = regressors.ofd_margin(x["teacher_bn_scale"], x["teacher_bn_bias"])
+    return jnp.sum(maps.ofd(connected, x["teacher_feature"], margin))
 
 
 def vid(h, x):
     s, t = numerics.match_resolution(*pair(x))
-    mean = transfer.vid_mean(s, numbered(x, "kernel"))
-    return jnp.mean(transfer.vid(mean, t, x["log_scale"], eps=h["eps"]))
+    mean = regressors.vid_mean(s, numbered(x, "kernel"))
+    return jnp.mean(maps.vid(mean, t, x["log_scale"], eps=h["eps"]))
 
 
 _MAPS = {
@@ -205,19 +201,19 @@ def _generator(x):
 def mgd(h, x):
     s = x["student_feature"]
     s = _project(s, x["align_kernel"][0, 0], x["align_bias"]) if "align_kernel" in x else s
-    generated = connectors.mgd_generator(s, x["mask"], *_generator(x))
-    return jnp.mean(features.mgd(generated, x["teacher_feature"], alpha=h["alpha"]))
+    generated = networks.mgd_generator(s, x["mask"], *_generator(x))
+    return jnp.mean(hints.mgd(generated, x["teacher_feature"], alpha=h["alpha"]))
 
 
 def ickd(h, x):
-    embedded = connectors.ickd_embedding(x["student_feature"], x["embed_kernel"], x["bn_scale"], x["bn_bias"])
-    return jnp.mean(features.ickd(embedded, x["teacher_feature"], normalize=True))
+    embedded = networks.ickd_embedding(x["student_feature"], x["embed_kernel"], x["bn_scale"], x["bn_bias"])
+    return jnp.mean(hints.ickd(embedded, x["teacher_feature"], normalize=True))
 
 
 def srrl(h, x):
-    s = connectors.srrl_connector(x["student_feature"], x["conn_kernel"], x["bn_scale"], x["bn_bias"])
-    logits = connectors.reused_classifier(s, x["teacher_fc_kernel"], x["teacher_fc_bias"])
-    return jnp.mean(features.srrl(s, x["teacher_feature"], logits, x["teacher_logits"], beta=h["weight"]))
+    s = networks.srrl_connector(x["student_feature"], x["conn_kernel"], x["bn_scale"], x["bn_bias"])
+    logits = reused_classifier(s, x["teacher_fc_kernel"], x["teacher_fc_bias"])
+    return jnp.mean(hints.srrl(s, x["teacher_feature"], logits, x["teacher_logits"], beta=h["weight"]))
 
 
 BOTTLENECK = ("k1", "bn1_scale", "bn1_bias", "k2", "bn2_scale", "bn2_bias", "k3")
@@ -225,24 +221,24 @@ BOTTLENECK = ("k1", "bn1_scale", "bn1_bias", "k2", "bn2_scale", "bn2_bias", "k3"
 
 def simkd(h, x):
     s, t = numerics.match_resolution(x["student_feature"], x["teacher_feature"])
-    s = connectors.simkd_projector(s, *(x[name] for name in (*BOTTLENECK, "bn3_scale", "bn3_bias")))
-    return jnp.mean(features.simkd(s, t))
+    s = networks.simkd_projector(s, *(x[name] for name in (*BOTTLENECK, "bn3_scale", "bn3_bias")))
+    return jnp.mean(hints.simkd(s, t))
 
 
 def cat_kd(h, x):
     s, t = x["student_feature"], x["teacher_feature"]
-    return jnp.mean(features.cat_kd(s, t, resolution=h["r"], normalize=h["normalize"]))
+    return jnp.mean(hints.cat_kd(s, t, resolution=h["r"], normalize=h["normalize"]))
 
 
 def _semckd_embeddings(x, feature, network, count):
     names = ("kernel1", "bias1", "kernel2", "bias2")
     each = [[x[f"{feature}_{i}"], *(x[f"{network}_{i}_{n}"] for n in names)] for i in range(count)]
-    return jnp.stack([connectors.semckd_embedding(*arguments) for arguments in each], axis=1)
+    return jnp.stack([networks.semckd_embedding(*arguments) for arguments in each], axis=1)
 
 
 def _semckd_pair(x, i, j):
     s, t = numerics.match_resolution(x[f"student_feature_{i}"], x[f"teacher_feature_{j}"])
-    return features.hint(connectors.semckd_regressor(s, *(x[f"reg_{i}{j}_{name}"] for name in BOTTLENECK)), t)
+    return hints.hint(networks.semckd_regressor(s, *(x[f"reg_{i}{j}_{name}"] for name in BOTTLENECK)), t)
 
 
 def semckd(h, x):
@@ -250,12 +246,12 @@ def semckd(h, x):
     queries = _semckd_embeddings(x, "student_feature", "query", S)
     keys = _semckd_embeddings(x, "teacher_feature", "key", N)
     losses = jnp.stack([jnp.stack([_semckd_pair(x, i, j) for j in range(N)], axis=1) for i in range(S)], axis=1)
-    return jnp.mean(features.semckd(queries, keys, losses, soft=h["soft"]))
+    return jnp.mean(hints.semckd(queries, keys, losses, soft=h["soft"]))
 
 
 def srd(h, x):
     arrays = (x["student_feature"], x["teacher_feature"], x["student_logits"], x["teacher_logits"])
-    return features.srd(*arrays, exponent=h["e"], temperature=h["T"])
+    return hints.srd(*arrays, exponent=h["e"], temperature=h["T"])
 
 
 def vitkd(h, x):
@@ -263,7 +259,7 @@ def vitkd(h, x):
     if "align_high_kernel" in x:
         align = [_project(low[:, i], x[f"align_low{i}_kernel"], x[f"align_low{i}_bias"]) for i in (0, 1)]
         low, high = jnp.stack(align, axis=1), _project(high, x["align_high_kernel"], x["align_high_bias"])
-    high = connectors.vitkd_generator(high, x["mask"], x["mask_token"], *_generator(x))
+    high = networks.vitkd_generator(high, x["mask"], x["mask_token"], *_generator(x))
     options = {name: h[name] for name in ("alpha", "beta", "lam")}
     return jnp.mean(transformers.vitkd(low, x["teacher_low"], high, x["teacher_high"], x["mask"], **options))
 
@@ -310,7 +306,7 @@ def attention_mse_masked(h, x):
 
 
 _FEATURES = {
-    "reviewkd_hcl": lambda h, x: _layers(features.review_hcl, h, x),
+    "reviewkd_hcl": lambda h, x: _layers(hints.review_hcl, h, x),
     "mgd": mgd,
     "ickd": ickd,
     "srrl": srrl,
@@ -318,7 +314,7 @@ _FEATURES = {
     "cat_kd": cat_kd,
     "semckd": semckd,
     "srd": srd,
-    "pkd_pearson": lambda h, x: _layers(features.pkd_pearson, h, x, loss_weight=h["loss_weight"]),
+    "pkd_pearson": lambda h, x: _layers(hints.pkd_pearson, h, x, loss_weight=h["loss_weight"]),
     "vitkd": vitkd,
     "tinybert": tinybert,
     "minilm": minilm,

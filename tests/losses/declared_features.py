@@ -3,7 +3,7 @@
 import numpy as np
 from losses.declaration import Declaration
 
-from jaxkd.losses import features, transformers
+from jaxkd.losses import hints, transformers
 from jaxkd.testing import (
     ACCUMULATION,
     ALWAYS,
@@ -46,25 +46,25 @@ def _masked(*arrays):
 MAPS = _sides(4, 4, C)
 
 DECLARED = {
-    features.hint: Declaration(MAPS, (*FEATURES, *DISTANCE, *OF_DIFFERENCES)),
-    features.review_hcl: Declaration(MAPS, (*FEATURES, *DISTANCE, *OF_DIFFERENCES)),
-    features.mgd: Declaration(MAPS, (*FEATURES, *DISTANCE, *OF_DIFFERENCES)),
-    features.simkd: Declaration(MAPS, (*FEATURES, *DISTANCE, *OF_DIFFERENCES)),
-    features.ickd: Declaration(MAPS, (*FEATURES, *DISTANCE, JOINT_ROTATION_INVARIANT, CLASS_PERMUTATION_INVARIANT)),
-    features.cat_kd: Declaration(MAPS, (*FEATURES, *DISTANCE, SCALE_INVARIANT, CLASS_PERMUTATION_INVARIANT)),
-    features.srrl: Declaration(
+    hints.hint: Declaration(MAPS, (*FEATURES, *DISTANCE, *OF_DIFFERENCES)),
+    hints.review_hcl: Declaration(MAPS, (*FEATURES, *DISTANCE, *OF_DIFFERENCES)),
+    hints.mgd: Declaration(MAPS, (*FEATURES, *DISTANCE, *OF_DIFFERENCES)),
+    hints.simkd: Declaration(MAPS, (*FEATURES, *DISTANCE, *OF_DIFFERENCES)),
+    hints.ickd: Declaration(MAPS, (*FEATURES, *DISTANCE, JOINT_ROTATION_INVARIANT, CLASS_PERMUTATION_INVARIANT)),
+    hints.cat_kd: Declaration(MAPS, (*FEATURES, *DISTANCE, SCALE_INVARIANT, CLASS_PERMUTATION_INVARIANT)),
+    hints.srrl: Declaration(
         lambda: (*MAPS(), *_sides(C)()), (*FEATURES, NON_NEGATIVE, EXTREME_LOGITS, *OF_DIFFERENCES)
     ),
-    features.semckd: Declaration(
+    hints.semckd: Declaration(
         lambda: (*_sides(3, 4)(), np.abs(_draw(3, 3))),
         (*FEATURES, NON_NEGATIVE, EXTREME_LOGITS, JOINT_ROTATION_INVARIANT),
         {"kinds": {"pair_losses": "other"}},
     ),
-    features.srd: Declaration(
+    hints.srd: Declaration(
         lambda: (*_sides(C)(), _draw(C, seed=2), _draw(C, seed=3)),
         (*COUPLED, BATCH_OF_ONE, EXTREME_LOGITS, JOINT_SHIFT_INVARIANT, CLASS_PERMUTATION_INVARIANT),
     ),
-    features.pkd_pearson: Declaration(MAPS, (*COUPLED, BATCH_OF_ONE, *DISTANCE, CLASS_PERMUTATION_INVARIANT)),
+    hints.pkd_pearson: Declaration(MAPS, (*COUPLED, BATCH_OF_ONE, *DISTANCE, CLASS_PERMUTATION_INVARIANT)),
     transformers.hidden_mse: Declaration(_sides(4, C), (*TOKENS, KEEPS_LEADING_AXES, *DISTANCE, *OF_DIFFERENCES)),
     transformers.attention_mse: Declaration(_sides(2, 4, 4), (*TOKENS, *DISTANCE, JOINT_SHIFT_INVARIANT)),
     transformers.tinybert: Declaration(

@@ -3,7 +3,8 @@
 import numpy as np
 from losses.declaration import Declaration
 
-from jaxkd.losses import decoupled, divergences, logit_relations, logits, vocabulary
+from jaxkd.losses import correlation, divergences, logits, target_class, top_k
+from jaxkd.losses.cross_tokenizer import uld, uld_answers
 from jaxkd.testing import (
     ALWAYS,
     BATCH_OF_ONE,
@@ -82,17 +83,17 @@ DECLARED = {
     logits.spherical_kd: Declaration(_sides, DIVERGENCE),
     logits.tfkd_reg: Declaration(lambda: (_sides()[0], _labels()), (*LOGITS, *SHIFTS, NON_NEGATIVE)),
     logits.mft: Declaration(_labelled, (*LOGITS, *SHIFTS, NON_NEGATIVE)),
-    decoupled.dkd: Declaration(_labelled, DIVERGENCE),
-    decoupled.nkd: Declaration(_labelled, (*LOGITS, *SHIFTS, NON_NEGATIVE)),
-    decoupled.uskd: Declaration(
+    target_class.dkd: Declaration(_labelled, DIVERGENCE),
+    target_class.nkd: Declaration(_labelled, (*LOGITS, *SHIFTS, NON_NEGATIVE)),
+    target_class.uskd: Declaration(
         _labelled, (*DETACHED_COUPLED, *SHIFTS, BATCH_OF_ONE, EXTREME_LOGITS, MASKED_CLASSES, NON_NEGATIVE)
     ),
-    decoupled.wsld: Declaration(_labelled, (*DETACHED, *SHIFTS, NON_NEGATIVE)),
-    logit_relations.dist: Declaration(
+    target_class.wsld: Declaration(_labelled, (*DETACHED, *SHIFTS, NON_NEGATIVE)),
+    correlation.dist: Declaration(
         _sides,
         (*COUPLED, *SHIFTS, BATCH_OF_ONE, EXTREME_LOGITS, MASKED_CLASSES, NON_NEGATIVE, BATCH_PERMUTATION, SYMMETRIC),
     ),
-    logit_relations.mlkd: Declaration(
+    correlation.mlkd: Declaration(
         _sides,
         (
             *COUPLED,
@@ -111,17 +112,15 @@ DECLARED = {
     divergences.tvd: Declaration(_sides, (*DIVERGENCE, SYMMETRIC)),
     divergences.skew_kl: Declaration(_sides, DIVERGENCE),
     divergences.skew_reverse_kl: Declaration(_sides, DIVERGENCE),
-    vocabulary.topk_kl_teacher_renorm: Declaration(_kept, (*LOGITS, *SHIFTS, NON_NEGATIVE), TOP_K),
-    vocabulary.topk_kl_both_renorm: Declaration(
+    top_k.topk_kl_teacher_renorm: Declaration(_kept, (*LOGITS, *SHIFTS, NON_NEGATIVE), TOP_K),
+    top_k.topk_kl_both_renorm: Declaration(
         _kept, (*LOGITS, *SHIFTS, NON_NEGATIVE), {"kinds": {"teacher_logits": "other"}}
     ),
-    vocabulary.topk_kl_tail_bucket: Declaration(_kept, (*LOGITS, *SHIFTS, NON_NEGATIVE), TOP_K),
-    vocabulary.ranking_hinge: Declaration(_ranked, RANKING, TOP_K),
-    vocabulary.ranking_logistic: Declaration(_ranked, RANKING, TOP_K),
-    vocabulary.uld: Declaration(
-        _sides, (*LOGITS, *SHIFTS, NON_NEGATIVE, ZERO_AT_EQUALITY, FLAT_AT_EQUALITY, SYMMETRIC)
-    ),
-    vocabulary.uld_answers: Declaration(
+    top_k.topk_kl_tail_bucket: Declaration(_kept, (*LOGITS, *SHIFTS, NON_NEGATIVE), TOP_K),
+    top_k.ranking_hinge: Declaration(_ranked, RANKING, TOP_K),
+    top_k.ranking_logistic: Declaration(_ranked, RANKING, TOP_K),
+    uld: Declaration(_sides, (*LOGITS, *SHIFTS, NON_NEGATIVE, ZERO_AT_EQUALITY, FLAT_AT_EQUALITY, SYMMETRIC)),
+    uld_answers: Declaration(
         lambda: (
             _draw(4, 5, 6, seed=2),
             _draw(4, 6, 8, seed=3),

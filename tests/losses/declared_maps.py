@@ -6,7 +6,8 @@ import numpy as np
 from losses.declaration import Declaration
 
 from jaxkd import testing as t
-from jaxkd.losses import flows, maps, transfer
+from jaxkd.losses import flows, maps
+from jaxkd.losses.maps import ofd, vid
 
 SHAPE = (4, 3, 4, 5)
 # Norms and absolute values of a difference have their kink at equality, where rounding chooses the gradient.
@@ -55,8 +56,6 @@ DECLARED = {
     of_layers(flows.kdsvd): Declaration(
         pair((4, 2, 2, 2, 3)), (*t.FEATURES, *DISTANCE, t.SCALE_INVARIANT, t.CLASS_PERMUTATION_INVARIANT)
     ),
-    of_channels(transfer.ofd, 1): Declaration(pair(), (*t.FEATURES, *DISTANCE)),
-    of_channels(transfer.vid, 2): Declaration(
-        pair(), (*t.FEATURES, t.FLAT_AT_EQUALITY, t.SYMMETRIC, t.JOINT_SHIFT_INVARIANT)
-    ),
+    of_channels(ofd, 1): Declaration(pair(), (*t.FEATURES, *DISTANCE)),
+    of_channels(vid, 2): Declaration(pair(), (*t.FEATURES, t.FLAT_AT_EQUALITY, t.SYMMETRIC, t.JOINT_SHIFT_INVARIANT)),
 }

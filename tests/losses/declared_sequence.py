@@ -4,7 +4,8 @@ import numpy as np
 from losses.declaration import Declaration
 
 from jaxkd import testing
-from jaxkd.losses.sequence import chunked_kl, masked_token_kl, sequence_kd
+from jaxkd.losses.chunked import chunked_kl
+from jaxkd.losses.sequence import masked_token_kl, sequence_kd
 
 RNG = np.random.default_rng(0)
 MASK = np.array([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]], bool)

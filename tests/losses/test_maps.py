@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jaxkd import numerics
-from jaxkd.losses import flows, maps, transfer
+from jaxkd.losses import flows, maps
+from jaxkd.losses.maps import ofd
 
 
 @pytest.fixture(autouse=True)
@@ -136,10 +137,10 @@ def test_ft_equals_its_twin_and_the_benchmarks_form_loses_the_channels():
     np.testing.assert_allclose(square, released, rtol=1e-5)
 
 
-@pytest.mark.parametrize("loss", [maps.ft, maps.ft_repdistiller, maps.attention_transfer, maps.nst, transfer.ofd])
+@pytest.mark.parametrize("loss", [maps.ft, maps.ft_repdistiller, maps.attention_transfer, maps.nst, ofd])
 def test_the_gradient_at_equal_sides_is_zero_where_nothing_is_rounded_apart(loss):
     s = draw(2, 3, 3, 4)
-    margin = (np.full(4, -0.5, np.float32),) if loss is transfer.ofd else ()
+    margin = (np.full(4, -0.5, np.float32),) if loss is ofd else ()
     # One array for both sides, so that the compiler cannot round them apart.
     gradient = jax.jit(jax.grad(lambda x: jnp.sum(loss(x, jax.lax.stop_gradient(x), *margin))))(s)
     np.testing.assert_allclose(gradient, np.zeros_like(s), atol=1e-7)

@@ -11,8 +11,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from losses.programs import compiled, differentiated, run
 
 from jaxkd import losses, numerics
-from jaxkd.losses import sequence
-from jaxkd.losses.sequence import chunked_kl, chunked_loss, masked_token_kl, next_tokens, sequence_kd, token_level
+from jaxkd.kernels.vocabulary import _by_columns, _by_rows, _Pulled
+from jaxkd.losses.chunked import chunked_kl, chunked_loss
+from jaxkd.losses.sequence import masked_token_kl, next_tokens, sequence_kd, token_level
 from jaxkd.parallel import DATA, make_mesh
 
 SIDES = ("student_hidden", "teacher_hidden", "student_head", "teacher_head")
@@ -204,7 +205,7 @@ def test_no_more_matrix_products_than_the_dense_loss_and_none_for_what_is_frozen
     assert count_products(SIDES, platform) == 6
 
 
-@pytest.mark.parametrize("form", [sequence._by_columns, sequence._by_rows])
+@pytest.mark.parametrize("form", [_by_columns, _by_rows])
 @pytest.mark.parametrize(("width", "classes"), [(3, 5), (256, 2048), (300, 2500)])
 def test_blocks_of_a_head_s_gradient_add_up_whether_even_or_not(form, width, classes):
     rng = np.random.default_rng(0)
@@ -214,9 +215,7 @@ def test_blocks_of_a_head_s_gradient_add_up_whether_even_or_not(form, width, cla
     wanted = d_logits @ kernel.T, before + hidden.T @ d_logits
     sides = [np.float32(side) for side in (hidden, kernel, d_logits)]
     for hidden_too, kernel_too in [(True, True), (True, False), (False, True)]:
-        start = sequence._Pulled(
-            np.zeros_like(sides[0]) if hidden_too else None, np.float32(before) if kernel_too else None
-        )
+        start = _Pulled(np.zeros_like(sides[0]) if hidden_too else None, np.float32(before) if kernel_too else None)
         pulled = jax.jit(form)(start, *sides)
         assert (pulled.hidden is None, pulled.kernel is None) == (not hidden_too, not kernel_too)
         for side, exact in zip(pulled, wanted, strict=True):

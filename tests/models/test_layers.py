@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from helpers import assert_trees_close
 
-from jaxkd.models.layers import Dense, gelu, perceptron
+from jaxkd.kernels.dense import gelu
+from jaxkd.models.layers import Dense, perceptron
 
 
 def both(x, features=5):

@@ -6,10 +6,11 @@ import numpy as np
 import optax
 import pytest
 from losses.test_golden import stored
-from test_method_terms import BOTTLENECK, NAMES
+from objectives.test_method_terms import BOTTLENECK, NAMES
 
 from jaxkd import losses, models, numerics, objectives, train
-from jaxkd.losses import connectors
+from jaxkd.models.reused import reused_classifier
+from jaxkd.objectives import networks
 from jaxkd.types import Model, Outputs, Variables
 
 RNG = np.random.default_rng(0)
@@ -35,7 +36,7 @@ def fixed_teacher():
 
     def apply(variables, batch, key, train):
         last = jax.nn.relu(numerics.adaptive_average_pool(batch["image"], (4, 4)) @ WEIGHTS)
-        return Outputs(connectors.reused_classifier(last, *CLASSIFIER), {"last": last}), {}
+        return Outputs(reused_classifier(last, *CLASSIFIER), {"last": last}), {}
 
     return Model(lambda key, batch: Variables({}, {}), apply)
 
@@ -62,9 +63,11 @@ def test_the_projection_and_its_loss_are_the_authors():
     channels = x["teacher_feature"].shape[-1]
     classifier = (jnp.zeros((channels, 5)), jnp.zeros(5))
     student = models.reuse_classifier(
-        mapped(x["student_feature"]), classifier, size=x["teacher_feature"].shape[1:3],
+        mapped(x["student_feature"]),
+        classifier,
+        size=x["teacher_feature"].shape[1:3],
         factor=channels // given["kernel1"].shape[-1],
-    )  # fmt: skip
+    )
     params, state = student.init(jax.random.key(0), {})
     projector = {
         **{f"conv{i}": {"kernel": given[f"kernel{i}"]} for i in (1, 2, 3)},
@@ -86,7 +89,7 @@ def test_its_logits_are_the_teachers_layer_on_what_is_projected():
     inner, _ = jax.jit(small().apply, static_argnums=3)(
         Variables(variables.params["student"], variables.state["student"]), BATCH, None, True
     )
-    projected = connectors.simkd_projector(inner.features["stage2"], *parameters_of(variables.params["projector"]))
+    projected = networks.simkd_projector(inner.features["stage2"], *parameters_of(variables.params["projector"]))
     np.testing.assert_allclose(outputs.features["projected"], projected, atol=1e-4)
     expected = np.asarray(projected).mean((1, 2)) @ CLASSIFIER[0] + CLASSIFIER[1]
     np.testing.assert_allclose(outputs.logits, expected, atol=1e-4)

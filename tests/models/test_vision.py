@@ -10,56 +10,170 @@ import pytest
 from helpers import shapes
 
 from jaxkd import models
-from jaxkd.models import layers, mobilenet, shufflenet
+from jaxkd.models import layers
+from jaxkd.models.vision import mobilenet, shufflenet
 from jaxkd.types import Variables
 
 # Family -> (maker, its smallest options, size of images, {feature: shape without the batch} of what is documented).
 CASES = {
-    "resnet8x4": (models.resnet, {"depth": 8, "widen": 4, "stem": 32}, 32, {
-        "stem": (32, 32, 32), "stage1": (32, 32, 64), "stage2": (16, 16, 128), "stage3": (8, 8, 256), "pooled": (256,),
-    }),
-    "imagenet_resnet": (models.imagenet_resnet, {"depth": 18}, 64, {
-        "stem": (32, 32, 64), "stage1": (16, 16, 64), "stage2": (8, 8, 128), "stage3": (4, 4, 256),
-        "stage4": (2, 2, 512), "pooled": (512,),
-    }),
-    "imagenet_resnet, small images": (models.imagenet_resnet, {"depth": 50, "small_images": True}, 32, {
-        "stem": (32, 32, 64), "stage1": (32, 32, 256), "stage2": (16, 16, 512), "stage3": (8, 8, 1024),
-        "stage4": (4, 4, 2048), "pooled": (2048,),
-    }),
-    "wide_resnet": (models.wide_resnet, {"depth": 10, "widen": 2}, 32, {
-        "stem": (32, 32, 16), "stage1": (32, 32, 32), "stage2": (16, 16, 64), "stage3": (8, 8, 128), "pooled": (128,),
-    }),
-    "vgg": (models.vgg, {"depth": 8}, 64, {
-        "stem": (64, 64, 64), "stage1": (32, 32, 128), "stage2": (16, 16, 256), "stage3": (8, 8, 512),
-        "stage4": (4, 4, 512), "pooled": (512,),
-    }),
-    "mobilenet_v1": (models.mobilenet_v1, {"widen": 0.25}, 64, {
-        "stem": (32, 32, 8), "stage1": (32, 32, 16), "stage2": (16, 16, 32), "stage3": (8, 8, 64),
-        "stage4": (4, 4, 128), "stage5": (2, 2, 256), "pooled": (256,),
-    }),
-    "mobilenet_v2": (models.mobilenet_v2, {}, 64, {
-        "stem": (32, 32, 32), "stage1": (16, 16, 24), "stage2": (8, 8, 32), "stage3": (4, 4, 96),
-        "stage4": (2, 2, 320), "pooled": (1280,),
-    }),
-    "shufflenet_v1": (models.shufflenet_v1, {}, 32, {
-        "stem": (32, 32, 24), "stage1": (16, 16, 240), "stage2": (8, 8, 480), "stage3": (4, 4, 960), "pooled": (960,),
-    }),
-    "shufflenet_v2": (models.shufflenet_v2, {"widen": 0.5}, 32, {
-        "stem": (32, 32, 24), "stage1": (16, 16, 48), "stage2": (8, 8, 96), "stage3": (4, 4, 192), "pooled": (1024,),
-    }),
-    "convnext": (models.convnext, {"blocks": (1, 1, 2, 1), "widths": (4, 6, 8, 10)}, 64, {
-        "stem": (16, 16, 4), "stage1": (16, 16, 4), "stage2": (8, 8, 6), "stage3": (4, 4, 8), "stage4": (2, 2, 10),
-        "pooled": (10,),
-    }),
-    "lenet": (models.lenet, {}, 32, {
-        "stage1": (28, 28, 6), "stage2": (10, 10, 16), "hidden1": (120,), "pooled": (84,),
-    }),
-    "vision_transformer": (models.vision_transformer, {"layers": 2, "width": 12, "distilled": True}, 32, {
-        "embedding": (6, 12), "block0": (6, 12), "block1": (6, 12), "attention0": (3, 6, 6), "attention1": (3, 6, 6),
-        "qkv0": (3, 6, 12), "qkv1": (3, 6, 12), "tokens": (6, 12), "pooled": (12,), "pooled_distillation": (12,),
-        "logits_class": (7,), "logits_distillation": (7,),
-    }),
-}  # fmt: skip
+    "resnet8x4": (
+        models.resnet,
+        {"depth": 8, "widen": 4, "stem": 32},
+        32,
+        {
+            "stem": (32, 32, 32),
+            "stage1": (32, 32, 64),
+            "stage2": (16, 16, 128),
+            "stage3": (8, 8, 256),
+            "pooled": (256,),
+        },
+    ),
+    "imagenet_resnet": (
+        models.imagenet_resnet,
+        {"depth": 18},
+        64,
+        {
+            "stem": (32, 32, 64),
+            "stage1": (16, 16, 64),
+            "stage2": (8, 8, 128),
+            "stage3": (4, 4, 256),
+            "stage4": (2, 2, 512),
+            "pooled": (512,),
+        },
+    ),
+    "imagenet_resnet, small images": (
+        models.imagenet_resnet,
+        {"depth": 50, "small_images": True},
+        32,
+        {
+            "stem": (32, 32, 64),
+            "stage1": (32, 32, 256),
+            "stage2": (16, 16, 512),
+            "stage3": (8, 8, 1024),
+            "stage4": (4, 4, 2048),
+            "pooled": (2048,),
+        },
+    ),
+    "wide_resnet": (
+        models.wide_resnet,
+        {"depth": 10, "widen": 2},
+        32,
+        {
+            "stem": (32, 32, 16),
+            "stage1": (32, 32, 32),
+            "stage2": (16, 16, 64),
+            "stage3": (8, 8, 128),
+            "pooled": (128,),
+        },
+    ),
+    "vgg": (
+        models.vgg,
+        {"depth": 8},
+        64,
+        {
+            "stem": (64, 64, 64),
+            "stage1": (32, 32, 128),
+            "stage2": (16, 16, 256),
+            "stage3": (8, 8, 512),
+            "stage4": (4, 4, 512),
+            "pooled": (512,),
+        },
+    ),
+    "mobilenet_v1": (
+        models.mobilenet_v1,
+        {"widen": 0.25},
+        64,
+        {
+            "stem": (32, 32, 8),
+            "stage1": (32, 32, 16),
+            "stage2": (16, 16, 32),
+            "stage3": (8, 8, 64),
+            "stage4": (4, 4, 128),
+            "stage5": (2, 2, 256),
+            "pooled": (256,),
+        },
+    ),
+    "mobilenet_v2": (
+        models.mobilenet_v2,
+        {},
+        64,
+        {
+            "stem": (32, 32, 32),
+            "stage1": (16, 16, 24),
+            "stage2": (8, 8, 32),
+            "stage3": (4, 4, 96),
+            "stage4": (2, 2, 320),
+            "pooled": (1280,),
+        },
+    ),
+    "shufflenet_v1": (
+        models.shufflenet_v1,
+        {},
+        32,
+        {
+            "stem": (32, 32, 24),
+            "stage1": (16, 16, 240),
+            "stage2": (8, 8, 480),
+            "stage3": (4, 4, 960),
+            "pooled": (960,),
+        },
+    ),
+    "shufflenet_v2": (
+        models.shufflenet_v2,
+        {"widen": 0.5},
+        32,
+        {
+            "stem": (32, 32, 24),
+            "stage1": (16, 16, 48),
+            "stage2": (8, 8, 96),
+            "stage3": (4, 4, 192),
+            "pooled": (1024,),
+        },
+    ),
+    "convnext": (
+        models.convnext,
+        {"blocks": (1, 1, 2, 1), "widths": (4, 6, 8, 10)},
+        64,
+        {
+            "stem": (16, 16, 4),
+            "stage1": (16, 16, 4),
+            "stage2": (8, 8, 6),
+            "stage3": (4, 4, 8),
+            "stage4": (2, 2, 10),
+            "pooled": (10,),
+        },
+    ),
+    "lenet": (
+        models.lenet,
+        {},
+        32,
+        {
+            "stage1": (28, 28, 6),
+            "stage2": (10, 10, 16),
+            "hidden1": (120,),
+            "pooled": (84,),
+        },
+    ),
+    "vision_transformer": (
+        models.vision_transformer,
+        {"layers": 2, "width": 12, "distilled": True},
+        32,
+        {
+            "embedding": (6, 12),
+            "block0": (6, 12),
+            "block1": (6, 12),
+            "attention0": (3, 6, 6),
+            "attention1": (3, 6, 6),
+            "qkv0": (3, 6, 12),
+            "qkv1": (3, 6, 12),
+            "tokens": (6, 12),
+            "pooled": (12,),
+            "pooled_distillation": (12,),
+            "logits_class": (7,),
+            "logits_distillation": (7,),
+        },
+    ),
+}
 NORMED = [name for name in CASES if name not in ("convnext", "lenet", "vision_transformer")]
 PREACT = [*NORMED, "lenet"]
 
@@ -136,9 +250,10 @@ def evaluated(model, variables, batch):
 
 
 @pytest.mark.parametrize(
-    ("model", "size"), [(models.resnet(3, depth=8), 8), (models.vgg(3, depth=8), 8), (models.lenet(3), 20)],
+    ("model", "size"),
+    [(models.resnet(3, depth=8), 8), (models.vgg(3, depth=8), 8), (models.lenet(3), 20)],
     ids=["resnet", "vgg", "lenet"],
-)  # fmt: skip
+)
 def test_preact_is_what_the_last_relu_of_a_stage_gets(model, size):
     out = evaluated(model, *randomised(model, size))
     for stage in (n for n in out.features if re.fullmatch(r"stage\d", n)):
@@ -151,8 +266,11 @@ def test_preact_of_a_wide_resnet_is_the_next_norm():
     model = models.wide_resnet(3, depth=10, widen=1)
     variables, batch = randomised(model, 8)
     out = evaluated(model, variables, batch)
-    for stage, norm in (("stage1", ("stage2_block1", "norm1")), ("stage2", ("stage3_block1", "norm1")),
-                        ("stage3", ("norm",))):  # fmt: skip
+    for stage, norm in (
+        ("stage1", ("stage2_block1", "norm1")),
+        ("stage2", ("stage3_block1", "norm1")),
+        ("stage3", ("norm",)),
+    ):
         p, s = variables.params, variables.state["batch_stats"]
         for part in norm:
             p, s = p[part], s[part]

@@ -48,9 +48,18 @@ def test_one_tensor_may_hold_several_layers():
 
 @pytest.mark.parametrize(
     "name",
-    ["heads.weight", "xhead.weight", "layer1.0.conv.weight", "features.2.weight", "featuresX1.weight", "pair.4.5.bias",
-     "head.gain", "head", "layer1.-1.conv1.weight"],
-)  # fmt: skip
+    [
+        "heads.weight",
+        "xhead.weight",
+        "layer1.0.conv.weight",
+        "features.2.weight",
+        "featuresX1.weight",
+        "pair.4.5.bias",
+        "head.gain",
+        "head",
+        "layer1.-1.conv1.weight",
+    ],
+)
 def test_other_names_have_no_place(name):
     assert not [paths for paths, _ in place(RULES, name) if paths != ("head",)]
 

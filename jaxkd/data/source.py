@@ -1,0 +1,164 @@
+"""Sources: a TFDS name, a prepared TFDS folder, an .npz file or arrays in memory, all read the same way."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxkd.kernels.rows import take
+from jaxkd.types import BY_VIEW
+
+_CHUNK = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Rows of one split, read in batches by number.
+
+    Attributes:
+      name: For messages, such as "fashion_mnist[train]".
+      size: Number of rows.
+      num_classes: Labels lie in 0..num_classes-1.
+      image_shape: [height, width, channels] of `image`, or None for texts.
+      read: Row numbers [B] in 0..size-1 -> fields stacked along B: `image` uint8 or float32, or texts; `label` int32
+        [B]; `id` int32 [B], the row number in the whole split whatever slice of it this is; `aspect` float32 [B] where
+        images were stretched; and any further fields.
+      start: The `id` of the first row.
+      made_with: What joined targets depend on: the fingerprint of `with_targets`.
+      views: How many views of an example there are: epoch e shows view e % views; None for a new one in every epoch.
+      targets: (row numbers [B], view) -> fields that belong to one view of an example, such as a teacher's logits; the
+        pipelines add them. None if there are none.
+    """
+
+    name: str
+    size: int
+    num_classes: int
+    image_shape: tuple[int, ...] | None
+    read: Callable[[np.ndarray], dict[str, np.ndarray]]
+    start: int = 0
+    made_with: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    views: int | None = None
+    targets: Callable[[np.ndarray, int], dict[str, np.ndarray]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.views is not None and self.views < 1:
+            raise ValueError(f"views is {self.views}: give at least 1, or None for a new view in every epoch.")
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self.size
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The `id` of every row, int32 [size]."""
+        return np.arange(self.start, self.start + self.size, dtype=np.int32)
+
+
+def table(source: Source) -> tuple[dict[str, Any], Source]:
+    """Splits a source into its fields, for the device, and row numbers, for the pipeline.
+
+    Args:
+      source: A source that fits into the memory of a device.
+
+    Returns:
+      Name -> array [size, ...] in the source's order, with its targets, if it has any, [size, views, ...] under
+      `dispatch.BY_VIEW`; and a source with the same order of rows whose only field is `row`, int32 numbers into those
+      arrays.
+    """
+    fields: dict[str, Any] = _fields(source)
+    if source.targets is not None:
+        rows = np.arange(source.size)
+        views = [source.targets(rows, view) for view in range(source.views or 1)]
+        fields[BY_VIEW] = {field: np.stack([view[field] for view in views], axis=1) for field in views[0]}
+    return fields, dataclasses.replace(source, read=lambda rows: {"row": np.asarray(rows, np.int32)}, targets=None)
+
+
+def in_memory(source: Source) -> Source:
+    """Reads a source once and serves it from memory, for sets that fit and are read for many epochs.
+
+    Args:
+      source: Any source; its targets stay where they are.
+
+    Returns:
+      A source with the same rows, already decoded and checked.
+    """
+    return with_fields(dataclasses.replace(source, read=lambda rows: {}), **_fields(source))
+
+
+def with_fields(source: Source, **fields: np.ndarray) -> Source:
+    """Adds fields to a source, such as marks of examples.
+
+    Args:
+      source: The source.
+      **fields: Name -> array [size, ...] in the source's order.
+
+    Returns:
+      A source with the same rows.
+
+    Raises:
+      ValueError: If an array has another length, or the source has the field already.
+    """
+    have = source.read(np.zeros(1, np.int64))
+    for field, values in fields.items():
+        if len(values) != source.size:
+            raise ValueError(f"`{field}` has {len(values)} rows but {source.name} has {source.size}: give one each.")
+        if field in have:
+            raise ValueError(f"{source.name} already has the field `{field}`: give another name.")
+
+    def read(rows: np.ndarray) -> dict[str, np.ndarray]:
+        return source.read(rows) | {field: take(values, rows) for field, values in fields.items()}
+
+    return dataclasses.replace(source, read=read)
+
+
+def statistics(source: Source, limit: int = 10_000) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel, uint8 images scaled to [0, 1] first.
+
+    Args:
+      source: A source of images.
+      limit: Only the first `limit` rows are read.
+
+    Returns:
+      (mean, std), float32 [channels], computed in float64; a constant channel gets std 1, so std is never 0.
+
+    Raises:
+      ValueError: If the source has no images.
+    """
+    if source.image_shape is None:
+        raise ValueError(f"{source.name} has no images: statistics are for images only.")
+    count, total, squares = 0, np.zeros(source.image_shape[-1]), np.zeros(source.image_shape[-1])
+    origin: np.ndarray | None = None
+    for chunk in _chunks(source, min(limit, source.size)):
+        pixels = chunk["image"].reshape(-1, source.image_shape[-1])
+        values = pixels / 255.0 if pixels.dtype == np.uint8 else pixels.astype(np.float64)
+        # Sums around a typical value, since E[x^2] - E[x]^2 cancels when the mean is large.
+        origin = values.mean(axis=0) if origin is None else origin
+        count += len(values)
+        total += (values - origin).sum(axis=0)
+        squares += np.square(values - origin).sum(axis=0)
+    assert origin is not None, "limit is at least one row"
+    std = np.sqrt(np.maximum(squares / count - np.square(total / count), 0))
+    constant = std <= 1e-6 * np.abs(origin)
+    return (origin + total / count).astype(np.float32), np.where(constant, 1.0, std).astype(np.float32)
+
+
+def labels_of(source: Source) -> np.ndarray:
+    """The labels of all rows, int32 [size] or as the source has them, in its order."""
+    return np.concatenate([chunk["label"] for chunk in _chunks(source, source.size)])
+
+
+def _fields(source: Source) -> dict[str, np.ndarray]:
+    """All rows of each field."""
+    chunks = list(_chunks(source, source.size))
+    return {field: np.concatenate([chunk[field] for chunk in chunks]) for field in chunks[0]}
+
+
+def _chunks(source: Source, stop: int) -> Iterator[dict[str, np.ndarray]]:
+    """The first `stop` rows in order, some at a time."""
+    if stop < 1:
+        raise ValueError(f"no rows of {source.name} are to be read: ask for at least one.")
+    for first in range(0, stop, _CHUNK):
+        yield source.read(np.arange(first, min(first + _CHUNK, stop)))

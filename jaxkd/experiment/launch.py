@@ -1,0 +1,73 @@
+"""The start of an experiment: command line, run directory, logs, devices."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxkd import parallel
+from jaxkd.experiment.cli import main, parse_beside
+from jaxkd.experiment.flags import Devices
+from jaxkd.parallel import processes
+from jaxkd.runs.directory import Run, open_run
+from jaxkd.runs.logger import Logger
+
+
+def launch(
+    config_class: type[Any],
+    procedure: Callable[[Any, Run, Logger, parallel.Plan], None],
+    *,
+    description: str,
+    smoke: Mapping[str, Any],
+    ignore: Sequence[str] = ("root", "data_dir", "wandb"),
+) -> None:
+    """Runs an experiment: command line, run directory, logs; a finished run says so, a user's error is one line.
+
+    Args:
+      config_class: A frozen dataclass with the fields `name`, `root` and `wandb`, among others.
+      procedure: The experiment, (config, run, logger, plan) -> None; it ends with `run.finish(summary)`.
+      description: Shown by `--help`.
+      smoke: Field -> the default that `--smoke` puts in place of the usual one.
+      ignore: Fields that may change between two starts of one run.
+
+    Raises:
+      SystemExit: As `jaxkd.experiment.cli.main` says.
+    """
+
+    @functools.wraps(procedure)
+    def start() -> None:
+        config, devices = parse_beside(config_class, Devices, description=description, smoke=smoke)
+        keep_programs()
+        devices.start()
+        plan = devices.plan()
+        with open_run(config, root=config.root, ignore=ignore) as run:
+            if run.finished:
+                if processes.is_first():
+                    print(run.notice)
+                return
+            with Logger(run.path, wandb=config.wandb, config=config) as logger:
+                procedure(config, run, logger, plan)
+
+    processes.run(lambda: main(start))
+
+
+def keep_programs() -> None:
+    """Keeps what JAX compiles for later starts, in the user's cache folder, apart for each machine.
+
+    The environment variable `JAX_COMPILATION_CACHE_DIR` names another folder, or, where it is empty, none.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+        return
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(home) / "jaxkd" / "xla" / (platform.node() or "here")  # a home may be shared by unlike processors
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # nothing is lost but time
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))

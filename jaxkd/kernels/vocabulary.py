@@ -1,0 +1,77 @@
+"""Gradients of a head over a large vocabulary, pulled by blocks that each back end holds best."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+_ROWS = 128
+"""Rows of a head's gradient that are added at a time, since a product of the head's whole size is a second head."""
+
+_COLUMNS = 1024
+"""Columns of it on CPUs, whose caches hold what is multiplied then. Elsewhere devices may share the columns."""
+
+
+class Pulled(NamedTuple):
+    """Gradients of hidden states and of a head's matrix; None if unwanted."""
+
+    hidden: Any
+    kernel: Any
+
+
+def _block(i: jax.Array, size: int, length: int) -> tuple[jax.Array, jax.Array]:
+    """Where a block begins, and which of it is not in the one before, as some of the last is if they are not even."""
+    begin = jnp.minimum(i * size, length - size)
+    return begin, begin + jnp.arange(size) >= i * size
+
+
+def _by_columns(total: Pulled, hidden: jax.Array, kernel: jax.Array, d_logits: jax.Array) -> Pulled:
+    """Adds a chunk's share, both products by blocks of the vocabulary."""
+    size = min(_COLUMNS, kernel.shape[1])
+
+    def add(i: jax.Array, total: Pulled) -> Pulled:
+        begin, new = _block(i, size, kernel.shape[1])
+        d_hidden, d_kernel = total
+        d = jnp.where(new[None], jax.lax.dynamic_slice_in_dim(d_logits, begin, size, 1), 0)
+        if d_hidden is not None:
+            d_hidden = d_hidden + d @ jax.lax.dynamic_slice_in_dim(kernel, begin, size, 1).T
+        if d_kernel is not None:
+            block = jax.lax.dynamic_slice_in_dim(d_kernel, begin, size, 1) + hidden.T @ d
+            d_kernel = jax.lax.dynamic_update_slice_in_dim(d_kernel, block, begin, 1)
+        return Pulled(d_hidden, d_kernel)
+
+    return jax.lax.fori_loop(0, -(-kernel.shape[1] // size), add, total)
+
+
+def _by_rows(total: Pulled, hidden: jax.Array, kernel: jax.Array, d_logits: jax.Array) -> Pulled:
+    """Adds a chunk's share, the kernel's by blocks of the hidden size."""
+    size = min(_ROWS, len(kernel))
+
+    def add(i: jax.Array, d_kernel: jax.Array) -> jax.Array:
+        begin, new = _block(i, size, len(kernel))
+        h = jnp.where(new[:, None], jax.lax.dynamic_slice_in_dim(hidden.T, begin, size), 0)
+        block = jax.lax.dynamic_slice_in_dim(d_kernel, begin, size) + h @ d_logits
+        return jax.lax.dynamic_update_slice_in_dim(d_kernel, block, begin, 0)
+
+    d_hidden, d_kernel = total
+    return Pulled(
+        None if d_hidden is None else d_hidden + d_logits @ kernel.T,
+        None if d_kernel is None else jax.lax.fori_loop(0, -(-len(kernel) // size), add, d_kernel),
+    )
+
+
+def pull(start: Pulled, hidden: jax.Array, kernel: jax.Array, d_logits: jax.Array) -> Pulled:
+    """Adds one chunk's part to the gradients of hidden states and of the head's matrix.
+
+    Args:
+      start: The sums so far; None where a gradient is not wanted.
+      hidden: The chunk's hidden states [N, D].
+      kernel: The head's matrix [D, K].
+      d_logits: Gradient of the chunk's logits [N, K].
+
+    Returns:
+      The sums with this chunk in them.
+    """
+    return jax.lax.platform_dependent(start, hidden, kernel, d_logits, cpu=_by_columns, default=_by_rows)

@@ -1,0 +1,117 @@
+"""Losses between two vocabularies that have no common order."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxkd import numerics
+
+
+def uld(
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    *,
+    student_temperature: ArrayLike = 1.0,
+    teacher_temperature: ArrayLike = 1.0,
+) -> jax.Array:
+    """Universal logit distillation: L1 between the sorted probabilities, for vocabularies that differ.
+
+    sum_i |q_(i) - p_(i)|,  probabilities in descending order, the smaller vocabulary padded with zeros
+
+    Args:
+      student_logits: [..., V_s] floating.
+      teacher_logits: [..., V_t] floating, the same positions as the student's; see `uld_answers` where they differ.
+      student_temperature: T_s > 0, a scalar or an array over leading axes.
+      teacher_temperature: T_t > 0, likewise.
+
+    Returns:
+      [...] in 0..2.
+
+    Raises:
+      ValueError: If the leading axes differ.
+
+    Reference:
+      Boizard, El Haddad, Hudelot, Colombo, "Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss
+      for LLMs", TMLR 2025, https://arxiv.org/abs/2402.12030
+    """
+    s, t = numerics.promote(student_logits, teacher_logits)
+    if s.shape[:-1] != t.shape[:-1]:
+        raise ValueError(
+            f"student logits have shape {s.shape} but teacher logits have shape {t.shape}: give both the same leading "
+            "axes; only the vocabularies may differ."
+        )
+    size = max(s.shape[-1], t.shape[-1])
+    q = _sorted_probabilities(numerics.log_softmax(s, student_temperature), size)
+    p = _sorted_probabilities(numerics.log_softmax(t, teacher_temperature), size)
+    return jnp.sum(jnp.abs(q - p), axis=-1)
+
+
+def uld_answers(
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    student_start: ArrayLike,
+    student_length: ArrayLike,
+    teacher_start: ArrayLike,
+    teacher_length: ArrayLike,
+    *,
+    student_temperature: ArrayLike = 1.0,
+    teacher_temperature: ArrayLike = 1.0,
+    weight: ArrayLike = 1.0,
+) -> jax.Array:
+    """Universal logit distillation of answers that lie elsewhere and have other lengths on the two sides.
+
+    weight * (1/n) sum_{i < n} uld(student at student_start + i, teacher at teacher_start + i),  n the shorter length
+
+    Args:
+      student_logits: [B, S_s, V_s] floating.
+      teacher_logits: [B, S_t, V_t] floating.
+      student_start: [B] integers, the answer's first position.
+      student_length: [B] integers, the answer's number of positions.
+      teacher_start: [B] integers.
+      teacher_length: [B] integers.
+      student_temperature: T_s > 0, a scalar.
+      teacher_temperature: T_t > 0, a scalar.
+      weight: A factor on the value; the paper adds this loss to the cross-entropy with 1.5.
+
+    Returns:
+      [B]; 0 where an answer is empty.
+
+    Raises:
+      ValueError: If the shapes do not fit.
+
+    Reference:
+      Boizard, El Haddad, Hudelot, Colombo, "Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss
+      for LLMs", TMLR 2025, https://arxiv.org/abs/2402.12030
+    """
+    s, t = numerics.promote(student_logits, teacher_logits)
+    spans = [jnp.asarray(a) for a in (student_start, student_length, teacher_start, teacher_length)]
+    if s.ndim != 3 or t.ndim != 3 or any(a.shape != s.shape[:1] for a in [*spans, t[:, 0, 0]]):
+        raise ValueError(
+            f"student logits have shape {s.shape}, teacher logits {t.shape} and the spans {[a.shape for a in spans]}: "
+            "give [B, S, V] on both sides and four [B]."
+        )
+    count = min(s.shape[1], t.shape[1])
+    each = uld(
+        _from(s, spans[0], count),
+        _from(t, spans[2], count),
+        student_temperature=student_temperature,
+        teacher_temperature=teacher_temperature,
+    )
+    n = jnp.minimum(spans[1], spans[3])[:, None]
+    inside = jnp.arange(count)[None] < n
+    mean = jnp.sum(jnp.where(inside, each, 0), axis=-1) / jnp.maximum(n[:, 0], 1).astype(each.dtype)
+    return numerics.per_example(weight, mean) * mean
+
+
+def _sorted_probabilities(log_p: jax.Array, size: int) -> jax.Array:
+    """Probabilities in descending order, padded with zeros to `size`."""
+    descending = jnp.sort(jnp.exp(log_p), axis=-1, descending=True)
+    return jnp.pad(descending, [(0, 0)] * (log_p.ndim - 1) + [(0, size - log_p.shape[-1])])
+
+
+def _from(logits: jax.Array, start: jax.Array, count: int) -> jax.Array:
+    """`count` positions from each row's start on; those past the end repeat the last."""
+    position = jnp.minimum(start[:, None] + jnp.arange(count)[None], logits.shape[1] - 1)
+    return jnp.take_along_axis(logits, position[..., None], axis=1)

@@ -1,0 +1,248 @@
+"""Losses on parts of a vocabulary: the teacher's top-k tokens, or two vocabularies that have no common order.
+
+The teacher's side of a top-k loss is what a cache of its outputs holds: the K ids that were kept, and their
+log-probabilities over the whole vocabulary at temperature 1.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxkd import numerics
+
+
+def topk_kl_teacher_renorm(
+    student_logits: ArrayLike, teacher_ids: ArrayLike, teacher_logprobs: ArrayLike, *, temperature: ArrayLike = 1.0
+) -> jax.Array:
+    """Top-k KL, tail dropped: the teacher is renormalised on the kept tokens, the student on the whole vocabulary.
+
+    T^2 * sum_k p_k (log p_k - log q_id(k)),  p = softmax(l / T) over the kept,  q = softmax(z_s / T) over all
+
+    Not 0 at equality: the student is drawn to the kept tokens only.
+
+    Args:
+      student_logits: [..., V] floating.
+      teacher_ids: [..., K] integers in 0..V-1, distinct.
+      teacher_logprobs: [..., K] floating, l; they need not sum to one, logits do as well.
+      temperature: T > 0, a scalar or an array over leading axes.
+
+    Returns:
+      [...] in nats, times T^2.
+
+    Raises:
+      ValueError: If the shapes do not fit.
+
+    Reference:
+      No paper; the "zero" tail of arcee-ai/DistillKit, 2025, https://github.com/arcee-ai/DistillKit
+    """
+    s, ids, kept = _top_k(student_logits, teacher_ids, teacher_logprobs)
+    log_p = numerics.log_softmax(kept, temperature)
+    log_q = jnp.take_along_axis(numerics.log_softmax(s, temperature), ids, axis=-1)
+    present = ~jnp.isneginf(log_p)
+    difference = jnp.where(present, log_p, 0) - jnp.where(present, log_q, 0)
+    divergence = jnp.sum(jnp.exp(log_p) * difference, axis=-1)
+    return numerics.per_example(temperature, divergence) ** 2 * divergence
+
+
+def topk_kl_both_renorm(
+    student_logits: ArrayLike, teacher_ids: ArrayLike, teacher_logits: ArrayLike, *, temperature: ArrayLike = 1.0
+) -> jax.Array:
+    """Top-k KL, tail dropped: both sides are renormalised on the kept tokens.
+
+    T^2 * KL(softmax(z_t / T) || softmax(z_s,id / T)) over the K kept tokens
+
+    0 at equality, but blind to what the student gives to tokens that were not kept.
+
+    Args:
+      student_logits: [..., V] floating.
+      teacher_ids: [..., K] integers in 0..V-1, distinct.
+      teacher_logits: [..., K] floating, logits or log-probabilities of the kept tokens.
+      temperature: T > 0, a scalar or an array over leading axes.
+
+    Returns:
+      [...] in nats, times T^2.
+
+    Raises:
+      ValueError: If the shapes do not fit.
+
+    Reference:
+      No paper; as in AI-Hypercomputer/maxtext, 2025, https://github.com/AI-Hypercomputer/maxtext
+    """
+    s, ids, kept = _top_k(student_logits, teacher_ids, teacher_logits)
+    log_q = numerics.log_softmax(jnp.take_along_axis(s, ids, axis=-1), temperature)
+    divergence = numerics.kl_divergence(numerics.log_softmax(kept, temperature), log_q)
+    return numerics.per_example(temperature, divergence) ** 2 * divergence
+
+
+def topk_kl_tail_bucket(
+    student_logits: ArrayLike,
+    teacher_ids: ArrayLike,
+    teacher_logprobs: ArrayLike,
+    teacher_tail: ArrayLike | None = None,
+    *,
+    temperature: ArrayLike = 1.0,
+) -> jax.Array:
+    """Top-k KL over K + 1 outcomes: the kept tokens, and one bucket for all the others.
+
+    T^2 * [ sum_k p_k (log p_k - log q_k) + p_tail (log p_tail - log q_tail) ]
+    p = softmax(l / T) over the kept and the tail with l_tail = log(1 - sum_k exp l_k)
+    q_k = softmax(z_s / T)_id(k),  q_tail = 1 - sum_k q_k;  both tails are kept in 1e-8 .. 1 - 1e-8
+
+    At T = 1 a lower bound of the whole KL, and 0 at equality. At other T it is neither: the teacher's tail is tempered
+    as one token, the student's token by token.
+
+    Args:
+      student_logits: [..., V] floating.
+      teacher_ids: [..., K] integers in 0..V-1, distinct.
+      teacher_logprobs: [..., K] floating, l, log-probabilities at T = 1 over the whole vocabulary.
+      teacher_tail: [...] floating, l_tail where it is known better than the complement of rounded l gives it.
+      temperature: T > 0, a scalar or an array over leading axes.
+
+    Returns:
+      [...] in nats, times T^2.
+
+    Raises:
+      ValueError: If the shapes do not fit.
+
+    Reference:
+      No paper; the symmetric tail of arcee-ai/DistillKit, 2025, https://github.com/arcee-ai/DistillKit
+    """
+    s, ids, kept = _top_k(student_logits, teacher_ids, teacher_logprobs)
+    log_q = numerics.log_softmax(s, temperature)
+    tail = _log_complement(kept) if teacher_tail is None else _tail(teacher_tail, kept)
+    log_p = numerics.log_softmax(jnp.concatenate([kept, tail], axis=-1), temperature)
+    rest = jnp.put_along_axis(log_q, ids, -jnp.inf, axis=-1, inplace=False)
+    log_q = jnp.concatenate([jnp.take_along_axis(log_q, ids, axis=-1), _log_sum(rest)], axis=-1)
+    divergence = numerics.kl_divergence(_floor_tail(log_p), _floor_tail(log_q))
+    return numerics.per_example(temperature, divergence) ** 2 * divergence
+
+
+def ranking_hinge(
+    student_logits: ArrayLike,
+    teacher_ids: ArrayLike,
+    teacher_logprobs: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    margin: ArrayLike | None = None,
+) -> jax.Array:
+    """Hinge on each pair of kept tokens that the teacher ranks: a mean over pairs, so it couples the batch.
+
+    sum_{t_k > t_l} max(0, M_kl - (q_k - q_l)) / number of such pairs,  M_kl = margin, or t_k - t_l if there is none
+    t = exp(l),  q = softmax(z_s)_id over the whole vocabulary
+
+    Pairs count where t_k > t_l + 1e-8 and both exceed 1e-8.
+
+    Args:
+      student_logits: [..., V] floating.
+      teacher_ids: [..., K] integers in 0..V-1, distinct.
+      teacher_logprobs: [..., K] floating, l, log-probabilities over the whole vocabulary.
+      mask: [...] booleans, true where a row counts; all of them by default.
+      margin: Probability by which the student's must differ, a scalar, or None for the teacher's own gap.
+
+    Returns:
+      Scalar in units of probability; 0 if there is no pair.
+
+    Raises:
+      ValueError: If the shapes do not fit.
+
+    Reference:
+      No paper; as in arcee-ai/DistillKit, 2025, https://github.com/arcee-ai/DistillKit
+    """
+    s, ids, kept = _top_k(student_logits, teacher_ids, teacher_logprobs)
+    gap, valid = _teacher_pairs(kept, mask, 1e-8)
+    wanted = gap if margin is None else jnp.asarray(margin, gap.dtype)
+    q = jnp.exp(jnp.take_along_axis(numerics.log_softmax(s), ids, axis=-1))
+    hinge = jax.nn.relu(wanted - (q[..., :, None] - q[..., None, :]))
+    return jnp.sum(jnp.where(valid, hinge, 0)) / (jnp.sum(valid, dtype=hinge.dtype) + 1e-8)
+
+
+def ranking_logistic(
+    student_logits: ArrayLike, teacher_ids: ArrayLike, teacher_logprobs: ArrayLike, mask: ArrayLike | None = None
+) -> jax.Array:
+    """Logistic loss on each pair of kept tokens that the teacher ranks: a mean over pairs, so it couples the batch.
+
+    sum_{t_k > t_l} log(1 + exp(-(z_k - z_l))) / number of such pairs,  t = exp(l),  z = z_s,id
+
+    Pairs count where t_k > t_l + 1e-9 and both exceed 1e-9.
+
+    Args:
+      student_logits: [..., V] floating.
+      teacher_ids: [..., K] integers in 0..V-1, distinct.
+      teacher_logprobs: [..., K] floating, l, log-probabilities over the whole vocabulary.
+      mask: [...] booleans, true where a row counts; all of them by default.
+
+    Returns:
+      Scalar in nats; 0 if there is no pair.
+
+    Raises:
+      ValueError: If the shapes do not fit.
+
+    Reference:
+      No paper; as in arcee-ai/DistillKit, 2025, https://github.com/arcee-ai/DistillKit, after Burges et al., "Learning
+      to Rank using Gradient Descent", ICML 2005, https://doi.org/10.1145/1102351.1102363
+    """
+    s, ids, kept = _top_k(student_logits, teacher_ids, teacher_logprobs)
+    _, valid = _teacher_pairs(kept, mask, 1e-9)
+    z = jnp.take_along_axis(s, ids, axis=-1)
+    difference = jnp.where(valid, z[..., :, None] - z[..., None, :], 0)
+    logistic = jnp.where(valid, jax.nn.softplus(-difference), 0)
+    return jnp.sum(logistic) / (jnp.sum(valid, dtype=logistic.dtype) + 1e-9)
+
+
+def _top_k(
+    student_logits: ArrayLike, teacher_ids: ArrayLike, teacher_values: ArrayLike
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The student's logits, the kept ids and the teacher's values there, after the checks."""
+    s, kept = numerics.promote(student_logits, teacher_values)
+    ids = jnp.asarray(teacher_ids)
+    if ids.shape != kept.shape or ids.shape[:-1] != s.shape[:-1] or not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise ValueError(
+            f"teacher ids have shape {ids.shape} and dtype {ids.dtype}, their values {kept.shape} and student logits "
+            f"{s.shape}: give integers and values of shape {s.shape[:-1]} + (K,)."
+        )
+    return s, ids, kept
+
+
+def _teacher_pairs(logprobs: jax.Array, mask: ArrayLike | None, epsilon: float) -> tuple[jax.Array, jax.Array]:
+    """t_k - t_l [..., K, K], and where the teacher ranks k before l in a row that counts."""
+    t = jnp.exp(logprobs)
+    supported = t > epsilon
+    valid = (t[..., :, None] > t[..., None, :] + epsilon) & supported[..., :, None] & supported[..., None, :]
+    if mask is not None:
+        rows = jnp.asarray(mask, bool)
+        if rows.shape != t.shape[:-1]:
+            raise ValueError(
+                f"the mask has shape {rows.shape}, expected {t.shape[:-1]}: give one boolean for each row."
+            )
+        valid &= rows[..., None, None]
+    return t[..., :, None] - t[..., None, :], valid
+
+
+def _log_sum(log_p: jax.Array) -> jax.Array:
+    """log sum exp over the last axis, kept; -inf without a gradient where nothing is left."""
+    left = jnp.any(~jnp.isneginf(log_p), axis=-1, keepdims=True)
+    return jnp.where(left, jax.nn.logsumexp(jnp.where(left, log_p, 0), axis=-1, keepdims=True), -jnp.inf)
+
+
+def _log_complement(log_p: jax.Array) -> jax.Array:
+    """log(1 - sum exp) over the last axis, kept; -inf without a gradient where nothing is left."""
+    left = 1 - jnp.sum(jnp.exp(log_p), axis=-1, keepdims=True)
+    return jnp.where(left > 0, jnp.log(jnp.where(left > 0, left, 1)), -jnp.inf)
+
+
+def _tail(log_p: ArrayLike, kept: jax.Array) -> jax.Array:
+    """A given tail with an axis beside the kept tokens."""
+    if jnp.shape(log_p) != kept.shape[:-1]:
+        raise ValueError(
+            f"the teacher's tail has shape {jnp.shape(log_p)}, expected {kept.shape[:-1]}: give the logarithm of one "
+            "mass for each row of kept tokens."
+        )
+    return jnp.asarray(log_p, kept.dtype)[..., None]
+
+
+def _floor_tail(log_p: jax.Array) -> jax.Array:
+    """The same with the last entry kept in 1e-8 .. 1 - 1e-8."""
+    tail = jnp.clip(log_p[..., -1:], jnp.log(1e-8), jnp.log1p(-1e-8))
+    return jnp.concatenate([log_p[..., :-1], tail], axis=-1)

@@ -1,0 +1,155 @@
+"""Evaluation metrics that accumulate as sums over batches and are divided once, so padding never counts.
+
+A metric is a pure function (student, teacher, batch) -> accumulator; accumulators are added leaf by leaf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd import numerics
+from jaxkd.metrics.accumulators import Calibration, Mean, Metric, PerClass, batch_mean, teacher_logits, weights_of
+from jaxkd.types import Batch, Outputs
+
+
+def _classes(student: Outputs, batch: Batch) -> jax.Array:
+    """Labels as integers [B, ...]: those of the batch, or the largest entry of soft ones."""
+    label = jnp.asarray(batch["label"])
+    return label if label.ndim < student.logits.ndim else jnp.argmax(label, axis=-1)
+
+
+def _hits(student: Outputs, batch: Batch) -> jax.Array:
+    """1.0 where the largest logit is the label's, else 0.0: [B, ...]."""
+    return (jnp.argmax(student.logits, axis=-1) == _classes(student, batch)).astype(jnp.float32)
+
+
+def accuracy(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
+    """Share of examples whose largest logit is the label's.
+
+    Args:
+      student: Outputs with logits [B, ..., K].
+      teacher: Not used.
+      batch: Holds `label`, integers [B, ...] or probabilities [B, ..., K] (their largest entry counts).
+
+    Returns:
+      Mean in 0..1.
+    """
+    return batch_mean(_hits(student, batch), batch)
+
+
+def top_k(k: int) -> Metric:
+    """Share of examples whose label is among the k largest logits.
+
+    Args:
+      k: How many logits count, at least 1.
+
+    Returns:
+      A metric, Mean in 0..1.
+    """
+
+    def top(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
+        _, best = jax.lax.top_k(student.logits, min(k, student.logits.shape[-1]))
+        hits = jnp.any(best == _classes(student, batch)[..., None], axis=-1)
+        return batch_mean(hits.astype(jnp.float32), batch)
+
+    return top
+
+
+def nll(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
+    """Negative log-likelihood of integer labels, in nats.
+
+    Args:
+      student: Outputs with logits [B, ..., K].
+      teacher: Not used.
+      batch: Holds `label`, integers [B, ...].
+
+    Returns:
+      Mean.
+
+    Raises:
+      ValueError: If the labels are not integers, one for each row of logits.
+    """
+    (z,) = numerics.promote(student.logits)
+    return batch_mean(-numerics.pick(numerics.log_softmax(z), numerics.check_labels(z, batch["label"])), batch)
+
+
+def brier(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
+    """Brier score: squared distance of the probabilities to the label.
+
+    sum_k (q_k - y_k)^2
+
+    Args:
+      student: Outputs with logits [B, ..., K].
+      teacher: Not used.
+      batch: Holds `label`, integers [B, ...] or probabilities [B, ..., K].
+
+    Returns:
+      Mean in 0..2.
+
+    Reference:
+      Brier, "Verification of Forecasts Expressed in Terms of Probability", Monthly Weather Review 1950,
+      https://doi.org/10.1175/1520-0493(1950)078%3C0001:VOFEIT%3E2.0.CO;2
+    """
+    (z,) = numerics.promote(student.logits)
+    label = jnp.asarray(batch["label"])
+    y = label if label.ndim == z.ndim else jax.nn.one_hot(label, z.shape[-1], dtype=z.dtype)
+    return batch_mean(jnp.sum(jnp.square(jnp.exp(numerics.log_softmax(z)) - y.astype(z.dtype)), axis=-1), batch)
+
+
+def per_class(student: Outputs, teacher: Outputs, batch: Batch) -> PerClass:
+    """Confusion counts of student and teacher; their `value()` is the student's accuracy on its worst class.
+
+    Args:
+      student: Outputs with logits [B, ..., K].
+      teacher: Outputs with logits [B, ..., K].
+      batch: Holds `label`, integers [B, ...] or probabilities [B, ..., K].
+
+    Returns:
+      Counts [K, K] of both.
+
+    Raises:
+      ValueError: If there is no teacher.
+    """
+    K = student.logits.shape[-1]
+    label = _classes(student, batch)
+    rows = jax.nn.one_hot(label.ravel(), K) * weights_of(label.astype(jnp.float32), batch).ravel()[:, None]
+
+    def confusion(logits: jax.Array) -> jax.Array:
+        called = jax.nn.one_hot(jnp.argmax(logits, axis=-1).ravel(), K)
+        return jnp.einsum("ni,nj->ij", rows, called, precision="highest")
+
+    return PerClass(confusion(student.logits), confusion(teacher_logits(teacher)))
+
+
+def calibration(bins: int = 15) -> Metric:
+    """Reliability bins of the top-class confidence; their `value()` is the expected calibration error.
+
+    Args:
+      bins: Number of equal-width bins of the confidence.
+
+    Returns:
+      A metric.
+
+    Reference:
+      Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, https://arxiv.org/abs/1706.04599
+    """
+
+    def measure(student: Outputs, teacher: Outputs, batch: Batch) -> Calibration:
+        (z,) = numerics.promote(student.logits)
+        confidence = jnp.exp(jnp.max(numerics.log_softmax(z), axis=-1))
+        weight = weights_of(confidence, batch)
+        confidence = jnp.where(weight > 0, confidence, 0)
+        place = jnp.clip(jnp.ceil(confidence * bins) - 1, 0, bins - 1).astype(jnp.int32)
+        member = jax.nn.one_hot(place.ravel(), bins, dtype=z.dtype) * weight.ravel()[:, None]
+        # Sums, not a matrix product, which accelerators would round to fewer digits.
+        total, hits = (jnp.sum(member * x.ravel()[:, None], axis=0) for x in (confidence, _hits(student, batch)))
+        return Calibration(total, hits, member.sum(axis=0))
+
+    return measure
+
+
+CLASSIFICATION: Mapping[str, Metric] = {"accuracy": accuracy, "nll": nll, "ece": calibration()}
+"""What can be said of a classifier without a teacher."""

@@ -1,0 +1,178 @@
+"""Models made of models: ensembles, cached outputs, no teacher at all, a last layer among the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd import numerics
+from jaxkd.models.adapters import (
+    _inputs,
+)
+from jaxkd.models.top_k import KEPT, spread_tail
+from jaxkd.types import Batch, Model, Outputs, PyTree, Variables
+
+
+def mean_logits(logits: Sequence[jax.Array]) -> jax.Array:
+    """Mean of the members' logits: the geometric mean of their predictive distributions.
+
+    Args:
+      logits: One array [B, ..., K] a member.
+
+    Returns:
+      [B, ..., K].
+    """
+    return jnp.mean(jnp.stack(numerics.promote(*logits)), axis=0)
+
+
+def mean_probabilities(logits: Sequence[jax.Array]) -> jax.Array:
+    """Log of the mean of the members' probabilities, computed in log space.
+
+    Args:
+      logits: One array [B, ..., K] a member.
+
+    Returns:
+      [B, ..., K], normalised log-probabilities.
+    """
+    stacked = jnp.stack([numerics.log_softmax(z) for z in numerics.promote(*logits)])
+    return jax.nn.logsumexp(stacked, axis=0) - jnp.log(jnp.asarray(len(logits), stacked.dtype))
+
+
+def ensemble(*members: Model, combine: Callable[[Sequence[jax.Array]], jax.Array] = mean_logits) -> Model:
+    """Several models as one teacher.
+
+    Args:
+      *members: Models that read the same batch and have the same classes.
+      combine: The members' logits -> the ensemble's: `mean_logits` or `mean_probabilities`.
+
+    Returns:
+      A model whose variables are {"0": ..., "1": ...} and whose features are named "0/stage1", "1/stage1", ...
+
+    Raises:
+      ValueError: If there is no member, or their logits differ in shape.
+    """
+    if not members:
+        raise ValueError("an ensemble needs at least one member: pass the models.")
+
+    def init(key: jax.Array, batch: Batch) -> Variables:
+        made = [m.init(jax.random.fold_in(key, i), batch) for i, m in enumerate(members)]
+        return Variables({str(i): v.params for i, v in enumerate(made)}, {str(i): v.state for i, v in enumerate(made)})
+
+    def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
+        logits: list[jax.Array] = []
+        features: dict[str, jax.Array] = {}
+        state: dict[str, PyTree] = {}
+        for i, member in enumerate(members):
+            own = Variables(variables.params[str(i)], variables.state[str(i)])
+            out, state[str(i)] = member.apply(own, batch, None if key is None else jax.random.fold_in(key, i), train)
+            logits.append(out.logits)
+            features |= {f"{i}/{name}": f for name, f in out.features.items()}
+        if len({z.shape for z in logits}) > 1:
+            raise ValueError(
+                f"the members of an ensemble have logits of shapes {', '.join(str(z.shape) for z in logits)}: give "
+                "all of them the same classes."
+            )
+        return Outputs(combine(logits), features), state
+
+    return Model(init, apply)
+
+
+def join(*members: Variables) -> Variables:
+    """Variables of `ensemble(...)` from those of its members, in the same order.
+
+    Args:
+      *members: Each member's trained variables.
+
+    Returns:
+      The ensemble's variables.
+    """
+    return Variables(
+        {str(i): v.params for i, v in enumerate(members)}, {str(i): v.state for i, v in enumerate(members)}
+    )
+
+
+def cached(*, logits: str = "teacher_logits", features: Sequence[str] = (), num_classes: int | None = None) -> Model:
+    """A teacher whose outputs were written earlier and are read from the batch; it has no variables.
+
+    Args:
+      logits: Field of the batch that holds the logits [B, ..., K].
+      features: Fields that are features, under the same names.
+      num_classes: K, where the batch holds the top k (`KEPT`) in place of the logits: outputs are then `top_k`'s.
+
+    Returns:
+      A model; `Variables({}, {})` are its variables.
+
+    Raises:
+      ValueError: If the batch lacks a field.
+    """
+
+    def init(key: jax.Array, batch: Batch) -> Variables:
+        return Variables({}, {})
+
+    def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
+        names = (*features, *((logits,) if num_classes is None else KEPT))
+        read = dict(zip(names, _inputs(batch, names, "`logits=` and `features=`"), strict=True))
+        return Outputs(
+            read.pop(logits) if num_classes is None else spread_tail(read, num_classes), read
+        ), variables.state
+
+    return Model(init, apply)
+
+
+def with_head(model: Model, path: str = "head") -> Model:
+    """The same model, whose outputs hold its last layer too, for losses that apply it to hidden states themselves.
+
+    Under `jit` the logits then cost nothing unless a loss or a metric reads them.
+
+    Args:
+      model: Any model.
+      path: Where the layer stands in the params, with slashes: one with a `kernel` [D, K] and perhaps a `bias` [K], or
+        an `embedding` [K, D], whose transpose is the kernel of a model that ties them.
+
+    Returns:
+      A model with the same variables.
+
+    Raises:
+      ValueError: If there is no such layer at the path (the sentence lists what stands there).
+    """
+
+    def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
+        outputs, state = model.apply(variables, batch, key, train)
+        return outputs._replace(head=_head(variables.params, path)), state
+
+    return Model(model.init, apply)
+
+
+def _head(params: PyTree, path: str) -> dict[str, jax.Array]:
+    """Kernel and bias of the layer at a path."""
+    layer, trail = params, ""
+    for name in path.split("/"):
+        if not isinstance(layer, Mapping) or name not in layer:
+            known = ", ".join(sorted(layer)) if isinstance(layer, Mapping) else "an array"
+            raise ValueError(
+                f"the params have no {path!r}: under {trail or 'the top'} there is {known}; name the path."
+            )
+        layer, trail = layer[name], f"{trail}/{name}".strip("/")
+    if isinstance(layer, Mapping) and "embedding" in layer:
+        return {"kernel": layer["embedding"].T}
+    if not isinstance(layer, Mapping) or "kernel" not in layer:
+        raise ValueError(f"the params at {path!r} are no linear layer: name one with a `kernel` or an `embedding`.")
+    return {name: layer[name] for name in ("kernel", "bias") if name in layer}
+
+
+def no_teacher() -> Model:
+    """Stands in for the teacher where a network learns from labels alone; it has no outputs and no variables.
+
+    Returns:
+      A model; `Variables({}, {})` are its variables, and terms that need a teacher refuse it.
+    """
+
+    def init(key: jax.Array, batch: Batch) -> Variables:
+        return Variables({}, {})
+
+    def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
+        return Outputs(None, {}), variables.state
+
+    return Model(init, apply)

@@ -1,0 +1,46 @@
+"""A network for new classes that begins with what another one has learnt."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+
+from jaxkd.types import Variables, leaf_name
+
+
+def inherit(own: Variables, trained: Variables, *, fresh: str = r"(^|/)head") -> Variables:
+    """Variables of a network that takes over a trained one's, but for the layers that must begin anew.
+
+    `inherit(models.init(student, key, batch), pretrained)` is a start for `init_state` with a new last layer.
+
+    Args:
+      own: The network's own variables, as `init` makes them.
+      trained: Those of a network that differs in the fresh layers only.
+      fresh: Regular expression, searched in paths such as "head/kernel": these params and states stay its own.
+
+    Returns:
+      Variables of the structure of `own`.
+
+    Raises:
+      ValueError: If another part has no counterpart or another shape (the sentence names path and shapes), or if no
+        path is fresh.
+    """
+    known = {leaf_name(path): leaf for path, leaf in jax.tree.leaves_with_path(trained)}
+    paths = [leaf_name(path) for path, _ in jax.tree.leaves_with_path(own)]
+    if not any(re.search(fresh, path.split("/", 1)[1]) for path in paths):
+        raise ValueError(f"no path has {fresh!r}, so that nothing would begin anew: they are {', '.join(paths[:10])}.")
+
+    def choose(path: tuple, leaf: jax.Array) -> jax.Array:
+        name = leaf_name(path)
+        if re.search(fresh, name.split("/", 1)[1]):
+            return leaf
+        if name not in known or known[name].shape != leaf.shape:
+            found = f"has shape {known[name].shape}" if name in known else "does not exist"
+            raise ValueError(
+                f"{name} has shape {leaf.shape} but in the trained network {found}: give networks that differ in their "
+                "fresh layers only."
+            )
+        return known[name]
+
+    return jax.tree_util.tree_map_with_path(choose, own)

@@ -1,0 +1,190 @@
+"""Residual networks, of three stages for small images and of four for large ones.
+
+Features: `stem`, `stage1..3` (or `..4`), each `stage*_preact` (the sum before its last ReLU), `last` and `pooled`,
+its mean over the positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxkd.models.adapters import from_linen, rematerialised
+from jaxkd.models.layers import conv_norms
+from jaxkd.types import Model, Outputs
+
+_DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+"""Depth -> blocks of the four stages; from 50 on they are bottlenecks."""
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions, or a 3x3 one between two of 1x1, and a shortcut, a 1x1 convolution where the shape changes.
+
+    Attributes:
+      width: Output channels.
+      stride: Stride of the first 3x3 convolution.
+      inner: Channels of a bottleneck's 3x3 convolution; 0 makes a block of two.
+      groups: Groups of channels in that convolution.
+      axis_name: Axis over which batch norm takes its statistics together.
+    """
+
+    width: int
+    stride: int
+    inner: int = 0
+    groups: int = 1
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, H, W, C] -> the sum before the ReLU, [B, H / stride, W / stride, width]."""
+        conv_norm = conv_norms(train, self.axis_name)
+        if self.inner:
+            y = nn.relu(conv_norm(x, self.inner, "{}1", kernel=1))
+            y = nn.relu(conv_norm(y, self.inner, "{}2", stride=self.stride, groups=self.groups))
+            y = conv_norm(y, self.width, "{}3", kernel=1)
+        else:
+            y = nn.relu(conv_norm(x, self.width, "{}1", stride=self.stride))
+            y = conv_norm(y, self.width, "{}2")
+        if x.shape != y.shape:
+            x = conv_norm(x, self.width, "shortcut_{}", kernel=1, stride=self.stride)
+        return x + y
+
+
+class ResNet(nn.Module):
+    """Stem and stages of residual blocks; each stage after the first halves height and width.
+
+    Attributes:
+      num_classes: K.
+      blocks: Blocks of each stage.
+      widths: Output channels of each stage.
+      stem: Channels of the stem.
+      large: Whether the stem is a 7x7 convolution of stride 2 and a max-pool instead of one 3x3 convolution.
+      inner: Channels inside the bottlenecks of each stage; blocks of two convolutions if empty.
+      groups: Groups of channels in the 3x3 convolution of a bottleneck.
+      axis_name: Axis over which batch norm takes its statistics together.
+      remat: Whether the backward pass computes each stage again.
+    """
+
+    num_classes: int
+    blocks: Sequence[int]
+    widths: Sequence[int]
+    stem: int
+    large: bool = False
+    inner: Sequence[int] = ()
+    groups: int = 1
+    axis_name: str | None = None
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> Outputs:
+        """Images [B, H, W, C] -> Outputs with logits [B, K]."""
+        size = {"kernel": 7, "stride": 2} if self.large else {}
+        x = nn.relu(conv_norms(train, self.axis_name)(x, self.stem, "stem_{}", **size))
+        features = {"stem": x}
+        if self.large:
+            x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        inner = self.inner or (0,) * len(self.widths)
+        for number, plan in enumerate(zip(self.blocks, self.widths, inner, strict=True), 1):
+
+            def stage(
+                self: ResNet, x: jax.Array, number: int = number, plan: tuple[int, int, int] = plan
+            ) -> tuple[jax.Array, jax.Array]:
+                blocks, width, inside = plan
+                for i in range(blocks):
+                    stride, name = 2 if number > 1 and i == 0 else 1, f"stage{number}_block{i + 1}"
+                    before = Block(width, stride, inside, self.groups, self.axis_name, name=name)(x, train)
+                    x = nn.relu(before)
+                return x, before
+
+            x, before = rematerialised(stage, self.remat)(self, x)
+            features |= {f"stage{number}": x, f"stage{number}_preact": before}
+        features["last"] = x
+        features["pooled"] = x = jnp.mean(x, axis=(1, 2))
+        return Outputs(nn.Dense(self.num_classes, name="head")(x), features)
+
+
+def resnet(
+    num_classes: int,
+    *,
+    depth: int,
+    widen: int = 1,
+    stem: int = 16,
+    axis_name: str | None = None,
+    remat: bool = False,
+) -> Model:
+    """A CIFAR residual network as a model: a stem and three stages of 16, 32 and 64 channels.
+
+    Args:
+      num_classes: K.
+      depth: 6n + 2: 8, 14, 20, 32, 44, 56 or 110.
+      widen: Factor on the channels of the stages.
+      stem: Channels of the stem. The networks called 8x4 and 32x4 have `widen=4, stem=32`.
+      axis_name: `parallel.DATA` for batch norm over all devices under `pmap`; under `jit` it is so anyway.
+      remat: Whether the backward pass computes each stage again instead of keeping its activations: less memory, about
+        a third more work.
+
+    Returns:
+      A model that reads `image` [B, H, W, C] and returns logits [B, K].
+
+    Raises:
+      ValueError: If the depth is not 6n + 2.
+
+    Reference:
+      He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, https://arxiv.org/abs/1512.03385
+    """
+    if depth < 8 or (depth - 2) % 6:
+        raise ValueError(f"a CIFAR ResNet has depth 6n + 2 but depth is {depth}: choose 8, 14, 20, 32, 44, 56 or 110.")
+    widths = tuple(widen * w for w in (16, 32, 64))
+    blocks = ((depth - 2) // 6,) * 3
+    return from_linen(ResNet(num_classes, blocks, widths, stem, axis_name=axis_name, remat=remat))
+
+
+def imagenet_resnet(
+    num_classes: int,
+    *,
+    depth: int = 50,
+    widen: int = 1,
+    groups: int = 1,
+    small_images: bool = False,
+    axis_name: str | None = None,
+    remat: bool = False,
+) -> Model:
+    """A residual network of four stages as a model: blocks of 64 to 512 channels, or bottlenecks of 256 to 2048.
+
+    Bottlenecks halve the image in their 3x3 convolution, as torchvision's and timm's do.
+
+    Args:
+      num_classes: K.
+      depth: 18 or 34; 50, 101 or 152 with bottlenecks.
+      widen: Factor on the channels inside the bottlenecks; 2 makes a wide ResNet-50 or 101.
+      groups: Groups of these channels that are convolved apart; with `widen=2, groups=32` it is ResNeXt-50 (32x4d).
+      small_images: Whether the stem is one 3x3 convolution that keeps the size of the image, for 32x32 pixels.
+      axis_name: As for `resnet`.
+      remat: As for `resnet`.
+
+    Returns:
+      A model that reads `image` [B, H, W, C] and returns logits [B, K].
+
+    Raises:
+      ValueError: If the depth is another, or there are no bottlenecks to widen.
+
+    Reference:
+      He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, https://arxiv.org/abs/1512.03385;
+      Xie et al., "Aggregated Residual Transformations for Deep Neural Networks", CVPR 2017,
+      https://arxiv.org/abs/1611.05431
+    """
+    if depth not in _DEPTHS:
+        raise ValueError(f"an ImageNet ResNet has depth {', '.join(map(str, _DEPTHS))} but depth is {depth}.")
+    planes = (64, 128, 256, 512)
+    inner = tuple(widen * p for p in planes) if depth >= 50 else ()
+    if (widen, groups) != (1, 1) and not inner:
+        raise ValueError(
+            f"a ResNet-{depth} has no bottlenecks but widen is {widen} and groups is {groups}: choose depth 50, 101 or "
+            "152."
+        )
+    widths = tuple(4 * p for p in planes) if inner else planes
+    blocks, large = _DEPTHS[depth], not small_images
+    return from_linen(ResNet(num_classes, blocks, widths, 64, large, inner, groups, axis_name, remat))

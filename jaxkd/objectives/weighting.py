@@ -1,0 +1,216 @@
+"""Sums of terms: what all of them share, and the sum whose weights are numbers or schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxkd import losses, numerics
+from jaxkd.keys import fold_name
+from jaxkd.objectives.terms import Number, Weigh, as_number, hold, pick
+from jaxkd.types import Batch, Outputs, PyTree, Term, Variables
+
+
+def weighted(**terms: Term | tuple[Number, Term]) -> Term:
+    """Weighted sum of terms; reports each raw value under its name and each weighted one under `<name>_weighted`.
+
+    sum_i w_i(step) * term_i
+
+    Args:
+      **terms: Name -> term (weight 1) or (weight, term); a weight is a float, an array or a schedule of the step.
+
+    Returns:
+      A term whose params and state are keyed by the names; the weights stand in `state["weights"]`.
+
+    Raises:
+      ValueError: If there is no term, one is called "weights", or a weight is not one number.
+    """
+    if not terms or "weights" in terms:
+        raise ValueError('weighted() needs at least one term, none of them called "weights": name each after its loss.')
+    pairs = {name: t if not isinstance(t, Term) else (1.0, t) for name, t in terms.items()}
+    for name, (weight, _) in pairs.items():
+        if not callable(weight) and np.shape(weight):
+            raise ValueError(f"the weight of {name!r} has shape {np.shape(weight)}: give one number or a schedule.")
+    held = hold({n: w if callable(w) else as_number(w) for n, (w, _) in pairs.items()})
+
+    terms_alone = {name: term for name, (_, term) in pairs.items()}
+
+    def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> Variables:
+        params, state = init_each(terms_alone, key, student, teacher, batch)
+        return Variables(params, {"weights": {name: jnp.asarray(v) for name, v in held.arrays.items()}, **state})
+
+    def apply(
+        variables: Variables, student: Outputs, teacher: Outputs, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, PyTree, dict[str, jax.Array]]:
+        raws, state, metrics = apply_each(terms_alone, variables, student, teacher, batch, key, step)
+        weights, total = held.resolve(variables.state["weights"], step), jnp.zeros(())
+        for name, raw in raws.items():
+            share = jnp.asarray(weights[name], raw.dtype) * raw
+            total = total.astype(raw.dtype) + share
+            metrics |= {name: raw, f"{name}_weighted": share}
+        return total, {"weights": variables.state["weights"], **state}, metrics
+
+    return Term(init, apply, any(term.couples for term in terms_alone.values()))
+
+
+def init_each(terms: Mapping[str, Term], key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> Variables:
+    """Variables of several terms, by name, each with randomness of its own.
+
+    Args:
+      terms: Name -> term.
+      key: Typed PRNG key.
+      student: Abstract outputs.
+      teacher: Abstract outputs.
+      batch: Abstract batch.
+
+    Returns:
+      Params and state, both name -> what that term has.
+    """
+    owned = {n: t.init(fold_name(key, n), student, teacher, batch) for n, t in terms.items()}
+    return Variables({n: v.params for n, v in owned.items()}, {n: v.state for n, v in owned.items()})
+
+
+def apply_each(
+    terms: Mapping[str, Term],
+    variables: Variables,
+    student: Outputs,
+    teacher: Outputs,
+    batch: Batch,
+    key: jax.Array,
+    step: jax.Array,
+) -> tuple[dict[str, jax.Array], dict[str, PyTree], dict[str, jax.Array]]:
+    """Values of several terms, as a sum of them needs.
+
+    Args:
+      terms: Name -> term.
+      variables: Params and state by name, as `init_each` makes them; they may hold other names too.
+      student: The student's outputs.
+      teacher: The teacher's outputs.
+      batch: The batch.
+      key: Typed PRNG key of the step.
+      step: Number of the step.
+
+    Returns:
+      Name -> value, name -> new state, and the terms' own metrics under `<name>/<metric>`.
+    """
+    raws, state = {}, {}
+    metrics: dict[str, jax.Array] = {}
+    for name, term in terms.items():
+        owned = Variables(variables.params[name], variables.state[name])
+        own_key = fold_name(key, name)
+        raws[name], state[name], inner = term.apply(owned, student, teacher, batch, own_key, step)
+        metrics |= {f"{name}/{k}": v for k, v in inner.items()}
+    return raws, state, metrics
+
+
+def uncertainty_weighted(**terms: Term) -> Term:
+    """Sum of terms weighted by trained uncertainties: a term that stays large is believed less.
+
+    sum_i exp(-s_i) term_i + s_i / 2,  s_i = log sigma_i^2, which starts at 0
+
+    Only for terms that are not negative: exp(-s) has no bound where a term can be.
+
+    Args:
+      **terms: Name -> term.
+
+    Returns:
+      A term with parameters `log_variance` and the terms' own; reports each raw value under its name, its share under
+      `<name>_weighted` and its weight under `<name>_weight`.
+
+    Raises:
+      ValueError: If there is no term, or one is called "log_variance".
+
+    Reference:
+      Kendall, Gal, Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and Semantics",
+      CVPR 2018, https://arxiv.org/abs/1705.07115
+    """
+    if not terms or "log_variance" in terms:
+        raise ValueError(
+            'uncertainty_weighted() needs at least one term, none of them called "log_variance": name each after its '
+            "loss."
+        )
+
+    def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> Variables:
+        params, state = init_each(terms, key, student, teacher, batch)
+        return Variables({"log_variance": {name: jnp.zeros(()) for name in terms}, **params}, state)
+
+    def apply(
+        variables: Variables, student: Outputs, teacher: Outputs, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, PyTree, dict[str, jax.Array]]:
+        raws, state, metrics = apply_each(terms, variables, student, teacher, batch, key, step)
+        total = jnp.zeros(())
+        for name, raw in raws.items():
+            s = variables.params["log_variance"][name].astype(raw.dtype)
+            weight = jnp.exp(-s)
+            total = total.astype(raw.dtype) + weight * raw + s / 2
+            metrics |= {name: raw, f"{name}_weighted": weight * raw, f"{name}_weight": weight}
+        return total, state, metrics
+
+    return Term(init, apply, any(term.couples for term in terms.values()))
+
+
+def teacher_confidence(*, label: str = "label", temperature: float = 1.0) -> Weigh:
+    """Examples count by the teacher's probability of the label, so that its mistakes teach less.
+
+    w = softmax(z_t / T)[label]
+
+    Args:
+      label: Field of the batch with the labels, integers.
+      temperature: T > 0.
+
+    Returns:
+      A factor [B] in 0..1 for a term's `weigh`.
+    """
+
+    def weigh(student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
+        (z,) = numerics.promote(pick(teacher, "logits", "teacher"))
+        return jnp.exp(numerics.pick(numerics.log_softmax(z, temperature), numerics.check_labels(z, batch[label])))
+
+    return weigh
+
+
+def teacher_certainty(*, temperature: float = 1.0) -> Weigh:
+    """Examples count by the teacher's certainty, one minus its entropy relative to the uniform distribution's.
+
+    w = 1 - H(softmax(z_t / T)) / log K
+
+    Args:
+      temperature: T > 0.
+
+    Returns:
+      A factor [B, ...] in 0..1 for a term's `weigh`.
+    """
+
+    def weigh(student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
+        (z,) = numerics.promote(pick(teacher, "logits", "teacher"))
+        log_p = numerics.log_softmax(z, temperature)
+        p = jnp.exp(log_p)
+        return 1 - jnp.sum(-numerics.xlogy(p, p), axis=-1) / jnp.log(jnp.asarray(z.shape[-1], z.dtype))
+
+    return weigh
+
+
+def wsld_weight(*, label: str = "label") -> Weigh:
+    """WSLD's weight of an example's soft label, from how the student's and the teacher's cross-entropies compare.
+
+    w = 1 - exp(-CE(z_s, y) / (CE(z_t, y) + 1e-7))
+
+    Args:
+      label: Field of the batch with the labels, integers.
+
+    Returns:
+      A factor [B] in 0..1 for a term's `weigh`, with which `losses.kd` becomes the soft part of `losses.wsld`.
+
+    Reference:
+      Zhou et al., "Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective", ICLR 2021,
+      https://arxiv.org/abs/2102.00650
+    """
+
+    def weigh(student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
+        s, t = (losses.cross_entropy(out.logits, batch[label]) for out in (student, teacher))
+        return -jnp.expm1(-s / (t + 1e-7))
+
+    return weigh

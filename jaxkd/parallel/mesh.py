@@ -1,0 +1,266 @@
+"""How arrays lie on devices: meshes, shardings, and putting batches, states and teachers there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxkd.keys import is_key, plain_words
+from jaxkd.types import Batch, PyTree, leaf_name
+
+DATA = "data"
+"""Name of the mesh axis over which batches are split."""
+
+MODEL = "model"
+"""Name of the mesh axis over which params are split as well."""
+
+Rules: TypeAlias = Mapping[str, PartitionSpec]
+"""Regular expression, searched in paths such as "params/student/head/kernel" and
+"opt_state/0/trace/student/head/kernel" -> how that array is split."""
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None, *, model: int = 1) -> Mesh:
+    """Mesh over all devices there are, with a second axis where params are to be split as well.
+
+    Args:
+      devices: The devices; all of them, of all processes, if None.
+      model: Devices that share one copy of the params.
+
+    Returns:
+      A mesh with the axis "data", and "model" if that has more than one device, in Auto mode (Explicit axes make Gram
+      matrices raise).
+
+    Raises:
+      ValueError: If the devices cannot be divided by `model`.
+    """
+    devices = jax.devices() if devices is None else devices
+    if model < 1 or len(devices) % model:
+        raise ValueError(
+            f"{len(devices)} devices cannot be arranged in groups of {model}, the size of the axis {MODEL!r}: choose a "
+            f"divisor of {len(devices)}."
+        )
+    sizes = (len(devices) // model, model) if model > 1 else (len(devices),)
+    names = (DATA, MODEL)[: len(sizes)]
+    return jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Sharding that holds a whole copy on every device.
+
+    Args:
+      mesh: The mesh.
+
+    Returns:
+      The sharding.
+    """
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def sharded(mesh: Mesh) -> NamedSharding:
+    """Sharding that splits the leading axis over the devices, along all axes of the mesh.
+
+    Args:
+      mesh: The mesh.
+
+    Returns:
+      The sharding.
+    """
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
+def fsdp(tree: PyTree, mesh: Mesh, rules: Rules | None = None, *, smallest: int = 2**14) -> PyTree:
+    """How a state or a teacher is split over the axis "model": each array along its largest axis that divides evenly.
+
+    Moments and averages come out as the params that they belong to, which have the same shapes and ends of paths.
+
+    Args:
+      tree: Arrays or their shapes.
+      mesh: The mesh; without the axis "model" everything is whole on every device.
+      rules: What is split otherwise; the first pattern found in an array's path decides. Arrays of the optimizer that a
+        rule does not fit (factored moments) are split as if there were none.
+      smallest: Arrays of fewer elements are whole on every device, unless a rule splits them.
+
+    Returns:
+      Tree of shardings.
+
+    Raises:
+      ValueError: If a rule does not fit an array, or none of the paths has its pattern.
+    """
+    if MODEL not in mesh.axis_names:
+        return jax.tree.map(lambda _: replicated(mesh), tree)
+    used = set()
+
+    def of(path: tuple[Any, ...], x: Any) -> NamedSharding:
+        name = leaf_name(path)
+        pattern = next((pattern for pattern in rules or {} if re.search(pattern, name)), None)
+        if pattern is None or rules is None:
+            return NamedSharding(mesh, _largest_axis(x, mesh.shape[MODEL], smallest))
+        used.add(pattern)
+        if _fits(x.shape, rules[pattern], mesh):
+            return NamedSharding(mesh, rules[pattern])
+        if "opt_state" in name.split("/"):
+            return NamedSharding(mesh, _largest_axis(x, mesh.shape[MODEL], smallest))
+        raise ValueError(
+            f"{name} of shape {x.shape} cannot be split as {pattern!r} says, {rules[pattern]}, on a mesh of "
+            f"{dict(mesh.shape)}: name axes of the mesh whose sizes divide those of the array."
+        )
+
+    shardings = jax.tree_util.tree_map_with_path(of, tree)
+    if unused := [pattern for pattern in rules or {} if pattern not in used]:
+        names = [leaf_name(path) for path, _ in jax.tree.leaves_with_path(tree)]
+        raise ValueError(
+            f"the pattern {unused[0]!r} decides over no array: check its spelling and the rules before it; the arrays "
+            f"are {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}."
+        )
+    return shardings
+
+
+def _largest_axis(x: Any, parts: int, smallest: int) -> PartitionSpec:
+    """Splits the largest axis that divides evenly, the last of equals."""
+    sizes = [(size, axis) for axis, size in enumerate(x.shape) if size and size % parts == 0]
+    if not sizes or np.prod(x.shape) < smallest or is_key(x):
+        return PartitionSpec()
+    return PartitionSpec(*[None] * max(sizes)[1], MODEL)
+
+
+def _fits(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> bool:
+    """Whether the spec names axes of the mesh, no more than the array has, each of a size that divides the array's."""
+    named = [(entry,) if isinstance(entry, str) else entry or () for entry in spec]
+    if len(named) > len(shape) or any(name not in mesh.shape for names in named for name in names):
+        return False
+    parts = [int(np.prod([mesh.shape[name] for name in names])) for names in named]
+    return all(size % count == 0 for size, count in zip(shape, parts, strict=False))
+
+
+def put_replicated(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Copies a state or a teacher to every device of the mesh.
+
+    Args:
+      tree: Arrays, the same in every process.
+      mesh: The mesh.
+
+    Returns:
+      The same tree on the devices.
+    """
+    return put(tree, jax.tree.map(lambda _: replicated(mesh), tree))
+
+
+def put(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Puts arrays, the same in every process, where the shardings say.
+
+    Args:
+      tree: Arrays.
+      shardings: Their shardings, as `fsdp` gives them.
+
+    Returns:
+      The same tree on the devices; arrays that lay there already may share their buffers with it.
+    """
+    return jax.tree.map(_put, tree, shardings)
+
+
+def _put(x: Any, sharding: NamedSharding) -> jax.Array:
+    if sharding.is_fully_addressable or not getattr(x, "is_fully_addressable", True):
+        return jax.device_put(x, sharding)
+    # What only this process sees goes to its own devices: `device_put` would compare all processes' values first.
+    if is_key(x):
+        data = _put(plain_words(x), NamedSharding(sharding.mesh, PartitionSpec()))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    host = _on_host("", x)
+    return jax.make_array_from_callback(host.shape, sharding, lambda rows: host[rows])
+
+
+def fetch(tree: PyTree) -> PyTree:
+    """Copies of whole arrays on the host, also of those that are split over several processes.
+
+    Args:
+      tree: Arrays; every process must ask for the same ones.
+
+    Returns:
+      The same tree of NumPy arrays.
+    """
+
+    def whole(x: Any) -> np.ndarray:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
+            return multihost_utils.process_allgather(x, tiled=True)
+        return np.asarray(jax.device_get(x))
+
+    return jax.tree.map(whole, tree)
+
+
+def put_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """Puts this process's rows of a batch onto the mesh, split over the devices; returns before the copy is done.
+
+    Args:
+      batch: Host arrays [B / processes, ...].
+      mesh: The mesh.
+
+    Returns:
+      Global arrays [B, ...].
+
+    Raises:
+      ValueError: If the rows cannot be split evenly over this process's devices, or a field is text.
+    """
+    fields, _ = _own_rows(batch, mesh)
+    return _placed(fields, sharded(mesh))
+
+
+def put_shards(batch: Batch, mesh: Mesh) -> Batch:
+    """Puts this process's rows of a batch as `compile_pmap` wants them; returns before the copy is done.
+
+    Args:
+      batch: Host arrays [B / processes, ...].
+      mesh: The devices.
+
+    Returns:
+      Arrays [devices, B / devices, ...], one share on each device.
+
+    Raises:
+      ValueError: If the rows cannot be split evenly over this process's devices, or a field is text.
+    """
+    fields, local = _own_rows(batch, mesh)
+    shares = {name: array.reshape(local, len(array) // local, *array.shape[1:]) for name, array in fields.items()}
+    return _placed(shares, sharded(mesh))
+
+
+def _placed(fields: dict[str, np.ndarray], sharding: NamedSharding) -> Batch:
+    """Arrays of this process's rows on the devices."""
+    if not sharding.is_fully_addressable:
+        return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in fields.items()}
+    # `device_put` takes three times as long for a field. It is guarded as what it is, a transfer that was asked for.
+    with jax.transfer_guard_host_to_device("allow"):
+        return {n: jax.make_array_from_callback(x.shape, sharding, x.__getitem__) for n, x in fields.items()}
+
+
+def _own_rows(batch: Batch, mesh: Mesh) -> tuple[dict[str, np.ndarray], int]:
+    """This process's rows of each field, checked, and over how many of its devices they are split."""
+    local = max(1, mesh.size // jax.process_count())
+    fields = {name: _on_host(name, value) for name, value in batch.items()}
+    for name, array in fields.items():
+        _check_rows(name, array, local, mesh.size)
+    return fields, local
+
+
+def _on_host(name: str, value: Any) -> np.ndarray:
+    """A field in the dtype that it will have on a device."""
+    array = np.asarray(value)
+    if array.dtype.kind in "OSU":
+        raise ValueError(
+            f"the batch's field {name!r} holds text ({array.dtype}), which cannot go onto a device: turn it into "
+            "tokens with the pipeline's `transform`."
+        )
+    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+
+
+def _check_rows(name: str, value: Any, devices: int, multiple: int) -> None:
+    if value.ndim == 0 or value.shape[0] % devices:
+        rows = value.shape[0] if value.ndim else "no"
+        raise ValueError(
+            f"the batch's field {name!r} has {rows} rows, which {devices} devices cannot share evenly: choose a "
+            f"batch size that is a multiple of {multiple}."
+        )

@@ -1,0 +1,19 @@
+"""Reports of a run: tables on a terminal and in Markdown, figures, comparisons of students."""
+
+from jaxkd.reports.compare import by_point, gain, last_and_best
+from jaxkd.reports.figures import plot_curves, plot_reliability
+from jaxkd.reports.tables import RESULTS, markdown, mean_std, result, show, table
+
+__all__ = [
+    "RESULTS",
+    "by_point",
+    "gain",
+    "last_and_best",
+    "markdown",
+    "mean_std",
+    "plot_curves",
+    "plot_reliability",
+    "result",
+    "show",
+    "table",
+]

@@ -1,0 +1,267 @@
+"""The run directory of an experiment: what it was started with, what it wrote, whether it is finished."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxkd.files import plain, read_json, write_json, writing
+
+_PACKAGES = ("jaxkd", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """One training of a run (teacher, alone, distilled, ...), which resumes on its own.
+
+    Attributes:
+      name: The phase's name, also in the metrics.
+      checkpoints: Absolute path of the folder that its checkpoints go to; made by whoever writes the first one.
+    """
+
+    name: str
+    checkpoints: Path
+
+
+class Run:
+    """A run directory, made by `open_run`; as a context manager it also counts the seconds of an interrupted start.
+
+    Attributes:
+      path: `<root>/<name>`.
+      resumed: Whether an earlier start made the folder.
+      summary: What `finish` wrote, or None while the run is not finished (and None off process 0).
+      finished: Whether there is nothing left to do.
+      examples_per_second: Phase -> its rate in this start, for the summary.
+    """
+
+    def __init__(self, path: Path, *, resumed: bool, summary: dict[str, Any] | None) -> None:
+        self.path = path
+        self.resumed = resumed
+        self.summary = summary
+        self.finished = summary is not None
+        self.examples_per_second: dict[str, float | None] = {}
+        self._began = time.monotonic()
+        self._environment: dict[str, Any] = {}
+
+    @property
+    def notice(self) -> str:
+        """One sentence for a user who starts a finished run again."""
+        return f"{self.path} is already finished: see its summary.json, or delete the folder to run it again."
+
+    def phase(self, name: str) -> Phase:
+        """Names one training of this run.
+
+        Args:
+          name: A plain folder name.
+
+        Returns:
+          The phase, with its own folder of checkpoints.
+
+        Raises:
+          ValueError: If the name is not a plain folder name.
+        """
+        _check_name(name, "phase")
+        self.save_wall_seconds()
+        return Phase(name, (self.path / "checkpoints" / name).absolute())
+
+    def save_wall_seconds(self) -> float:
+        """Notes in `environment.json` how long this start has lasted, so that a killed run keeps its time.
+
+        Returns:
+          Seconds since the run's folder was opened, plus those of all earlier starts.
+        """
+        if not self._environment:  # a finished run, or another process than the first
+            return time.monotonic() - self._began
+        starts = self._environment["starts"]
+        starts[-1]["wall_seconds"] = round(time.monotonic() - self._began, 3)
+        write_json(self.path / "environment.json", self._environment)
+        return sum(start["wall_seconds"] for start in starts)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Writes `summary.json`, with the wall seconds of all starts added, which makes the run a finished one.
+
+        Args:
+          summary: Names -> numbers, strings, arrays and nests of them; a NaN or an infinity is written as null.
+
+        Raises:
+          OSError: If the file cannot be written.
+        """
+        seconds = self.save_wall_seconds()
+        summary = plain({**summary, "wall_seconds": seconds, "examples_per_second": self.examples_per_second})
+        if jax.process_index() == 0:
+            write_json(self.path / "summary.json", summary)
+            self.summary = dict(summary)
+        self.finished = True
+
+    def _begin(self) -> None:
+        """Writes `environment.json` for this start."""
+        file = self.path / "environment.json"
+        starts = read_json(file).get("starts", []) if file.exists() else []
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self._environment = {**_environment(), "starts": [*starts, {"at": now, "wall_seconds": 0.0}]}
+        write_json(file, self._environment)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Where the body failed, its error is the one to report, not a disk that is too full for the clock as well.
+        with contextlib.suppress(*([] if error is None else [OSError])):
+            if not self.finished:
+                self.save_wall_seconds()
+
+
+def open_run(
+    config: Any, *, name: str | None = None, root: str | os.PathLike[str] = "runs", ignore: Sequence[str] = ()
+) -> Run:
+    """Makes the run directory `<root>/<name>` or, if it was made with the same configuration, goes on with it.
+
+    It holds `config.json`, `environment.json`, `metrics.jsonl`, `checkpoints/<phase>/` and, at the end, `summary.json`.
+    Only process 0 reads and writes it; it tells the others whether to go on.
+
+    Args:
+      config: The resolved configuration, a dataclass.
+      name: A plain folder name; `config.name` by default.
+      root: The folder of all runs.
+      ignore: Fields that may differ from those of the earlier start, nested ones with dots.
+
+    Returns:
+      The run, whose `finished` says that there is nothing left to do.
+
+    Raises:
+      ValueError: If the folder was made with another configuration (lists the differing fields), is no run, or holds
+        a file that is no JSON; or if there is no name.
+      OSError: If the folder cannot be made or written to.
+    """
+    if name is None:
+        name = getattr(config, "name", "")
+    _check_name(name, "run")
+    path, resolved = Path(root) / name, plain(config, non_finite=str)
+    if jax.process_count() == 1:
+        return _open(path, resolved, ignore)
+    from jax.experimental import multihost_utils
+
+    run, failure = Run(path, resumed=False, summary=None), None
+    if jax.process_index() == 0:
+        try:
+            run = _open(path, resolved, ignore)
+        except Exception as error:  # raised below, once the other processes know
+            failure = error
+    codes = np.array([failure is not None, run.finished, run.resumed], np.int32)
+    failed, run.finished, run.resumed = map(bool, multihost_utils.broadcast_one_to_all(codes))
+    if failed:
+        raise failure or ValueError(f"process 0 could not open {path}: see what it says.")
+    return run
+
+
+def _open(path: Path, config: dict[str, Any], ignore: Sequence[str]) -> Run:
+    """Makes or checks the folder; on process 0."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file where the run's folder should be: move it away or choose another --name.")
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        for leftover in path.glob(".*.tmp"):  # of a start that was killed while it wrote
+            leftover.unlink()
+    config_file, summary_file = path / "config.json", path / "summary.json"
+    resumed = config_file.exists()
+    if resumed:
+        _check_same_config(path, read_json(config_file), config, ignore)
+    elif any(path.iterdir()):
+        raise ValueError(f"{path} has files but no config.json, so is no run: move it away or choose another --name.")
+    else:
+        write_json(config_file, config)
+    run = Run(path, resumed=resumed, summary=read_json(summary_file) if summary_file.exists() else None)
+    if not run.finished:
+        run._begin()
+    return run
+
+
+def _check_same_config(path: Path, old: dict[str, Any], new: dict[str, Any], ignore: Sequence[str]) -> None:
+    """Raises a sentence that lists every differing field with both values."""
+    old, new = _flat(old), _flat(new)
+    changes = [
+        f"{name} was {_shown(old, name)} and is {_shown(new, name)}"
+        for name in {**old, **new}
+        if name not in ignore and ((name in old) != (name in new) or old.get(name) != new.get(name))
+    ]
+    if changes:
+        raise ValueError(
+            f"{path} was made with another configuration ({'; '.join(changes)}): choose another --name or delete it."
+        )
+
+
+def _shown(fields: Mapping[str, Any], name: str) -> str:
+    """A field's value as it stands in the file."""
+    return json.dumps(fields[name]) if name in fields else "absent"
+
+
+def _flat(nest: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nest of dicts as one dict, its keys joined with dots."""
+    flat: dict[str, Any] = {}
+    for key, value in nest.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _check_name(name: str, what: str) -> None:
+    """Raises a sentence unless the name is that of a folder right inside another."""
+    if not isinstance(name, str) or not name or name.startswith(".") or set(name) & set("/\\\0"):
+        raise ValueError(
+            f"the {what}'s name is {name!r}, but must be a plain folder name: give one without slashes or a first dot."
+        )
+
+
+def _environment() -> dict[str, Any]:
+    """Where this start runs: versions, devices, commit and command line."""
+    kinds = [device.device_kind for device in jax.devices()]
+    return {
+        "python": platform.python_version(),
+        **{package: _version(package) for package in _PACKAGES},
+        "backend": jax.default_backend(),
+        "devices": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
+        "device_count": len(kinds),
+        "process_count": jax.process_count(),
+        "git_commit": _git_commit(),
+        "command": shlex.join(sys.argv),
+    }
+
+
+def _version(package: str) -> str | None:
+    """The installed version, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of the experiment's folder, with "-dirty" behind it if files differ from it; None outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(sys.argv[0]).resolve().parent, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):  # no git, no repository, or one that does not answer
+        return None
+    return done.stdout.strip() or None

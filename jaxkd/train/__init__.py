@@ -1,0 +1,18 @@
+"""Train and evaluation steps: pure functions made from a student, a teacher, a term and an optax transformation."""
+
+from jaxkd.train import gradients, multistep, optimizers, students
+from jaxkd.train.state import begin_state, check_parts, init_state
+from jaxkd.train.step import Step, make_eval_step, make_train_step
+
+__all__ = [
+    "Step",
+    "begin_state",
+    "check_parts",
+    "gradients",
+    "init_state",
+    "make_eval_step",
+    "make_train_step",
+    "multistep",
+    "optimizers",
+    "students",
+]

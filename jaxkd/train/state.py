@@ -1,0 +1,145 @@
+"""The state before the first step, and the check that the parts of a step fit together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxkd.kernels.eager import op_by_op
+from jaxkd.keys import fold_name
+from jaxkd.types import Batch, Model, Prepare, PyTree, Term, TrainState, Variables
+
+
+def _same(batch: Batch) -> Batch:
+    return batch
+
+
+def check_parts(
+    student: Model, teacher: Model, term: Term, *, batch: Batch, teacher_variables: Variables, prepare: Prepare = _same
+) -> None:
+    """Runs student, teacher and term on shapes alone, so that what does not fit fails in a sentence before jit.
+
+    Args:
+      student: The model that learns.
+      teacher: The model that it learns from.
+      term: The objective.
+      batch: A batch, or its shapes.
+      teacher_variables: The teacher's variables, or their shapes.
+      prepare: What is done to a batch on the device.
+
+    Raises:
+      ValueError: Whatever the parts say: a missing feature, classes that differ, an impossible projection.
+    """
+    key = jax.random.key(0)
+
+    def run(batch: Batch, teacher_variables: Variables) -> Any:
+        ready = prepare(batch)
+        variables = student.init(key, ready)
+        student_out, _ = student.apply(variables, ready, key, True)
+        teacher_out, _ = teacher.apply(teacher_variables, ready, None, False)
+        owned = term.init(key, *_shapes((student_out, teacher_out, ready)))
+        value, _, _ = term.apply(owned, student_out, teacher_out, ready, key, jnp.zeros((), jnp.int32))
+        if value.ndim:
+            raise ValueError(f"a term must return a scalar but this one returned shape {value.shape}: take the mean.")
+        return value
+
+    jax.eval_shape(run, *_shapes((batch, teacher_variables)))
+
+
+def _shapes(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jax.dtypes.canonicalize_dtype(x.dtype)), tree)
+
+
+def init_state(
+    student: Model,
+    teacher: Model,
+    term: Term,
+    optimizer: optax.GradientTransformation,
+    *,
+    key: jax.Array,
+    batch: Batch,
+    teacher_variables: Variables,
+    prepare: Prepare = _same,
+    student_variables: Variables | None = None,
+    ema: bool = False,
+) -> TrainState:
+    """The state before the first step, after checking on shapes alone that the parts fit together.
+
+    Args:
+      student: The model that learns.
+      teacher: The model that it learns from.
+      term: The objective.
+      optimizer: The optax transformation.
+      key: Typed PRNG key [] of the run; or keys [S], which gives S students stacked on a leading axis.
+      batch: A batch as the step will get it.
+      teacher_variables: The teacher's variables.
+      prepare: What the step does to a batch on the device.
+      student_variables: Where the student starts; freshly initialised if None. Stacked [S, ...] if the keys are.
+      ema: Whether to carry a moving average of the student.
+
+    Returns:
+      The state.
+
+    Raises:
+      ValueError: Whatever the parts say: a missing feature, classes that differ, an impossible projection.
+    """
+    check_parts(student, teacher, term, batch=batch, teacher_variables=teacher_variables, prepare=prepare)
+    start = student_variables
+
+    def init(key: jax.Array, start: Variables | None, batch: Batch, teacher_variables: Variables) -> TrainState:
+        return begin_state(
+            student, teacher, term, optimizer, key, prepare(batch), teacher_variables, student_variables=start, ema=ema
+        )
+
+    if key.ndim:
+        init = jax.vmap(init, in_axes=(0, None if start is None else 0, None, None))
+    return op_by_op(init, key, start, batch, teacher_variables)
+
+
+def begin_state(
+    student: Model,
+    teacher: Model,
+    term: Term,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    batch: Batch,
+    teacher_variables: Variables,
+    *,
+    student_variables: Variables | None = None,
+    ema: bool = False,
+) -> TrainState:
+    """What `init_state` does for one student, without checks, and pure: for `jit` and `vmap`.
+
+    Args:
+      student: The model that learns.
+      teacher: The model that it learns from.
+      term: The objective.
+      optimizer: The optax transformation.
+      key: Typed PRNG key [].
+      batch: A prepared batch.
+      teacher_variables: The teacher's variables.
+      student_variables: Where the student starts; freshly initialised if None.
+      ema: Whether to carry a moving average of the student.
+
+    Returns:
+      The state before the first step.
+    """
+    start = student_variables
+    variables = student.init(fold_name(key, "student"), batch) if start is None else start
+    student_out, _ = jax.eval_shape(lambda v: student.apply(v, batch, key, True), variables)
+    teacher_out, _ = jax.eval_shape(lambda v: teacher.apply(v, batch, None, False), teacher_variables)
+    owned = term.init(fold_name(key, "term"), student_out, teacher_out, _shapes(batch))
+    params = {"student": variables.params, "term": owned.params}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        state={"student": variables.state, "term": owned.state},
+        opt_state=optimizer.init(params),
+        key=key,
+        # A copy: the state is donated, and one buffer cannot be given away twice.
+        ema=jax.tree.map(jnp.copy, variables) if ema else None,
+        skipped=jnp.zeros((), jnp.int32),
+    )

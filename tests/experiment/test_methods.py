@@ -1,0 +1,222 @@
+"""The CIFAR-100 benchmark's pairs and the table of methods: no shape surprises any of them, no loss is forgotten."""
+
+import functools
+import pathlib
+import re
+from types import SimpleNamespace
+
+import _benchmark
+import _methods
+import _per_pair
+import _published
+import _terms
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from _pair import Pair, alike
+
+from jaxkd import losses, models
+from jaxkd.pytorch import CIFAR100_BENCHMARK
+from jaxkd.types import Outputs, Variables
+
+EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
+BATCH = {
+    "image": jax.ShapeDtypeStruct((8, 32, 32, 3), jnp.float32),
+    "label": jax.ShapeDtypeStruct((8,), jnp.int32),
+    "id": jax.ShapeDtypeStruct((8,), jnp.int32),
+}
+# The deeper networks of a family have the shapes of the shallower ones.
+SHALLOW = {"resnet32": "resnet20", "resnet56": "resnet20", "resnet110": "resnet20", "resnet32x4": "resnet8x4"}
+SHALLOW |= {"wrn_40_2": "wrn_16_2", "wrn_40_1": "wrn_16_1", "vgg13": "vgg8"}
+# Losses that a pair of image classifiers has no use for, and what they need.
+ELSEWHERE = {
+    "texts": {
+        "sequence_kd",
+        "masked_token_kl",
+        "token_level",
+        "chunked_kl",
+        "attention_mse",
+        "minilm",
+        "minilmv2",
+        "hidden_mse",
+        "pkd",
+        "tinybert",
+    },
+    "images and texts": {"clip_affinity"},
+    "patches as tokens": {"vitkd"},
+    "a class for each pixel": {"pixel_kd", "ifvd"},
+    "boxes": {"fgd", "ld"},
+}
+
+
+def network(name):
+    return models.with_head(CIFAR100_BENCHMARK[name].make(100))
+
+
+@functools.cache
+def outputs(name):
+    """A network's outputs, as shapes."""
+    return outputs_of(network(name))
+
+
+def outputs_of(model):
+    variables = jax.eval_shape(model.init, jax.random.key(0), BATCH)
+    return jax.eval_shape(lambda v, b: model.apply(v, b, None, False)[0], variables, BATCH)
+
+
+def pair_of(names):
+    t, s = (outputs(SHALLOW.get(name, name)) for name in names)
+    *stages, same = alike(s.features, t.features)
+    assert stages[0] == stages[1], "all of the benchmark's pairs have as many stages on both sides"
+    classifier = tuple(np.zeros(t.head[part].shape, np.float32) for part in ("kernel", "bias"))
+    norms = [(np.ones(t.features[n].shape[-1], np.float32),) * 2 for n in stages[1]]
+    size = t.features["last"].shape[1:3]
+    return Pair(names, *stages, same, classifier, size, lambda: norms, 200, lambda: np.arange(200) % 100, 1000), s, t
+
+
+def value_of(term, s, t):
+    """Shape and dtype of an objective, without computing anything; and of its params."""
+    owned = jax.eval_shape(lambda: term.init(jax.random.key(0), s, t, BATCH))
+    apply = jax.eval_shape(lambda *given: term.apply(*given, jax.random.key(0), jnp.int32(0)), owned, s, t, BATCH)
+    assert apply[1].keys() == owned.state.keys()
+    return (apply[0].shape, apply[0].dtype), owned.params
+
+
+def check(name, pair, s, t):
+    """Whatever a method trains, in one stage or two, is a float."""
+    method = _methods.METHODS[name]
+    student = network(SHALLOW.get(pair.names[1], pair.names[1]))
+    if (trained := method.around(pair, student)) is not student:
+        s = outputs_of(trained)
+    if method.first or method.before:
+        found, params = value_of((method.before or method.make)(pair), s, t)
+        assert found == ((), jnp.float32), name
+        pair = pair._replace(begun=jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), params))
+    assert value_of(_methods.objective(name, pair), s, t)[0] == ((), jnp.float32), name
+
+
+@pytest.mark.parametrize("names", _published.PAIRS, ids=lambda pair: "-".join(pair))
+def test_no_method_is_surprised_by_the_shapes_of_a_pair(names):
+    pair, s, t = pair_of(names)
+    first = names == _published.PAIRS[0]  # logits have one shape in all pairs
+    for name in _methods.METHODS if first else _methods.FEATURES:
+        if _methods.applies(name, pair):
+            check(name, pair, s, t)
+        else:
+            with pytest.raises(ValueError, match=r"feature maps have shapes .*: give at least two layers"):
+                check(name, pair, s, t)
+
+
+def test_stages_that_come_before():
+    pair, *_ = pair_of(_published.PAIRS[2])
+    asked = []
+
+    def train(name, *, term, before, points=None):
+        asked.append((name, before, points))
+        return SimpleNamespace(params={"student": 1, "term": {"encoder": 2}}, state={"student": 3})
+
+    def begin(name):
+        return _terms.begin(_methods.METHODS[name], name, pair, train, "points")
+
+    assert begin("kd") == (pair, None)
+    assert not asked
+    assert begin("ab") == (pair, Variables(1, 3))  # each student goes on from its own
+    assert begin("ft") == (pair._replace(begun={"encoder": 2}), None)  # one paraphraser for all
+    assert asked == [("ab-before", "student", "points"), ("ft-before", "term", None)]
+    assert {name for name, m in _methods.METHODS.items() if m.first} == {"ab", "fsp"}
+
+
+@pytest.mark.parametrize("deep", SHALLOW)
+def test_shallow_networks_stand_for_deep_ones(deep):
+    assert outputs(deep) == outputs(SHALLOW[deep])
+
+
+def test_congruence_is_of_unit_vectors():
+    """For the kernel's series knows no others."""
+    term = _methods.METHODS["cc_kernel"].make(None)
+    s, t = (Outputs(None, {"pooled": x}) for x in np.random.default_rng(0).standard_normal((2, 4, 6)))
+    owned = term.init(jax.random.key(0), s, t, {})
+
+    def value(factor):
+        larger = Outputs(None, {"pooled": factor * s.features["pooled"]})
+        return float(term.apply(owned, larger, t, {}, jax.random.key(0), jnp.int32(0))[0])
+
+    assert 0 < value(1.0) == pytest.approx(value(100.0), rel=1e-5)
+
+
+def test_every_loss_has_its_method_or_its_reason():
+    written = "".join((EXPERIMENTS / name).read_text() for name in ("_methods.py", "_terms.py"))
+    used = set(re.findall(r"\b(?:losses|objectives)\.(\w+)", written))
+    parts = {"rkd_distance", "rkd_angle", "review_hcl"}  # of rkd and review
+    elsewhere = set().union(*ELSEWHERE.values())
+    for loss in losses.__all__:
+        assert (loss in used) != (loss in elsewhere) or loss in parts, loss
+
+
+def test_weights_of_the_benchmark():
+    expected = {
+        "kd": 0.9,
+        "fitnet": 100,
+        "at": 1000,
+        "sp": 3000,
+        "cc": 0.02,
+        "vid": 1,
+        "rkd": 1,
+        "pkt": 30000,
+        "ab": 1,
+        "ft": 200,
+        "fsp": 50,
+        "nst": 50,
+        "crd": 0.8,
+    }
+    assert {name: m.weight for name, m in _methods.METHODS.items() if m.source == "R"} == expected
+    assert all(m.label == (0.1 if name == "kd" else 1) for name, m in _methods.METHODS.items() if m.source == "R")
+    assert set(expected) == set(_published.LAST) - {"teacher", "alone"}
+    assert {*_per_pair.BETA, *_per_pair.REVIEW, *_per_pair.CAT} <= set(_published.PAIRS)
+
+
+def test_the_recipe():
+    def rates(network, epochs, **options):
+        update = _benchmark.optimizer(network, epochs=epochs, steps_per_epoch=10, weight_decay=0.0, **options)
+        state, found = update.init({"w": jnp.ones(())}), []
+        take = jax.jit(update.update)
+        for _ in range(10 * epochs):
+            moved, state = take({"w": jnp.ones(())}, state, {"w": jnp.ones(())})
+            state = optax.tree_utils.tree_set(state, trace={"w": jnp.zeros(())})  # no momentum
+            found.append(-float(moved["w"]))
+        return [round(found[10 * epoch], 7) for epoch in range(epochs)]
+
+    assert rates("resnet20", 24, before="student") == rates("vgg8", 24, before="term") == [0.05] * 24
+    assert rates("resnet20", 24, before="term") == [0.01] * 24  # the benchmark's paraphrasers beside ResNets
+    assert [_benchmark.share(epochs, _benchmark.BEFORE) for epochs in (240, 24, 1)] == [30, 3, 1]
+    whole = rates("resnet20", 24)
+    assert whole == [0.05] * 15 + [0.005] * 3 + [0.0005] * 3 + [0.00005] * 3
+    assert rates("MobileNetV2", 8)[0] == rates("ShuffleV1", 8)[0] == 0.01
+    assert rates("ShuffleV1", 8, learning_rate=0.3)[0] == 0.3
+
+
+def test_published_figures_stand_beside_ours():
+    pair = ("resnet56", "resnet20")
+    assert {"kd", "at", "sp", "rkd", "dkd", "crd"} <= set(_published.measured(pair))
+    assert "fsp" not in _published.measured(("wrn_40_2", "wrn_40_1"))
+    assert _published.measured(("resnet8", "resnet8")) == []
+    found = {"kd": {"last": [0.5, 0.6], "best": [0.6, 0.6]}, "dkd": {"last": 0.5, "best": 0.55}}
+    kd, dkd = _benchmark.beside(found, pair, {"kd": 12.3})
+    assert (kd["last"], kd["published"], kd["seconds"]) == ("55.00 ± 7.07", "70.66", "12")
+    assert (dkd["best"], dkd["later"], dkd["seconds"]) == ("55.00", "71.97", "-")
+    assert "published" not in dkd
+
+
+@pytest.mark.parametrize(
+    ("pair", "methods", "table", "message"),
+    [
+        (("resnet57", "resnet20"), ("kd",), False, "no network 'resnet57': choose from resnet8"),
+        (("resnet56", "resnet20"), ("kdd",), False, "no method 'kdd': choose from kd"),
+        (("resnet8", "resnet8"), ("kd",), True, "nobody published resnet8 -> resnet8"),
+    ],
+)
+def test_unknown_names_are_refused(pair, methods, table, message):
+    with pytest.raises(ValueError, match=message):
+        _methods.chosen(pair, methods, table=table)

@@ -1,0 +1,133 @@
+"""The same step on one device and on eight, what it compiles to, and what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import TERM, Setup, assert_trees_close, make_batch
+
+from jaxkd import losses, models, objectives, parallel, train
+
+
+def run(setup, mesh, steps=3, step=None):
+    state = parallel.put_replicated(jax.tree.map(jnp.copy, setup.state), mesh)
+    teacher = parallel.put_replicated(setup.teacher_variables, mesh)
+    compiled = parallel.compile_jit(step or setup.step, mesh)
+    for number in range(steps):
+        state, metrics = compiled(state, teacher, parallel.put_batch(make_batch(seed=number), mesh))
+    return state, metrics
+
+
+def couple(student, teacher):
+    """A loss that couples the batch: the Gram matrices of the logits."""
+    return jnp.mean(jnp.square(student @ student.T - teacher @ teacher.T))
+
+
+def remember():
+    """A bank, a queue, and a projection with a batch norm."""
+    pooled = {"student": "pooled", "teacher": "pooled"}
+    return objectives.weighted(
+        crd=(0.02, objectives.crd(**pooled, examples=16, width=5, negatives=8)),
+        queue=objectives.info_nce_queue(**pooled, size=32, width=5),
+        ickd=objectives.from_features(
+            losses.ickd, student="stage1", teacher="stage1", project=objectives.connector(), normalize=True
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    "term",
+    [TERM, objectives.from_logits(couple), remember()],
+    ids=["labels, kd and hint", "couples the batch", "banks and batch norm"],
+)
+def test_eight_devices_equal_one(term):
+    setup = Setup(term=term, prepare=lambda batch: {**batch, "id": batch["id"] % 16})  # rows of a bank of 16
+    one = parallel.make_mesh(jax.devices()[:1])
+    eight = parallel.make_mesh()
+    assert eight.size == 8
+    state_1, metrics_1 = run(setup, one)
+    state_8, metrics_8 = run(setup, eight)
+    assert_trees_close(metrics_8, metrics_1, rtol=1e-5, atol=1e-6)
+    assert_trees_close(state_8.params, state_1.params, rtol=0, atol=2e-5)
+    assert_trees_close(state_8.state, state_1.state, rtol=1e-4, atol=1e-5)
+
+
+def test_comparison_of_devices_can_fail():
+    """Negative control: with each device on its own shard a loss that couples the batch has another value."""
+    rng = np.random.default_rng(0)
+    s, t = rng.standard_normal((2, 16, 5)).astype(np.float32)
+    shards = np.mean([couple(s[i : i + 2], t[i : i + 2]) for i in range(0, 16, 2)])
+    assert abs(shards - couple(s, t)) > 0.1 * couple(s, t)
+
+
+def test_one_trace_over_many_batches_under_a_transfer_guard():
+    setup = Setup()
+    mesh = parallel.make_mesh()
+    traces = 0
+
+    def counted(*arguments):
+        nonlocal traces
+        traces += 1
+        return setup.step(*arguments)
+
+    state = parallel.put_replicated(setup.state, mesh)
+    teacher = parallel.put_replicated(setup.teacher_variables, mesh)
+    step = parallel.compile_jit(counted, mesh)
+    batches = [parallel.put_batch(make_batch(seed=n), mesh) for n in range(6)]
+    with jax.transfer_guard("disallow"):
+        for batch in batches:
+            state, _ = step(state, teacher, batch)
+    assert traces == 1
+
+
+def test_state_is_donated():
+    setup = Setup()
+    mesh = parallel.make_mesh()
+    state = parallel.put_replicated(setup.state, mesh)
+    teacher = parallel.put_replicated(setup.teacher_variables, mesh)
+    batch = parallel.put_batch(make_batch(), mesh)
+    parallel.compile_jit(setup.step, mesh)(state, teacher, batch)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((teacher, batch)))
+
+
+def test_teacher_is_an_argument_of_the_program_not_a_constant():
+    """A teacher of 4 MB leaves no trace in the program's text; closed over, it would."""
+    teacher = models.mlp(5, hidden=(1024, 1000))
+    batch = make_batch()
+    variables = teacher.init(jax.random.key(0), batch)
+    assert sum(x.nbytes for x in jax.tree.leaves(variables)) > 4e6
+    student, term, optimizer = models.mlp(5, hidden=(4,)), objectives.from_logits(losses.kd), optax.sgd(0.1)
+    state = train.init_state(
+        student, teacher, term, optimizer, key=jax.random.key(0), batch=batch, teacher_variables=variables
+    )
+    step = train.make_train_step(student, teacher, term, optimizer)
+    text = jax.jit(step).lower(state, variables, batch).as_text()
+    assert len(text) < 1e6
+    closed_over = jax.jit(lambda s, b: step(s, variables, b)).lower(state, batch).as_text()
+    assert len(closed_over) > 4e6
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("put", [parallel.put_batch, parallel.put_shards])
+def test_a_batch_is_placed_as_it_is_in_the_dtypes_of_devices_and_over_all_of_them(put, devices):
+    mesh = parallel.make_mesh(jax.devices()[:devices])
+    rows = {"image": np.arange(48, dtype=np.uint8).reshape(16, 3), "id": np.arange(16), "mask": np.arange(16) % 3 > 0}
+    with jax.transfer_guard("disallow"):  # placing is a transfer that was asked for
+        placed = put(rows, mesh)
+    assert {name: values.dtype for name, values in placed.items()} == {"image": "uint8", "id": "int32", "mask": "bool"}
+    for name, values in placed.items():
+        assert len(values.sharding.device_set) == devices
+        np.testing.assert_array_equal(values.addressable_shards[-1].data.ravel()[-1], rows[name].ravel()[-1])
+        np.testing.assert_array_equal(np.asarray(values).reshape(rows[name].shape), rows[name])
+
+
+def test_batch_that_the_devices_cannot_share_is_refused():
+    with pytest.raises(ValueError, match=r"'image' has 12 rows, which 8 devices.*multiple of 8"):
+        parallel.put_batch(make_batch(12), parallel.make_mesh())
+
+
+def test_text_cannot_go_onto_a_device():
+    with pytest.raises(ValueError, match=r"'text' holds text.*transform"):
+        parallel.put_batch({"text": np.array(["a"] * 8)}, parallel.make_mesh())

@@ -1,0 +1,451 @@
+"""Metrics survive kills, resumes and full disks line by line; progress is shown on a terminal and in a file."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import rich.console
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
+
+from jaxkd.runs import logger
+from jaxkd.runs.logger import Logger, read_metrics
+from jaxkd.runs.progress import Progress
+
+
+def lines(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def events(path, phase=""):
+    """All events of a phase: the record format is length (8 bytes), its checksum (4), data, its checksum (4)."""
+    found = []
+    for file in sorted((path / "tensorboard" / phase).glob("events*")):
+        data = file.read_bytes()
+        while data:
+            length = int.from_bytes(data[:8], "little")
+            found.append(Event.FromString(data[12 : 12 + length]))
+            data = data[16 + length :]
+    return found
+
+
+def scalars(path, phase=""):
+    return [(e.step, v.tag, round(v.simple_value, 6)) for e in events(path, phase) for v in e.summary.value]
+
+
+# --- metrics.jsonl ---
+
+
+def test_a_line_a_step_with_every_kind_of_number(tmp_path):
+    with Logger(tmp_path, tensorboard=False) as logger:
+        logger.write(jnp.int32(1), "train", {"loss": 0.5, "count": 3, "accuracy": jnp.array([0.25, 0.75])})
+        logger.write(2, "test", {"loss": np.float32(0.25), "each": [1, 2.5], "half": jnp.bfloat16(1.5)}, "teacher")
+    assert lines(tmp_path) == [
+        {"step": 1, "split": "train", "loss": 0.5, "count": 3, "accuracy": [0.25, 0.75]},
+        {"phase": "teacher", "step": 2, "split": "test", "loss": 0.25, "each": [1.0, 2.5], "half": 1.5},
+    ]
+    assert read_metrics(tmp_path) == read_metrics(tmp_path / "metrics.jsonl") == lines(tmp_path)
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_what_is_not_finite_is_null_in_strict_json_and_nan_when_read(tmp_path):
+    with Logger(tmp_path, tensorboard=False) as logger:
+        logger.write(1, "train", {"loss": float("nan"), "each": jnp.array([1.0, jnp.inf])})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "step": 1,
+        "split": "train",
+        "loss": None,
+        "each": [1, None],
+    }
+    (row,) = read_metrics(tmp_path)
+    assert math.isnan(row["loss"])
+    assert math.isnan(row["each"][1])
+
+
+@pytest.mark.parametrize(
+    ("metrics", "match"),
+    [
+        ({"loss": "low"}, "'loss' has shape .* must be a number"),
+        ({"loss": None}, "'loss'"),
+        ({"matrix": np.ones((2, 2))}, r"'matrix' has shape \(2, 2\)"),
+        ({"step": 1.0}, "'step', which the log uses itself"),
+    ],
+)
+def test_a_metric_that_cannot_be_logged_is_named_and_nothing_is_written(tmp_path, metrics, match):
+    with Logger(tmp_path) as logger:
+        with pytest.raises(ValueError, match=match):
+            logger.write(1, "train", metrics)
+        assert not (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.fixture
+def killed():
+    """Marks loggers that the test does not close, as a kill does not; they are closed after it has looked."""
+    with contextlib.ExitStack() as stack:
+        yield stack.enter_context
+
+
+def test_a_resumed_run_logs_each_step_of_each_stage_once(tmp_path, killed):
+    """Three starts, killed after steps 7 and 9, checkpoints every 5: the log equals that of one uninterrupted run."""
+
+    def train(path, start, stop):
+        logger = killed(Logger(path))
+        phase = logger.phase("distilled")
+        phase.truncate(start)
+        for step in range(start + 1, stop + 1):
+            phase.write(step, "train", {"loss": 1 / step})
+            if step % 5 == 0:
+                phase.write(step, "test", {"accuracy": step / 10})
+
+    for path in (tmp_path / "killed", tmp_path / "whole"):
+        path.mkdir()
+        killed(Logger(path)).phase("teacher").write(9, "train", {"loss": 0.0})
+    for start, stop in [(0, 7), (5, 9), (5, 10)]:
+        train(tmp_path / "killed", start, stop)
+    train(tmp_path / "whole", 0, 10)
+    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+
+
+def test_truncate_touches_only_its_stage_and_only_later_steps(tmp_path):
+    with Logger(tmp_path, tensorboard=False) as logger:
+        for phase in ("", "a", "b"):
+            for step in (1, 2, 3):
+                logger.write(step, "train", {}, phase)
+        logger.truncate("a", 1)
+        logger.truncate("", 2)
+    left = [(row.get("phase", ""), row["step"]) for row in lines(tmp_path)]
+    assert left == [("", 1), ("", 2), ("a", 1), ("b", 1), ("b", 2), ("b", 3)]
+
+
+def test_figures_of_the_system_have_a_file_of_their_own_and_stand_once(tmp_path):
+    """What differs between two equal runs leaves `metrics.jsonl` as it is, byte for byte."""
+
+    def write(folder, milliseconds, kill_at=None):
+        folder.mkdir(exist_ok=True)
+        with Logger(folder) as logger:
+            phase = logger.phase("a")
+            start = 0 if kill_at is None else kill_at
+            phase.truncate(start)
+            for step in range(start + 1, 5):
+                phase.write(step, "train", {"loss": 1 / step})
+                phase.write(step, "system", {"step_ms_median": milliseconds * step})
+
+    write(tmp_path / "whole", 1.0)
+    write(tmp_path / "killed", 2.0)
+    write(tmp_path / "killed", 3.0, kill_at=2)
+    whole, killed = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "killed"))
+    assert whole == killed
+    assert b"system" not in whole
+    system = read_metrics(tmp_path / "killed" / "system.jsonl")
+    assert [(line["step"], line["step_ms_median"]) for line in system] == [(1, 2.0), (2, 4.0), (3, 9.0), (4, 12.0)]
+    assert {line["split"] for line in system} == {"system"}
+    assert (1, "system/step_ms_median", 1.0) in scalars(tmp_path / "whole", "a")
+    with (tmp_path / "whole" / "system.jsonl").open("a") as file:
+        file.write('{"step": 5, "sp')
+    Logger(tmp_path / "whole").close()
+    assert len(read_metrics(tmp_path / "whole" / "system.jsonl")) == 4, "a torn last line is cut off"
+
+
+def test_truncate_before_anything_was_logged(tmp_path):
+    with Logger(tmp_path) as logger:
+        logger.truncate("a", 0)
+        assert not (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("torn", ['{"step": 2, "spl', "{", "\0\0\0", '{"step": 2, "split": "train"}', "ö"])
+def test_a_torn_last_line_is_left_out_and_then_cut_off(tmp_path, torn):
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b'{"step": 1, "split": "train"}\n' + torn.encode()[: -1 if torn == "ö" else None])
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1]
+    with Logger(tmp_path, tensorboard=False) as logger:
+        logger.write(2, "train", {"loss": 1.0})
+    assert [row["step"] for row in lines(tmp_path)] == [1, 2]
+
+
+def test_a_log_torn_in_its_first_line(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"st')
+    assert read_metrics(tmp_path) == []
+    Logger(tmp_path, tensorboard=False).write(1, "train", {})
+    assert [row["step"] for row in lines(tmp_path)] == [1]
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train"}\nhello\n{"step": 2, "split": "train"}\n')
+    with pytest.raises(ValueError, match=r"line 2 of .*metrics\.jsonl is no JSON"):
+        read_metrics(tmp_path)
+
+
+def test_no_metrics_at_all(tmp_path):
+    with pytest.raises(ValueError, match=r"no metrics at .*metrics\.jsonl"):
+        read_metrics(tmp_path)
+
+
+def test_a_truncation_that_fails_leaves_the_old_log(tmp_path, monkeypatch):
+    logger = Logger(tmp_path, tensorboard=False)
+    for step in (1, 2):
+        logger.write(step, "train", {})
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+
+    def refuse(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match=r"metrics\.jsonl \(Read-only file system\)"):
+        logger.truncate("", 1)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    assert [f.name for f in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_folder_that_is_none(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot write .*metrics\.jsonl \(Not a directory\)"):
+        Logger(tmp_path / "file", tensorboard=False).write(1, "train", {})
+
+
+@pytest.mark.parametrize(("tensorboard", "place"), [(False, "metrics.jsonl"), (True, "tensorboard")])
+def test_a_full_disk_stops_with_one_line_and_whole_lines(tmp_path, tensorboard, place):
+    """RLIMIT_FSIZE stands for the full disk; with TensorBoard, whose files are longer, that one fills first."""
+    code = f"""
+        import resource, sys
+        from jaxkd import cli
+        from jaxkd.runs.logger import Logger
+
+        def main():
+            with Logger(sys.argv[1], tensorboard={tensorboard}) as logger:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
+                for step in range(1000):
+                    logger.write(step, "train", {{"loss": 0.5}})
+
+        cli.main(main)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2, done.stderr
+    assert re.fullmatch(rf"error: cannot write \S+{place} \(File too large\): [^\n]+\n", done.stderr)
+    assert (tmp_path / "metrics.jsonl").read_bytes().endswith(b"}\n")
+    steps = [row["step"] for row in lines(tmp_path)]
+    assert steps == list(range(len(steps)))
+    assert len(steps) > 3
+
+
+def test_other_processes_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    out = io.StringIO()
+    with Logger(tmp_path, wandb=True) as logger, progress(out) as bar:
+        logger.phase("a", bar).truncate(0)
+        logger.phase("a", bar).write(10, "train", {"loss": 1.0})
+    assert not list(tmp_path.iterdir())
+    assert out.getvalue() == ""
+
+
+# --- TensorBoard and W&B ---
+
+
+def test_tensorboard_gets_scalars_means_and_students(tmp_path):
+    with Logger(tmp_path) as logger:
+        logger.write(5, "train", {"loss": 0.5}, "teacher")
+        logger.write(6, "test", {"accuracy": jnp.array([0.25, 0.75])}, "distilled")
+        logger.write(7, "train", {"loss": 2})
+    assert scalars(tmp_path, "teacher") == [(5, "train/loss", 0.5)]
+    assert scalars(tmp_path, "distilled") == [
+        (6, "test/accuracy", 0.5),
+        (6, "test/accuracy/0", 0.25),
+        (6, "test/accuracy/1", 0.75),
+    ]
+    assert scalars(tmp_path) == [(7, "train/loss", 2.0)]
+
+
+def test_tensorboard_is_readable_before_the_end_and_two_starts_in_one_second_do_not_collide(tmp_path, killed):
+    for step in (1, 2):
+        killed(Logger(tmp_path)).write(step, "train", {"loss": float(step)})
+        assert (step, "train/loss", float(step)) in scalars(tmp_path)
+    assert len(scalars(tmp_path)) == 2
+
+
+def test_tensorboard_is_told_to_hide_the_steps_after_a_resume(tmp_path, killed):
+    killed(Logger(tmp_path)).write(7, "train", {"loss": 1.0}, "a")
+    with Logger(tmp_path) as logger:
+        logger.truncate("a", 5)
+        logger.write(6, "train", {"loss": 2.0}, "a")
+    starts = [e.step for e in events(tmp_path, "a") if e.session_log.status == SessionLog.START]
+    assert starts == [6]  # hides everything from step 6 on
+
+
+def test_tensorboard_files_stay_in_order_where_the_clock_goes_back(tmp_path, monkeypatch, killed):
+    for step, clock in enumerate((2e9, 1e9, 3e9, 1e9)):
+        monkeypatch.setattr(logger.time, "time", lambda now=clock: now)
+        killed(Logger(tmp_path)).write(step, "train", {"loss": 1.0})
+    assert [step for step, _, _ in scalars(tmp_path)] == [0, 1, 2, 3]
+
+
+def test_the_tests_own_reader_agrees_with_the_writer(tmp_path):
+    (tmp_path / "tensorboard").mkdir()
+    writer = RecordWriter(str(tmp_path / "tensorboard" / "events"))
+    writer.write(Event(step=3).SerializeToString())
+    writer.close()
+    assert [e.step for e in events(tmp_path)] == [3]
+
+
+def test_wandb_offline_keeps_every_stage_over_its_own_step(tmp_path):
+    """In a process of its own, for W&B leaves threads and hooks behind."""
+    code = """
+        import sys
+        import jax.numpy as jnp
+        from jaxkd.runs.logger import Logger
+
+        with Logger(sys.argv[1], wandb=True, config={"steps": 3}) as logger:
+            for phase in ("alone", "distilled"):
+                for step in (7, 8):
+                    logger.phase(phase).write(step, "train", {"loss": jnp.array([1.0, 4.0])})
+    """
+    command = [sys.executable, "-W", "error:::jaxkd", "-c", textwrap.dedent(code), str(tmp_path)]
+    environment = {**os.environ, "WANDB_MODE": "offline"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    run_id = (tmp_path / "wandb_id.txt").read_text().strip()
+    (file,) = tmp_path.glob(f"wandb/offline-run-*/run-{run_id}.wandb")
+
+    data = file.read_bytes()
+
+    def logged(name):
+        """Values in W&B's record file: a name is followed by protobuf field 16, the value as JSON, after its length."""
+        ends = [found.end() for found in re.finditer(re.escape(name).encode() + rb"\x82\x01", data)]
+        return {json.loads(data[end + 1 : end + 1 + data[end]]) for end in ends}
+
+    for phase in ("alone", "distilled"):
+        assert logged(f"{phase}/step") == {7, 8}
+        assert logged(f"{phase}/train/loss") == {2.5}
+        assert logged(f"{phase}/train/loss/1") == {4}
+        step = f"{phase}/step"
+        assert f'{phase}/*"{chr(len(step))}{step}'.encode() in data  # the definition of the phase's own axis
+    assert len(lines(tmp_path)) == 4
+
+
+def test_wandb_that_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ImportError, match=r'pip install "jaxkd\[wandb\]"'):
+        Logger(tmp_path, wandb=True)
+
+
+# --- progress ---
+
+
+class Clock:
+    """A monotonic clock that only the test moves."""
+
+    def __init__(self, monkeypatch):
+        self.now = 1000.0
+        monkeypatch.setattr(logger.time, "monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    return Clock(monkeypatch)
+
+
+def progress(out, total=1000, *, terminal=False, **options):
+    console = rich.console.Console(file=out, force_terminal=terminal, width=120)
+    return Progress("distilled", total, batch_size=100, console=console, **options)
+
+
+def test_plain_lines_say_everything(clock):
+    out = io.StringIO()
+    with progress(out) as bar:
+        for step in (50, 100, 150, 200):
+            clock.now += 10
+            bar.update(step, {"loss": jnp.float32(0.42), "accuracy": 0.91})
+    assert out.getvalue().splitlines()[-1] == (
+        "distilled  step 200/1000  loss 0.42  accuracy 0.910  500 examples/s  2:40 left"
+    )
+    assert len(out.getvalue().splitlines()) == 4
+
+
+def test_the_rate_forgets_the_compilation_of_the_first_step(clock):
+    out = io.StringIO()
+    with progress(out) as bar:
+        bar.resume(0)
+        clock.now += 600
+        bar.update(10)
+        for step in (20, 30):
+            clock.now += 5
+            bar.update(step, {"loss": 1.0})
+    assert "200 examples/s  8:05 left" in out.getvalue().splitlines()[-1]
+
+
+def test_a_resumed_training_counts_only_its_own_steps(clock):
+    out = io.StringIO()
+    with progress(out, 10_000) as bar:
+        bar.resume(5000)
+        clock.now += 10
+        bar.update(5010, {"loss": 1.0})
+    assert "step 5010/10000  loss 1  100 examples/s  1:23:10 left" in out.getvalue()
+
+
+def test_plain_lines_come_now_and_then_and_at_the_end(clock):
+    out = io.StringIO()
+    with progress(out, 100, every_seconds=2.0) as bar:
+        for step in range(1, 101):
+            clock.now += 0.1
+            bar.update(step, {"loss": 1.0} if step % 2 == 0 else None)
+    steps = [int(re.search(r"step (\d+)/", line)[1]) for line in out.getvalue().splitlines()]
+    assert steps[0] == 2
+    assert steps[-1] == 100
+    assert len(steps) <= 7
+
+
+def test_students_are_shown_by_their_mean_and_other_metrics_not_at_all(clock):
+    out = io.StringIO()
+    with progress(out) as bar:
+        bar.update(10, {"loss": jnp.array([1.0, 3.0]), "accuracy": [0.5, 0.7], "grad_norm": 7.0})
+    assert out.getvalue() == "distilled  step 10/1000  loss 2  accuracy 0.600\n"
+
+
+def test_no_steps_no_metrics_no_wrapping_and_no_markup(clock):
+    out = io.StringIO()
+    with progress(out, 0) as bar:
+        bar.update(0, {})
+    assert out.getvalue() == "distilled  step 0/0\n"
+    console = rich.console.Console(file=(out := io.StringIO()), width=20)
+    with Progress("[b]a very long name of a phase[/b]", 1, console=console) as bar:
+        bar.update(1, {"loss": math.nan})
+    assert out.getvalue() == "[b]a very long name of a phase[/b]  step 1/1  loss nan\n"
+
+
+@pytest.mark.parametrize("total", [0, 3])
+def test_a_terminal_gets_a_bar(clock, total):
+    out = io.StringIO()
+    with progress(out, total, terminal=True) as bar:
+        for step in range(1, total + 1):
+            clock.now += 1
+            bar.update(step, {"loss": jnp.ones(2) * step, "accuracy": 0.5})
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue())
+    assert "━" in shown
+    assert f"{total}/{total}" in shown
+    assert ("loss 3  accuracy 0.500  100 examples/s  0:00 left" in shown) == (total == 3)
+
+
+def test_the_stage_shows_training_metrics_and_resumes(tmp_path, clock):
+    out = io.StringIO()
+    with Logger(tmp_path, tensorboard=False) as logger, progress(out) as bar:
+        phase = logger.phase("distilled", bar)
+        phase.truncate(100)
+        clock.now += 10
+        phase.write(150, "test", {"loss": 9.0})
+        phase.write(150, "train", {"loss": 1.0})
+    assert out.getvalue() == "distilled  step 150/1000  loss 1  500 examples/s  2:50 left\n"
+    assert len(lines(tmp_path)) == 2

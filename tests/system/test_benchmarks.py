@@ -1,0 +1,69 @@
+"""How the benchmarks take turns and what they write, against a clock and a file."""
+
+import pathlib
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+FOLDER = pathlib.Path(__file__).parents[2] / "experiments" / "benchmarks"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def here():
+    """As for a script in that folder."""
+    sys.path.insert(0, str(FOLDER))
+    yield
+    sys.path.remove(str(FOLDER))
+
+
+def test_peers_take_turns_and_each_is_first_in_turn():
+    import _timing
+
+    order = []
+
+    def slow(name, seconds):
+        def call():
+            order.append(name)
+            time.sleep(seconds)
+
+        return call
+
+    times = _timing.alternate({"a": slow("a", 0.002), "b": slow("b", 0.02)}, rounds=3, seconds=0)
+    assert "".join(order) == "abbaab"
+    assert np.all(times["b"] >= 0.02)
+    assert times["a"].shape == (3,)
+
+
+def test_tables_are_written_as_json_and_markdown(tmp_path, capsys):
+    import json
+
+    import _timing
+
+    rows = [{"what": "x", "ms": _timing.spread([1.0, 2.0, 3.0]), "raw": np.arange(2)}]
+    _timing.publish(str(tmp_path / "deep" / "t.json"), "A title", rows, {"what": "what", "ms": "ms"}, notes=["So."])
+    written = json.loads((tmp_path / "deep" / "t.json").read_text())
+    assert written["rows"] == [{"what": "x", "ms": "2 (1.5..2.5)", "raw": [0, 1]}]
+    text = (tmp_path / "deep" / "t.md").read_text()
+    assert text in capsys.readouterr().out
+    assert "| x | 2 (1.5..2.5) |" in text
+
+
+def test_every_loss_has_inputs_and_its_gradient_is_translated_for_gpu_and_tpu():
+    import argparse
+
+    import loss_costs
+
+    from jaxkd import losses
+
+    table = loss_costs.cases(loss_costs.Draw(argparse.Namespace(**loss_costs.SMALL)))
+    assert set(table) == set(losses.__all__)
+    for name, (function, arrays) in table.items():
+        traced = jax.jit(loss_costs.forward_and_gradient(function)["gradient"]).trace(*arrays)
+        value, gradient = traced.out_info
+        assert value.shape == (), name
+        assert jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, arrays[0]), name
+        traced.lower(lowering_platforms=("cuda", "tpu"))

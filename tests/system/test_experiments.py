@@ -1,0 +1,188 @@
+"""Every experiment and benchmark runs as a user starts it, shrunk by --smoke; the main ones keep their promises."""
+
+import functools
+import json
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import _methods
+import jax
+import pytest
+from helpers import write_pictures
+
+from jaxkd import parallel
+from jaxkd.experiment import flags
+
+ROOT = pathlib.Path(__file__).parents[2]
+EXPERIMENTS = sorted(p for p in (ROOT / "experiments").rglob("*.py") if not p.name.startswith("_"))
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    return write_pictures(tmp_path_factory.mktemp("images"), (12, 12, 3))
+
+
+def arguments(path, folder, images):
+    """What an experiment needs to stay within the test's folder."""
+    if path.stem == "digits":
+        return ["--root", folder, "--data-dir", folder / "data"]
+    if path.stem in ("image_kd", "cifar100", "transfer"):
+        return ["--root", folder, "--source", images]
+    if path.stem == "imagenet":
+        return ["--root", folder]
+    if path.stem == "every_method":
+        return ["--out", folder / "out.json", "--source", images]
+    return ["--out", folder if path.stem == "all" else folder / "out.json"]
+
+
+def run(path, *more):
+    done = subprocess.run([sys.executable, path, *map(str, more)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+ELSEWHERE = ("digits", "image_kd", "crash", "large_vocabulary")  # tests of their own start these, and `all` the last
+
+
+@pytest.fixture
+def two_devices(monkeypatch):
+    """They share batches as eight do and compile sooner; a whole run on eight stands below."""
+    monkeypatch.setattr(flags, "make_mesh", functools.partial(parallel.make_mesh, jax.devices()[:2]))
+
+
+@pytest.mark.usefixtures("two_devices")
+@pytest.mark.parametrize("path", [p for p in EXPERIMENTS if p.stem not in ELSEWHERE], ids=lambda p: p.stem)
+def test_runs_in_smoke_mode(path, tmp_path, images, here, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ("--smoke", *arguments(path, tmp_path, images))
+    if path.stem == "devices":  # which cuts the CPU before anything touches it
+        run(path, *words)
+    else:
+        code, said = here(path, *words)
+        assert code == 0, said.err
+
+
+@pytest.mark.usefixtures("two_devices")
+def test_a_method_that_diverges_does_not_end_the_table(tmp_path, images, here, monkeypatch):
+    monkeypatch.setitem(_methods.METHODS, "nkd", _methods.METHODS["nkd"]._replace(weight=math.inf))
+    path = ROOT / "experiments" / "cifar100.py"
+    code, said = here(path, "--smoke", *arguments(path, tmp_path, images), "--methods", "nkd", "at")
+    summary = json.loads((tmp_path / "cifar100-smoke" / "summary.json").read_text())
+    rows = {row["method"]: row for row in summary["table"]}
+    assert code == 0, said.err
+    assert rows["nkd"]["last"] == rows["nkd"]["best"] == "diverged"
+    assert 0 <= float(rows["at"]["last"]) <= 100
+    assert list(summary["diverged"]) == ["nkd"]
+    assert "nkd: the loss became" in said.out
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+def test_help_reads_well(path, here):
+    code, shown = here(path, "--help")
+    assert code == 0
+    assert "--smoke" in shown.out
+    assert "python experiments/" in shown.out
+
+
+def test_digits_leaves_a_whole_run_directory_and_does_not_train_twice(tmp_path, here):
+    digits = ROOT / "experiments" / "digits.py"
+    more = ("--smoke", *arguments(digits, tmp_path, None))
+    first = run(digits, *more)  # on a single device, which is quicker than on eight
+    folder = tmp_path / "digits-smoke"
+    assert {p.name for p in folder.iterdir()} >= {
+        "config.json",
+        "environment.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "summary.json",
+        "tensorboard",
+        "curves.png",
+        "reliability.png",
+        "targets",
+    }
+    summary = json.loads((folder / "summary.json").read_text())
+    assert [row["network"] for row in summary["table"]] == [
+        "teacher",
+        "student alone",
+        "student alone, all labels",
+        "distilled",
+        "distilled + fine-tuned",
+    ]
+    assert summary["table"][1]["labels"] == "100"
+    assert len(summary["test"]["distilled"]["accuracy"]) == 2
+    assert summary["wall_seconds"] > 0
+    assert "two standard errors" in first
+    before = (folder / "metrics.jsonl").read_bytes()
+    code, again = here(digits, *more)
+    assert code == 0
+    assert "already finished" in again.out
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_cut_short_with_a_cache_and_one_under_pmap_end_as_a_live_one_under_jit(tmp_path, images, here):
+    """On eight devices; what batch norm does there, the tests of single steps see."""
+    path = ROOT / "experiments" / "image_kd.py"
+
+    def words(name, *more):
+        usual = ("--source", images, "--epochs", "2", "--teacher", "mlp", "--no-wandb", "--flip", "--crop", "1")
+        return path, "--smoke", *usual, "--root", tmp_path / name, *more
+
+    def ends(name, *more):
+        code, said = here(*words(name, *more))
+        assert code == 0, said.err
+        folder = tmp_path / name / "image-kd-smoke"
+        return json.loads((folder / "summary.json").read_text())["table"], (folder / "metrics.jsonl").read_text()
+
+    started = subprocess.Popen(
+        [sys.executable, *map(str, words("cut", "--cache", "full"))],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "8"},
+    )
+    log = tmp_path / "cut" / "image-kd-smoke" / "metrics.jsonl"
+    while started.poll() is None and not (log.exists() and '"alone"' in log.read_text()):
+        time.sleep(0.02)
+    started.send_signal(signal.SIGINT)
+    said, _ = started.communicate()
+    assert started.returncode == 130, said
+    assert "run the same command to go on" in said
+    whole, by_pmap = ends("whole"), ends("pmap", "--parallel", "pmap")
+    assert ends("cut", "--cache", "full") == whole
+    for one, other in zip(whole[0], by_pmap[0], strict=True):
+        assert one.keys() == other.keys()
+        for name, figure in one.items():
+            assert figure == (pytest.approx(other[name], rel=1e-3) if isinstance(figure, float) else other[name])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--tempreture", "3"], "--temperature"),
+        (["--teacher", "resnet19"], "there is no network 'resnet19': choose one of mlp, convnet"),
+        (["--source", "npz:nowhere.npz"], "nowhere.npz"),
+        (["--batch-size", "12"], "which 8 devices cannot share evenly"),
+        (["--train-split", "train[:0]"], "empty"),
+        (["--test-split", "tset"], "test"),
+        (["--epochs", "0"], "epochs is 0: give at least 1"),
+    ],
+)
+def test_mistakes_get_a_sentence_and_code_2(more, message, tmp_path, images, here):
+    flags = {"--source": images, "--root": str(tmp_path)} | dict(zip(more[::2], more[1::2], strict=True))
+    code, said = here(ROOT / "experiments" / "image_kd.py", "--smoke", *(w for pair in flags.items() for w in pair))
+    assert code == 2
+    assert message in said.err
+    assert "Traceback" not in said.err
+
+
+def test_run_made_with_another_configuration_is_refused(tmp_path, here):
+    path = ROOT / "experiments" / "image_kd.py"
+    more = ("--smoke", "--source", "npz:nowhere.npz", "--root", tmp_path)
+    assert here(path, *more)[0] == 2
+    code, said = here(path, *more, "--temperature", "2")
+    assert code == 2
+    assert "temperature was 4.0 and is 2.0" in said.err
