@@ -109,7 +109,7 @@ def fit(
       clock: Measures steps, input and memory, if anything does: its figures are logged beside each training line under
         the split "system", and a batch that does not come is reported. A new one; give its `measure` to
         `data.prefetch`.
-      bundled: Whether the step is one of `dispatch.scan_steps` and the batches are bundles, cut by `dispatch.spans` at
+      bundled: Whether the step is one of `multistep.scan_steps` and batches are bundles, cut by `multistep.spans` at
         the intervals of hooks and checkpoints.
 
     Returns:
@@ -196,7 +196,7 @@ class _AfterStep:
             if missed := [n for n in intervals if number % n == 0]:
                 raise ValueError(
                     f"a bundle of steps {done.numbers[0]}..{done.last} goes past step {number}, after which an "
-                    f"evaluation or a checkpoint is due (every {missed[0]}): cut bundles with dispatch.spans."
+                    f"evaluation or a checkpoint is due (every {missed[0]}): cut bundles with multistep.spans."
                 )
 
 

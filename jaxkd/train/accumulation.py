@@ -1,24 +1,40 @@
-"""Gradients of a batch that passes through the models in parts, one after the other."""
+"""Gradients of a batch that passes through the networks in micro-batches, one after the other."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from jaxkd.types import WHOLE, Batch, PyTree, Term, TrainState, Variables, Whole
 
-Derived: TypeAlias = tuple[jax.Array, PyTree, dict[str, PyTree], dict[str, jax.Array], dict[str, Any]]
-"""Value, gradients, new state, the term's metrics, accumulated metrics."""
 
-Derive: TypeAlias = Callable[[TrainState, Any], Derived]
-"""(state, what is shared) -> all that an update needs."""
+class Gradients(NamedTuple):
+    """Everything that an update needs.
 
-Share: TypeAlias = Callable[[Variables, Batch], Any]
-"""(teacher_variables, batch) -> what does not depend on the student."""
+    Attributes:
+      loss: The term's value, a scalar.
+      grads: Its gradient, {"student", "term"}.
+      state: The new state of student and term.
+      metrics: Name -> metric of the term.
+      sums: Name -> accumulator of a metric.
+    """
+
+    loss: jax.Array
+    grads: PyTree
+    state: dict[str, PyTree]
+    metrics: dict[str, jax.Array]
+    sums: dict[str, Any]
+
+
+MakeInputs: TypeAlias = Callable[[Variables, Batch], Any]
+"""(teacher_variables, batch) -> inputs of a step: the half that does not depend on a student."""
+
+TakeGradients: TypeAlias = Callable[[TrainState, Any], Gradients]
+"""(state, inputs) -> gradients."""
 
 
 def check_micro_batches(term: Term, count: int, approximate: bool) -> None:
@@ -26,11 +42,11 @@ def check_micro_batches(term: Term, count: int, approximate: bool) -> None:
 
     Args:
       term: The objective.
-      count: Number of parts.
-      approximate: Whether the term may see one part at a time all the same.
+      count: Number of micro-batches.
+      approximate: Whether the term may see one micro-batch at a time all the same.
 
     Raises:
-      ValueError: If the count is not positive, or the term owns what couples the batch.
+      ValueError: If the count is not positive, or the term owns something that couples the batch.
     """
     if count < 1:
         raise ValueError(f"micro_batches is {count}: give at least 1.")
@@ -43,43 +59,48 @@ def check_micro_batches(term: Term, count: int, approximate: bool) -> None:
 
 
 def accumulated(
-    prepare: Callable[[Batch], Batch], share: Share, derive: Derive, count: int, approximate: bool
-) -> tuple[Share, Derive]:
-    """The halves of a step on a whole batch, of which no more than one part is in memory at a time.
+    prepare: Callable[[Batch], Batch], inputs: MakeInputs, gradients: TakeGradients, count: int, approximate: bool
+) -> tuple[MakeInputs, TakeGradients]:
+    """Turns the two functions of one micro-batch into those of a whole batch, one micro-batch in memory at a time.
 
     Args:
-      prepare: What is done to the whole batch.
-      share: The teacher on one prepared part.
-      derive: Value and gradients of one part.
-      count: Number of parts.
-      approximate: Whether losses that couple the batch may see one part at a time.
+      prepare: Augmentation and normalisation of the whole batch.
+      inputs: Makes the inputs of one prepared micro-batch.
+      gradients: Takes the gradients of one micro-batch.
+      count: Number of micro-batches.
+      approximate: Whether losses that couple the batch may see one micro-batch at a time.
 
     Returns:
-      `share` and `derive` of whole batches. The teacher sees each part just before the student, within `derive`.
+      The same two functions for whole batches. The teacher sees each micro-batch just before the student does, within
+      the second of them.
     """
 
     def hold(teacher_variables: Variables, batch: Batch) -> tuple[Variables, Batch]:
         return teacher_variables, prepare(batch)
 
-    def derive_all(state: TrainState, shared: tuple[Variables, Batch]) -> Derived:
-        teacher_variables, batch = shared
+    def gradients_of_all(state: TrainState, given: tuple[Variables, Batch]) -> Gradients:
+        teacher_variables, batch = given
         whole = {WHOLE: Whole(batch, approximate)}
 
         def micro(carry: tuple[PyTree, PyTree], part: tuple[jax.Array, Batch]) -> tuple[Any, Any]:
-            total, owned = carry
+            total, carried = carry
             number, rows = part
-            now = dataclasses.replace(state, state=owned, key=jax.random.fold_in(state.key, number))
-            loss, grads, owned, parts, sums = derive(now, share(teacher_variables, {**rows, **whole}))
-            return (jax.tree.map(jnp.add, total, grads), owned), (loss, parts, sums)
+            now = dataclasses.replace(state, state=carried, key=jax.random.fold_in(state.key, number))
+            found = gradients(now, inputs(teacher_variables, {**rows, **whole}))
+            return (jax.tree.map(jnp.add, total, found.grads), found.state), (found.loss, found.metrics, found.sums)
 
         start = (jax.tree.map(jnp.zeros_like, state.params), state.state)
         rows = (jnp.arange(count), jax.tree.map(lambda x: _strided(x, count), dict(batch)))
-        (total, owned), (losses, metrics, sums) = jax.lax.scan(micro, start, rows)
-        grads = jax.tree.map(lambda g: g / count, total)
-        metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
-        return jnp.mean(losses), grads, owned, metrics, jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
+        (total, carried), (losses, metrics, sums) = jax.lax.scan(micro, start, rows)
+        return Gradients(
+            loss=jnp.mean(losses),
+            grads=jax.tree.map(lambda g: g / count, total),
+            state=carried,
+            metrics=jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics),
+            sums=jax.tree.map(lambda x: jnp.sum(x, axis=0), sums),
+        )
 
-    return hold, derive_all
+    return hold, gradients_of_all
 
 
 def _strided(x: jax.Array, count: int) -> jax.Array:

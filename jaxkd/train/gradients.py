@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import numerics
-from jaxkd.train.step import make_objective, make_share
+from jaxkd.train.step import make_inputs, make_objective
 from jaxkd.types import Batch, Metrics, Model, Prepare, PyTree, StepFn, Term, TrainState, Variables
 
 
@@ -36,10 +36,10 @@ def make_gradient_report(
     Raises:
       ValueError: When called, if the objective has no such term.
     """
-    shares = _make_shares(student, teacher, term, prepare)
+    term_gradients = _make_term_gradients(student, teacher, term, prepare)
 
     def report(state: TrainState, teacher_variables: Variables, batch: Batch) -> dict[str, jax.Array]:
-        gradients = shares(state, teacher_variables, batch)
+        gradients = term_gradients(state, teacher_variables, batch)
         if label not in gradients:
             raise ValueError(
                 f"the objective has no term {label!r} to compare with: it has {', '.join(gradients)}; name one of them."
@@ -87,10 +87,10 @@ def make_balance(
       Chen, Badrinarayanan, Lee, Rabinovich, "GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep
       Multitask Networks", ICML 2018, https://arxiv.org/abs/1711.02257
     """
-    shares = _make_shares(student, teacher, term, prepare)
+    term_gradients = _make_term_gradients(student, teacher, term, prepare)
 
     def balance(state: TrainState, teacher_variables: Variables, batch: Batch) -> tuple[TrainState, Metrics]:
-        gradients = shares(state, teacher_variables, batch)
+        gradients = term_gradients(state, teacher_variables, batch)
         weights = state.state["term"].get("weights", {})
         if set(weights) != set(gradients):
             raise ValueError(
@@ -113,15 +113,17 @@ def make_balance(
     return balance
 
 
-def _make_shares(student: Model, teacher: Model, term: Term, prepare: Prepare) -> Callable[..., dict[str, PyTree]]:
+def _make_term_gradients(
+    student: Model, teacher: Model, term: Term, prepare: Prepare
+) -> Callable[..., dict[str, PyTree]]:
     """(state, teacher_variables, batch) -> name -> gradient of its weighted term in the student's params."""
-    share, begin = make_share(teacher, prepare=prepare), make_objective(student, term)
+    inputs_of, objective = make_inputs(teacher, prepare=prepare), make_objective(student, term)
 
-    def shares(state: TrainState, teacher_variables: Variables, batch: Batch) -> dict[str, PyTree]:
-        objective = begin(state, share(teacher_variables, batch))
+    def term_gradients(state: TrainState, teacher_variables: Variables, batch: Batch) -> dict[str, PyTree]:
+        inputs = inputs_of(teacher_variables, batch)
 
         def values(params: PyTree) -> dict[str, jax.Array]:
-            _, (_, parts, _) = objective({**state.params, "student": params})
+            _, (_, parts, _) = objective({**state.params, "student": params}, state, inputs)
             names = [n for n in parts if f"{n}_weighted" in parts]
             if not names:
                 raise ValueError("the objective reports no weighted terms: make it with `weighted(...)`.")
@@ -131,7 +133,7 @@ def _make_shares(student: Model, teacher: Model, term: Term, prepare: Prepare) -
         one = {name: {n: jnp.asarray(n == name, v.dtype) for n, v in found.items()} for name in found}
         return {name: pull(direction)[0] for name, direction in one.items()}
 
-    return shares
+    return term_gradients
 
 
 def _dot(a: PyTree, b: PyTree) -> jax.Array:

@@ -13,12 +13,19 @@ from jaxkd.keys import fold_name
 from jaxkd.types import Batch, Model, Prepare, PyTree, Term, TrainState, Variables
 
 
-def _same(batch: Batch) -> Batch:
+def unprepared(batch: Batch) -> Batch:
+    """The batch as it is: the preparation of batches that need none."""
     return batch
 
 
 def check_parts(
-    student: Model, teacher: Model, term: Term, *, batch: Batch, teacher_variables: Variables, prepare: Prepare = _same
+    student: Model,
+    teacher: Model,
+    term: Term,
+    *,
+    batch: Batch,
+    teacher_variables: Variables,
+    prepare: Prepare = unprepared,
 ) -> None:
     """Runs student, teacher and term on shapes alone, so that what does not fit fails in a sentence before jit.
 
@@ -62,7 +69,7 @@ def init_state(
     key: jax.Array,
     batch: Batch,
     teacher_variables: Variables,
-    prepare: Prepare = _same,
+    prepare: Prepare = unprepared,
     student_variables: Variables | None = None,
     ema: bool = False,
 ) -> TrainState:

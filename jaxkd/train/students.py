@@ -41,7 +41,7 @@ def vmap_students(step: Step) -> Step:
     Returns:
       The step of stacked states [S, ...]; its results are stacked likewise.
     """
-    return Step(step.share, jax.vmap(step.each, in_axes=(0, None)))
+    return Step(step.inputs, jax.vmap(step.update, in_axes=(0, None)))
 
 
 def map_students(step: Step, *, at_once: int = 1) -> Step:
@@ -57,10 +57,12 @@ def map_students(step: Step, *, at_once: int = 1) -> Step:
       The step of stacked states [S, ...]; its results are stacked likewise.
     """
 
-    def each(states: TrainState, shared: Any) -> Any:
-        return jax.lax.map(lambda state: step.each(state, shared), states, batch_size=at_once if at_once > 1 else None)
+    def each(states: TrainState, inputs: Any) -> Any:
+        return jax.lax.map(
+            lambda state: step.update(state, inputs), states, batch_size=at_once if at_once > 1 else None
+        )
 
-    return Step(step.share, each)
+    return Step(step.inputs, each)
 
 
 def unroll_students(step: Step) -> Step:
@@ -76,12 +78,12 @@ def unroll_students(step: Step) -> Step:
       The step of stacked states [S, ...]; its results are stacked likewise.
     """
 
-    def each(states: TrainState, shared: Any) -> Any:
-        one = jax.jit(step.each)  # traced once
-        results = [one(pick_student(states, index), shared) for index in range(states.step.shape[0])]
+    def each(states: TrainState, inputs: Any) -> Any:
+        one = jax.jit(step.update)  # traced once
+        results = [one(pick_student(states, index), inputs) for index in range(states.step.shape[0])]
         return jax.tree.map(lambda *found: jnp.stack(found), *results)
 
-    return Step(step.share, each)
+    return Step(step.inputs, each)
 
 
 FORMS: Mapping[str, Form] = {"vmap": vmap_students, "map": map_students, "unroll": unroll_students}
@@ -183,10 +185,10 @@ def sweep(make_parts: Callable[..., Parts], points: Mapping[str, ArrayLike]) -> 
         return op_by_op(stacked, columns, batch, teacher_variables, student_variables)
 
     def make_step(**options: Any) -> Step:
-        def each(state: TrainState, shared: Any) -> Any:
-            return make_train_step(*make_parts(**state.hyper), **options).each(state, shared)
+        def each(state: TrainState, inputs: Any) -> Any:
+            return make_train_step(*make_parts(**state.hyper), **options).update(state, inputs)
 
-        return Step(make_train_step(*make_parts(**first), **options).share, each)
+        return Step(make_train_step(*make_parts(**first), **options).inputs, each)
 
     return Sweep(init, make_step)
 

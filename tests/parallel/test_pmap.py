@@ -8,6 +8,9 @@ from helpers import CLASSES, assert_trees_close, make_batch
 from matrix import TERMS, Parts, alone, assert_each_is_another, assert_same, parts
 
 from jaxkd import losses, models, objectives, parallel, train
+from jaxkd.train import devices, step
+from jaxkd.train.devices import on_own_rows
+from jaxkd.train.step import make_inputs, make_objective
 from jaxkd.types import Variables
 
 DATA = parallel.DATA
@@ -23,7 +26,8 @@ def test_pmap_equals_one_device(name, count):
 
 def test_without_the_gather_the_comparison_fails(monkeypatch):
     """Negative control."""
-    monkeypatch.setattr(train, "_gathered", lambda tree, axis_name: tree)
+    for module in (step, devices):
+        monkeypatch.setattr(module, "gathered", lambda tree, axis_name: tree)
     _, many = parts("couples the batch").run(parallel.with_pmap(), steps=1)
     assert_each_is_another(many[0], alone("couples the batch")[0][0])
 
@@ -45,11 +49,11 @@ def test_devices_drop_out_different_units():
     student = models.convnet(CLASSES, widths=(4, 4), dropout=0.5)
 
     def drawn(axis_name):
-        share = train.make_share(models.no_teacher(), axis_name=axis_name)
-        begin = train.make_objective(student, objectives.from_labels(losses.cross_entropy), axis_name=axis_name)
+        inputs = make_inputs(models.no_teacher(), axis_name=axis_name)
+        objective = make_objective(on_own_rows(student, axis_name), objectives.from_labels(losses.cross_entropy))
 
         def step(state, teacher, batch):
-            return begin(state, share(teacher, batch))(state.params)[1][2].logits
+            return objective(state.params, state, inputs(teacher, batch))[1][2].logits
 
         return step
 

@@ -9,8 +9,9 @@ import optax
 import pytest
 from helpers import Setup, assert_trees_equal, make_batch
 
-from jaxkd import losses, objectives, train
+from jaxkd import losses, objectives
 from jaxkd.train import gradients
+from jaxkd.train.step import make_inputs, make_objective
 from jaxkd.types import Variables
 
 
@@ -39,14 +40,13 @@ def flat(tree):
 
 @jax.jit
 def trees_one_by_one(state):
-    shared = train.make_share(PARTS[1])(SETUP.teacher_variables, make_batch())
-    found = {}
+    inputs = make_inputs(PARTS[1])(SETUP.teacher_variables, make_batch())
+    objective, found = make_objective(PARTS[0], PARTS[2]), {}
     for name in ("label", "kd", "hint"):
         weights = state.state["term"]["weights"]
         alone = {n: w * (n == name) for n, w in weights.items()}
         only = dataclasses.replace(state, state={**state.state, "term": {**state.state["term"], "weights": alone}})
-        objective = train.make_objective(PARTS[0], PARTS[2])(only, shared)
-        found[name] = jax.grad(lambda p, f=objective: f(p)[0])(state.params)["student"]
+        found[name] = jax.grad(lambda p, s=only: objective(p, s, inputs)[0])(state.params)["student"]
     return found
 
 

@@ -119,7 +119,7 @@ def test_the_teacher_runs_once_for_all_students(form):
         return sum(f":{wide} = conv_general" in line for line in text.splitlines())
 
     assert convolutions(program) == convolutions(single) == 2
-    shared = str(jax.make_jaxpr(STEP.share)(taught(), make_batch()))
+    shared = str(jax.make_jaxpr(STEP.inputs)(taught(), make_batch()))
     assert convolutions(shared) == 2, "which is the part that no form stacks"
 
 
