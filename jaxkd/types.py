@@ -13,12 +13,25 @@ PyTree: TypeAlias = Any
 
 
 def leaf_name(path: Sequence[Any]) -> str:
-    """How rules and messages call a leaf of a tree, from its path as `jax.tree` gives it: "student/head/kernel"."""
+    """Name of a leaf of a tree in rules and messages, such as "student/head/kernel", from its path in `jax.tree`."""
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
 Batch: TypeAlias = Mapping[str, Any]
 """Arrays with one leading axis B: `image`, `label`, `id`, `view`, and whatever else a source or a cache adds."""
+
+RESERVED = ("id", "view", "mask", "aspect")
+"""Fields of a batch that sources and pipelines add themselves: the number of the example in its split; which of its
+views this is; false for padding of the last batch; width over height of the picture before it was stretched."""
+
+ROW = "row"
+"""Field of a batch that reads its rows from a table on the device: their numbers."""
+
+BY_VIEW = "by_view"
+"""Entry of a table on the device: name -> [N, V, ...], the fields that each view of an example has of its own."""
+
+WHOLE = "whole"
+"""Field of a micro-batch that holds the `Whole` batch, so that means over examples are those of the whole batch."""
 
 Metrics: TypeAlias = Mapping[str, jax.Array]
 """Name -> value of one training step."""
@@ -31,7 +44,7 @@ Schedule: TypeAlias = Callable[[jax.Array], jax.Array]
 
 
 class Outputs(NamedTuple):
-    """What a model returns.
+    """Outputs of a model.
 
     Attributes:
       logits: [B, ..., K].
@@ -46,7 +59,7 @@ class Outputs(NamedTuple):
 
 
 class Variables(NamedTuple):
-    """What a model or term owns: `params` are differentiated, `state` (statistics, banks, temperatures) is carried."""
+    """Arrays of a model or term: `params` are differentiated, `state` (statistics, banks, temperatures) is carried."""
 
     params: PyTree
     state: PyTree
@@ -78,10 +91,6 @@ class Term(NamedTuple):
     init: Callable[[jax.Array, Outputs, Outputs, Batch], Variables]
     apply: Callable[[Variables, Outputs, Outputs, Batch, jax.Array, jax.Array], tuple[jax.Array, PyTree, Metrics]]
     couples: bool = False
-
-
-WHOLE = "whole"
-"""Field of a micro-batch that holds the `Whole` batch, so that means over examples come out as if taken at once."""
 
 
 @flax.struct.dataclass
@@ -129,15 +138,7 @@ EvalFn: TypeAlias = Callable[[TrainState, Variables, Batch], Sums]
 """(state, teacher, batch) -> name -> (sum, count)."""
 
 Prepare: TypeAlias = Callable[[Batch], Batch]
-"""Pure function of a batch, on the device: augmentation and normalisation."""
+"""Augmentation and normalisation of a batch, on the device: a pure function."""
 
 Metric: TypeAlias = Callable[[Outputs, Outputs, Batch], Any]
-
-RESERVED = ("id", "view", "mask", "aspect")
-"""Fields that sources and pipelines add themselves."""
-
-BY_VIEW = "by_view"
-"""Fields of a table that every view of an example has its own of."""
-
-ROW = "row"
-"""Field of a batch with the numbers of its rows in a table."""
+"""(student's outputs, teacher's outputs, batch) -> accumulator, a tuple of sums that are added over batches."""

@@ -1,4 +1,4 @@
-"""What the terms pull at: norms and cosines of their gradients in the student, and weights that balance them."""
+"""Gradients of each term in the student: their norms and cosines, and weights that balance them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from jaxkd.types import Batch, Metrics, Model, Prepare, PyTree, StepFn, Term, Tr
 def make_gradient_report(
     student: Model, teacher: Model, term: Term, *, label: str = "label", prepare: Prepare = lambda batch: batch
 ) -> Callable[[TrainState, Variables, Batch], Metrics]:
-    """Diagnostic of `weighted` terms: how hard each pulls at the student, and whether it pulls where the labels do.
+    """Makes a diagnostic of `weighted` terms: the norm of each term's gradient, and its cosine with the label's.
 
     ||g_i||_2 and <g_i, g_label> / (||g_i|| ||g_label||),  g_i = d (w_i term_i) / d params of the student
 
     Costs one forward pass and a backward pass a term; compile it and call it every so many steps.
 
     Args:
-      student: The model that learns.
-      teacher: The model that it learns from.
+      student: The student.
+      teacher: The teacher.
       term: A `weighted(...)` sum (or `uncertainty_weighted`).
       label: Name of the term that the others are compared with.
-      prepare: What is done to a batch on the device, as in the step.
+      prepare: Augmentation and normalisation of a batch, on the device, as in the step.
 
     Returns:
       (state, teacher_variables, batch) -> `gradient_norm/<name>` of each term and `gradient_cosine/<name>` of each but
@@ -63,7 +63,7 @@ def make_balance(
     rate: float = 0.1,
     prepare: Prepare = lambda batch: batch,
 ) -> StepFn:
-    """Moves the weights of `weighted` terms so that all pull equally hard at the student: gradient-norm balancing.
+    """Makes a step that moves the weights of `weighted` terms towards gradients of equal norm.
 
     w_i <- w_i (mean_j G_j / G_i)^rate, then scaled to the old sum of weights;  G_i = ||d (w_i term_i) / d params||_2
 
@@ -71,11 +71,11 @@ def make_balance(
     compile it alike and call it every so many of them. Weights of terms without gradient stay as they are.
 
     Args:
-      student: The model that learns.
-      teacher: The model that it learns from.
+      student: The student.
+      teacher: The teacher.
       term: A `weighted(...)` sum whose weights are numbers, not schedules.
       rate: In (0, 1]; 1 balances this batch exactly.
-      prepare: What is done to a batch on the device, as in the step.
+      prepare: Augmentation and normalisation of a batch, on the device, as in the step.
 
     Returns:
       (state, teacher_variables, batch) -> (state with other weights, `weight/<name>` and `gradient_norm/<name>`).

@@ -17,7 +17,7 @@ Results = TypeVar("Results")
 
 
 def spans(start: int, stop: int, at_once: int, *intervals: int) -> list[range]:
-    """Which steps go together into one dispatch: none across a multiple of an interval, where something else is due.
+    """Groups steps into dispatches, none across a multiple of an interval, where something else is due.
 
     Wherever a run was stopped, the same steps go together afterwards.
 
@@ -41,7 +41,7 @@ def spans(start: int, stop: int, at_once: int, *intervals: int) -> list[range]:
 
 
 def scan_steps(step: StepFn) -> StepFn:
-    """Several steps in one program, so that the host is asked once for all of them.
+    """Joins several steps into one program, so that the host dispatches once for all of them.
 
     Args:
       step: The step, (state, teacher, batch) -> (state, metrics), of one student or of a stack.
@@ -59,7 +59,7 @@ def scan_steps(step: StepFn) -> StepFn:
 
 
 def from_table(step: Callable[[Any, Any, Batch], Results]) -> Callable[[Any, tuple[Any, Table], Batch], Results]:
-    """A step that reads its batch from a table on the device, so that only row numbers cross over from the host.
+    """Makes a step that reads its batch from a table on the device, so that only row numbers come from the host.
 
     It goes around everything else, `scan_steps` too: rows that are looked up within a loop take longer, since what
     augments them is compiled into the same code as looking them up.

@@ -22,7 +22,7 @@ def by_path(
 
     Args:
       rules: Regular expression, searched in paths such as "student/stage1_conv1/kernel" -> transformation.
-      default: What all other parameters get.
+      default: The transformation of all other parameters.
 
     Returns:
       The transformation.

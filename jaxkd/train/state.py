@@ -30,15 +30,15 @@ def check_parts(
     """Runs student, teacher and term on shapes alone, so that what does not fit fails in a sentence before jit.
 
     Args:
-      student: The model that learns.
-      teacher: The model that it learns from.
+      student: The student.
+      teacher: The teacher.
       term: The objective.
       batch: A batch, or its shapes.
       teacher_variables: The teacher's variables, or their shapes.
-      prepare: What is done to a batch on the device.
+      prepare: Augmentation and normalisation of a batch, on the device.
 
     Raises:
-      ValueError: Whatever the parts say: a missing feature, classes that differ, an impossible projection.
+      ValueError: If the parts do not fit: a missing feature, different classes, an impossible projection.
     """
     key = jax.random.key(0)
 
@@ -76,22 +76,22 @@ def init_state(
     """The state before the first step, after checking on shapes alone that the parts fit together.
 
     Args:
-      student: The model that learns.
-      teacher: The model that it learns from.
+      student: The student.
+      teacher: The teacher.
       term: The objective.
       optimizer: The optax transformation.
       key: Typed PRNG key [] of the run; or keys [S], which gives S students stacked on a leading axis.
       batch: A batch as the step will get it.
       teacher_variables: The teacher's variables.
-      prepare: What the step does to a batch on the device.
-      student_variables: Where the student starts; freshly initialised if None. Stacked [S, ...] if the keys are.
+      prepare: Augmentation and normalisation of a batch, on the device, as in the step.
+      student_variables: The student's first variables; freshly initialised if None. Stacked [S, ...] if the keys are.
       ema: Whether to carry a moving average of the student.
 
     Returns:
       The state.
 
     Raises:
-      ValueError: Whatever the parts say: a missing feature, classes that differ, an impossible projection.
+      ValueError: If the parts do not fit: a missing feature, different classes, an impossible projection.
     """
     check_parts(student, teacher, term, batch=batch, teacher_variables=teacher_variables, prepare=prepare)
     start = student_variables
@@ -118,17 +118,17 @@ def begin_state(
     student_variables: Variables | None = None,
     ema: bool = False,
 ) -> TrainState:
-    """What `init_state` does for one student, without checks, and pure: for `jit` and `vmap`.
+    """Makes the state of one student without checks: a pure function for `jit` and `vmap`.
 
     Args:
-      student: The model that learns.
-      teacher: The model that it learns from.
+      student: The student.
+      teacher: The teacher.
       term: The objective.
       optimizer: The optax transformation.
       key: Typed PRNG key [].
       batch: A prepared batch.
       teacher_variables: The teacher's variables.
-      student_variables: Where the student starts; freshly initialised if None.
+      student_variables: The student's first variables; freshly initialised if None.
       ema: Whether to carry a moving average of the student.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Many students beside one teacher: stacked states, and sweeps over seeds and hyper-parameters in one program."""
+"""Many students of one teacher in one program: stacked states, and sweeps over seeds and hyper-parameters."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Parts: TypeAlias = tuple[Model, Model, Term, optax.GradientTransformation]
 """Student, teacher, term, optimizer."""
 
 Form: TypeAlias = Callable[[Step], Step]
-"""Turns the step of one student into that of a stack: a function of `FORMS`."""
+"""Function that turns the step of one student into that of a stack; one of `FORMS`."""
 
 MOST_UNROLLED = 16
-"""Larger stacks are not unrolled to find out how fast that is: compiling would take longer than it saves."""
+"""Largest stack that `fastest_form` unrolls: compiling a larger one would take longer than it saves."""
 
 SEED = "seed"
-"""The name in a grid that stands for the student's own randomness."""
+"""Name in a grid of the seed of a student's own randomness."""
 
 
 def vmap_students(step: Step) -> Step:
@@ -39,7 +39,7 @@ def vmap_students(step: Step) -> Step:
       step: The step of one student.
 
     Returns:
-      The step of stacked states [S, ...]; its results are stacked likewise.
+      The step of stacked states [S, ...]; its results have the same leading axis.
     """
     return Step(step.inputs, jax.vmap(step.update, in_axes=(0, None)))
 
@@ -51,10 +51,10 @@ def map_students(step: Step, *, at_once: int = 1) -> Step:
 
     Args:
       step: The step of one student.
-      at_once: How many students are computed in one batch.
+      at_once: Students that are computed in one batch.
 
     Returns:
-      The step of stacked states [S, ...]; its results are stacked likewise.
+      The step of stacked states [S, ...]; its results have the same leading axis.
     """
 
     def each(states: TrainState, inputs: Any) -> Any:
@@ -75,7 +75,7 @@ def unroll_students(step: Step) -> Step:
       step: The step of one student.
 
     Returns:
-      The step of stacked states [S, ...]; its results are stacked likewise.
+      The step of stacked states [S, ...]; its results have the same leading axis.
     """
 
     def each(states: TrainState, inputs: Any) -> Any:
@@ -141,7 +141,7 @@ class Sweep(NamedTuple):
 
 
 def sweep(make_parts: Callable[..., Parts], points: Mapping[str, ArrayLike]) -> Sweep:
-    """Trains one student a point, all in one program beside one teacher, with the points as traced values.
+    """Trains one student for each point, all in one program with one teacher; the points are traced values.
 
     Args:
       make_parts: (**point without its seed) -> (student, teacher, term, optimizer); called with traced scalars, so that
@@ -149,7 +149,8 @@ def sweep(make_parts: Callable[..., Parts], points: Mapping[str, ArrayLike]) -> 
       points: Name -> [S], as `grid` gives them. "seed" is folded into the key; the rest goes to `make_parts`.
 
     Returns:
-      How to begin and how to step. The points stand in the state's `hyper`, so other points recompile nothing.
+      The functions that make the first state and the step. The points stand in the state's `hyper`, so other points
+      recompile nothing.
 
     Raises:
       ValueError: If there is no point, or the names have different numbers of values.
@@ -194,7 +195,7 @@ def sweep(make_parts: Callable[..., Parts], points: Mapping[str, ArrayLike]) -> 
 
 
 def _is_stack(start: Variables | None, student: Model, prepare: Prepare, batch: Batch) -> bool:
-    """Whether there is one start for each student, which has an axis more than the network's own variables."""
+    """True if there is one start for each student: it has one axis more than the network's own variables."""
     if start is None:
         return False
     own = jax.eval_shape(lambda batch: student.init(jax.random.key(0), prepare(batch)), batch)
@@ -210,7 +211,7 @@ def fastest_form(
     *,
     rounds: int = 5,
 ) -> str:
-    """Which form of a stack is faster here: measured in alternation, since no rule holds for all devices and networks.
+    """Measures which form of a stack is fastest here, in alternating rounds, since no rule holds for all networks.
 
     Args:
       step: The step of one student.
