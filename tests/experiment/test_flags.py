@@ -11,7 +11,7 @@ from jaxkd.experiment.launch import keep_programs
 
 PROGRAM = """
 import jax, jax.numpy as jnp
-from jaxkd.devices import keep_programs
+from jaxkd.experiment import keep_programs
 keep_programs()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 found = []

@@ -243,7 +243,8 @@ def test_a_full_disk_leaves_the_old_file_and_one_line(tmp_path):
     process = start(
         """
         import resource
-        from jaxkd import cli, run
+        from jaxkd.experiment import cli
+        from jaxkd.runs import directory
 
         def main():
             with directory.open_run(Small(), root=sys.argv[1]) as made:
@@ -268,7 +269,8 @@ def test_two_processes_agree_on_what_process_0_finds(tmp_path):
     code = """
         root, rank, port = sys.argv[1:]
         jax.distributed.initialize(f"localhost:{port}", 2, int(rank))
-        from jaxkd import cli, run
+        from jaxkd.experiment import cli
+        from jaxkd.runs import directory
 
         root += "/" + rank
         with directory.open_run(Small(), root=root) as first:

@@ -221,7 +221,7 @@ def test_a_full_disk_stops_with_one_line_and_whole_lines(tmp_path, tensorboard, 
     """RLIMIT_FSIZE stands for the full disk; with TensorBoard, whose files are longer, that one fills first."""
     code = f"""
         import resource, sys
-        from jaxkd import cli
+        from jaxkd.experiment import cli
         from jaxkd.runs.logger import Logger
 
         def main():

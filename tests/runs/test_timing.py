@@ -191,10 +191,10 @@ def test_threads_measure_side_by_side():
     watch = Clock()
     batches = eval_batches(SOURCE, 4, transform=lambda batch: batch, **ALONE)
     assert len(list(prefetch(batches, dict, num_threads=8, measure=watch.measure))) == 100
-    assert {name: count for name, (_, count) in watch._stages.items()} == {"read": 100, "transform": 100, "place": 100}
+    assert {name: count for name, (_, count) in watch._parts.items()} == {"read": 100, "transform": 100, "place": 100}
     assert not watch._running
     assert batches[0] is not None
-    assert watch._stages["read"][1] == 100, "who reads without prefetch is not measured"
+    assert watch._parts["read"][1] == 100, "who reads without prefetch is not measured"
 
 
 def test_memory_of_a_device_where_it_is_told(monkeypatch):
