@@ -1,4 +1,4 @@
-"""Writing files: whole or not at all, strict JSON, and errors that say what to do."""
+"""Atomic writes, strict JSON, and file errors that say what to do."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import numpy as np
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns an OSError of the body into one sentence that names the path and the system's reason.
+def explain_write_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Context manager that rewords an OSError of its body: one sentence with the path and the system's reason.
 
     Args:
-      path: What the body writes.
+      path: The file or folder that the body writes.
 
     Raises:
       OSError: If the body raises one.
@@ -34,17 +34,19 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a file whole or not at all, whatever happens on the way.
+    """Writes a file atomically: after a crash at any point, either the old or the new contents are there, whole.
+
+    The text goes to a temporary file `.<name>.<pid>.tmp` in the same folder, which then replaces the file.
 
     Args:
       path: The file; its folder must exist.
       text: Its new contents.
 
     Raises:
-      OSError: If the disk is full or may not be written to; the old file is then still there.
+      OSError: If the disk is full or may not be written to; the old file is then unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path):
+    with explain_write_errors(path):
         try:
             with temporary.open("w", encoding="utf-8") as file:
                 file.write(text)
@@ -57,18 +59,18 @@ def write_atomically(path: Path, text: str) -> None:
             raise
 
 
-def plain(value: Any, *, non_finite: Callable[[float], Any] = lambda _: None) -> Any:
-    """Turns configurations, arrays, paths and nests of them into what strict JSON can hold.
+def to_json(value: Any, *, non_finite: Callable[[float], Any] = lambda _: None) -> Any:
+    """Converts configurations, arrays, paths and nests of them to values that strict JSON can hold.
 
     Args:
       value: A dataclass, mapping, sequence, set, array, path, enumeration, number, string, boolean or None.
-      non_finite: What a NaN or an infinity becomes; null by default, for strict JSON has neither.
+      non_finite: Converts a NaN or an infinity, neither of which strict JSON has; to None (null) by default.
 
     Returns:
       Dicts, lists, strings, numbers, booleans and None.
 
     Raises:
-      TypeError: If there is something else in it.
+      TypeError: If the nest holds a value of another type.
     """
     if isinstance(value, enum.Enum):
         return value.name
@@ -83,21 +85,40 @@ def plain(value: Any, *, non_finite: Callable[[float], Any] = lambda _: None) ->
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain(item, non_finite=non_finite) for key, item in value.items()}
+        return {str(key): to_json(item, non_finite=non_finite) for key, item in value.items()}
     if isinstance(value, set | frozenset):
         value = sorted(value)
     if isinstance(value, Sequence):
-        return [plain(item, non_finite=non_finite) for item in value]
+        return [to_json(item, non_finite=non_finite) for item in value]
     raise TypeError(f"a {type(value).__name__} cannot be written as JSON: use numbers, strings and nests of them.")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes strict JSON, indented, atomically."""
+    """Writes strict JSON, indented by two spaces, atomically.
+
+    Args:
+      path: The file; its folder must exist.
+      value: A value that strict JSON can hold, as `to_json` returns it.
+
+    Raises:
+      OSError: As `write_atomically`.
+    """
     write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a file that `write_json` wrote."""
+    """Reads a file that `write_json` wrote.
+
+    Args:
+      path: The file, whose outermost value is a JSON object.
+
+    Returns:
+      The object.
+
+    Raises:
+      OSError: If the file cannot be read.
+      ValueError: If it holds no JSON object.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

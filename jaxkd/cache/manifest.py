@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 
 from jaxkd.cache import fingerprints
 from jaxkd.data.source import Source
+from jaxkd.files import explain_write_errors, write_atomically
 from jaxkd.types import Prepare
 
 FORMAT = 1
@@ -90,28 +90,18 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes the manifest of a folder, whole or not at all.
+    """Writes the manifest of a folder atomically.
 
     Args:
       folder: The folder; made if it is missing.
-      manifest: What it holds.
+      manifest: The manifest.
 
     Raises:
-      ValueError: If it cannot be written.
+      OSError: If it cannot be written.
     """
-    part = folder / f"{_MANIFEST}.part"
-    try:
+    with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with part.open("w", encoding="utf-8") as file:
-            json.dump(dataclasses.asdict(manifest), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, folder / _MANIFEST)
-    except OSError as error:
-        raise ValueError(
-            f"{folder / _MANIFEST} cannot be written ({error.strerror or error}): see that its folder can be "
-            "written and has room."
-        ) from error
+    write_atomically(folder / _MANIFEST, json.dumps(dataclasses.asdict(manifest)))
 
 
 def check_same(

@@ -70,12 +70,12 @@ def find(folder: Path) -> dict[str, Path]:
 
 
 def clear_parts(folder: Path) -> None:
-    """Deletes what a killed writer has left.
+    """Deletes the unfinished files that a killed writer has left.
 
     Args:
-      folder: The folder, in which nobody is writing.
+      folder: The folder, in which no process is writing.
     """
-    for path in folder.glob(f"*{_PART}"):
+    for path in [*folder.glob(f"*{_PART}"), *folder.glob(".*.tmp")]:
         path.unlink()
 
 

@@ -1,4 +1,8 @@
-"""Data: sources of any kind, pipelines with random access, targets joined by example, and the digits."""
+"""Data: sources of examples from arrays, folders, TFDS or scikit-learn's digits, and pipelines that batch them.
+
+`open_source` opens any of them; `train_batches`, `eval_batches` and `prefetch` read it. Grain, TFDS and ArrayRecord are
+imported only by the first call that needs them.
+"""
 
 from jaxkd.data.open import Spec, open_source
 from jaxkd.data.pipeline import (

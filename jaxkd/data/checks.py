@@ -1,4 +1,4 @@
-"""What every source checks, each failure one sentence: splits, labels, finite values, image shapes."""
+"""Checks that all readers share: splits, labels, finite values, image shapes; each failure is one sentence."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _SPLIT = re.compile(r"(?P<name>[^\[\]+]+?)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%
 
 
 def split_rows(name: str, split: str, sizes: Mapping[str, int]) -> tuple[str, int, int]:
-    """Resolves "train", "train[:90%]", "train[90%:]" or "train[100:200]" into rows of one whole split.
+    """Resolves "train", "train[:90%]", "train[90%:]" or "train[100:200]" into a range of rows of a whole split.
 
-    Bounds work as in Python slices; percentages are rounded to the nearest row, so "[:p%]" and "[p%:]" never overlap.
+    Bounds work as in Python slices. Percentages are rounded to the nearest row, so "[:p%]" and "[p%:]" never overlap.
 
     Args:
-      name: The data set's name, for messages.
-      split: The split asked for.
-      sizes: Split name -> its number of rows.
+      name: Name of the data set, for messages.
+      split: The split or a slice of it.
+      sizes: Split name -> number of rows.
 
     Returns:
       (name of the whole split, first row, row after the last).
@@ -44,7 +44,7 @@ def split_rows(name: str, split: str, sizes: Mapping[str, int]) -> tuple[str, in
 
 
 def _bound(text: str | None, size: int, name: str, split: str) -> int | None:
-    """One end of a slice as a row number."""
+    """One bound of a slice as a row number."""
     if text is None or not text.endswith("%"):
         return None if text is None else int(text)
     percent = int(text[:-1])
@@ -54,24 +54,52 @@ def _bound(text: str | None, size: int, name: str, split: str) -> int | None:
 
 
 def listing(names: Mapping[str, object] | list[str] | tuple[str, ...]) -> str:
-    """Names for a sentence: "train and test", or "nothing"."""
+    """Enumeration of names for a sentence: "train, validation and test", or "nothing"."""
     ordered = list(names)
     if len(ordered) < 2:
         return ordered[0] if ordered else "nothing"
     return f"{', '.join(ordered[:-1])} and {ordered[-1]}"
 
 
-def check_labels(name: str, labels: np.ndarray, ids: np.ndarray, num_classes: int) -> None:
-    """Raises a sentence with label, row and number of classes unless all labels lie in 0..num_classes-1.
+def root_cause(error: BaseException) -> str:
+    """Type and first line of an exception's root cause, for the middle of a sentence.
 
     Args:
-      name: The source, for the message.
+      error: The exception, with causes or without.
+
+    Returns:
+      One line without a full stop, such as "KeyError: 'label'".
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = re.sub(r"Failed to construct dataset .*?}\": ", "", str(error))  # TFDS puts it in front of the reason
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].rstrip('.:')}" if lines else type(error).__name__
+
+
+def is_text(values: np.ndarray) -> bool:
+    """Tells if an array holds texts (str, bytes or objects), which no device takes.
+
+    Args:
+      values: Any array.
+
+    Returns:
+      True for texts.
+    """
+    return np.asarray(values).dtype.kind in "OSU"
+
+
+def check_labels(name: str, labels: np.ndarray, ids: np.ndarray, num_classes: int) -> None:
+    """Checks that all labels lie in 0..num_classes-1.
+
+    Args:
+      name: Name of the source, for the message.
       labels: Integers [N].
       ids: Row numbers [N].
       num_classes: Number of classes.
 
     Raises:
-      ValueError: If a label lies outside.
+      ValueError: If a label lies outside; the message names it, its row and the number of classes.
     """
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if wrong.size:
@@ -82,41 +110,41 @@ def check_labels(name: str, labels: np.ndarray, ids: np.ndarray, num_classes: in
 
 
 def check_finite(name: str, field: str, values: np.ndarray, ids: np.ndarray) -> None:
-    """Raises a sentence with field and row if floating values hold NaN or Inf.
+    """Checks that floating values hold neither NaN nor Inf.
 
     Args:
-      name: The source, for the message.
-      field: The field's name, for the message.
-      values: [N, ...] of any dtype.
+      name: Name of the source, for the message.
+      field: Name of the field, for the message.
+      values: Array [N, ...] of any dtype.
       ids: Row numbers [N].
 
     Raises:
-      ValueError: If a value is not finite.
+      ValueError: If a value is not finite; the message names the field and the first such row.
     """
     if not np.issubdtype(values.dtype, np.floating):
         return
     wrong = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
     if wrong.size:
         raise ValueError(
-            f"`{field}` in row {ids[wrong[0]]} of {name} holds NaN or Inf ({wrong.size} of {len(values)} rows checked "
-            "do): clean the data before training on it."
+            f"`{field}` in row {ids[wrong[0]]} of {name} holds NaN or Inf (as {wrong.size} of {len(values)} checked "
+            "rows do): clean the data before training on it."
         )
 
 
 def check_image(name: str, row: int, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    """Raises a sentence with the row and both shapes unless an image has the expected shape.
+    """Checks that an image has the expected shape.
 
     Args:
-      name: The source, for the message.
+      name: Name of the source, for the message.
       row: Row number of the image.
-      shape: Its shape.
-      expected: The shape that it should have.
+      shape: Shape of the image.
+      expected: Shape that it should have.
 
     Raises:
-      ValueError: If they differ.
+      ValueError: If they differ; the message names the row and both shapes.
     """
     if tuple(shape) != tuple(expected):
         raise ValueError(
             f"the image in row {row} of {name} has shape {tuple(shape)} but {tuple(expected)} was expected: "
-            "make all images alike, or give image_size=(height, width) to have them resized."
+            "make all images the same shape, or give image_size=(height, width) to have them resized."
         )

@@ -1,4 +1,4 @@
-"""Opening a data set for random access, whatever holds it."""
+"""Opening of a data set by its name, path or arrays."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
 
+from jaxkd.data.readers import arrays, folders, tfds
 from jaxkd.data.readers.pictures import Fit, Frame
 from jaxkd.data.source import Source
 
 Spec: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any]"
-"""What names a source: a TFDS name, a prepared folder, npz:PATH, or a mapping of arrays."""
+"""Name, path or contents of a data set, as `open_source` takes it."""
 
 
 def open_source(
@@ -23,29 +24,34 @@ def open_source(
     image_size: int | tuple[int, int] | None = None,
     fit: Fit = "stretch",
 ) -> Source:
-    """Opens a data set for random access, whatever holds it.
+    """Opens a data set as a source, whose rows are read by number.
 
     Args:
-      spec: A TFDS name ("mnist", "mnist:3.0.1", "paws_wiki/labeled_final"), downloaded and prepared at the first use; a
-        prepared TFDS folder (one with a dataset_info.json); "npz:PATH", where PATH may contain "{split}"; "folder:PATH"
-        of pictures, PATH/split/class/picture; or a mapping of arrays. Arrays are named `image`, `label` (one split,
-        "train"), or `x_train`, `y_train`, `x_test`, ..., or `train_image`, `train_label`, `test_image`, ...; texts and
-        further arrays go by any other name.
+      spec: One of
+        - a TFDS name ("mnist", "mnist:3.0.1", "paws_wiki/labeled_final"), downloaded and prepared at the first use;
+        - a prepared TFDS folder, which holds a dataset_info.json;
+        - "npz:PATH", a file of arrays, where PATH may contain "{split}";
+        - "folder:PATH", a folder of pictures PATH/split/class/picture;
+        - a mapping of arrays.
+        Arrays, also those in a file, are named `image` and `label` (one split, "train"), or `x_train`, `y_train`,
+        `x_test`, ..., or `train_image`, `train_label`, `test_image`, ...; texts and further arrays have other names.
       split: "train", "train[:90%]", "train[100:200]", ...
-      data_dir: Where TFDS keeps its data; its own default, ~/tensorflow_datasets, if None.
-      num_classes: Needed where the source does not say; arrays default to the largest label of all splits plus one.
+      data_dir: Folder in which TFDS keeps its data; TFDS's default, ~/tensorflow_datasets, if None.
+      num_classes: Number of classes, for sources that do not say it; of arrays by default the largest label of all
+        splits plus one.
       image_size: Height and width, or one number for both, to which images are resized; needed for pictures of various
         shapes.
-      fit: How images of another shape come to that size. "stretch" keeps all of them and adds `aspect`, their width
-        over their height before, from which `jaxkd.augment.random_resized_crop` cuts windows that are not distorted.
-        "crop" resizes the side that fits and cuts the other to its middle, as ImageNet is usually evaluated.
+      fit: How images of another shape are resized. "stretch" resizes both sides to `image_size` and adds the field
+        `aspect`, the width over the height of the original, from which `jaxkd.augment.random_resized_crop` cuts windows
+        that are not distorted. "crop" keeps the aspect ratio and crops the longer side to its middle, as ImageNet is
+        usually evaluated.
 
     Returns:
       The source.
 
     Raises:
       ValueError: In one sentence: unknown name or split, empty split, no network, unsupported format, images of
-        different shapes, labels outside the classes, NaN or Inf, missing or unequal arrays.
+        different shapes, labels outside the classes, NaN or Inf, missing arrays or arrays of different lengths.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if size is not None and (len(size) != 2 or min(size) < 1):
@@ -55,9 +61,6 @@ def open_source(
     frame = None if size is None else Frame(*size, fit)
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}: give at least 1.")
-    # The readers import Source from here; TFDS is slow to import and not always needed.
-    from jaxkd.data.readers import arrays, folders, tfds
-
     if isinstance(spec, Mapping):
         return arrays.from_arrays("arrays", spec, split, num_classes, frame)
     text = os.fspath(spec)
@@ -67,7 +70,7 @@ def open_source(
         return folders.from_pictures(Path(text.removeprefix("folder:")).expanduser(), split, num_classes, frame)
     if text.endswith(".npz"):
         raise ValueError(f"{text} is named like a file of arrays: write npz:{text}.")
-    place = Path(text).expanduser()
-    if isinstance(spec, os.PathLike) or text.startswith((".", "~", os.sep)) or (place / tfds.INFO_FILE).exists():
-        return tfds.from_folder(place, split, num_classes, frame)
+    path = Path(text).expanduser()
+    if isinstance(spec, os.PathLike) or text.startswith((".", "~", os.sep)) or (path / tfds.INFO_FILE).exists():
+        return tfds.from_folder(path, split, num_classes, frame)
     return tfds.from_name(text, split, data_dir, num_classes, frame)

@@ -1,4 +1,7 @@
-"""Grain pipelines over a source: random access to batches, in which batch k is a pure function of (seed, k)."""
+"""Grain pipelines over a source: random access to batches, in which batch k is a pure function of (seed, k).
+
+Grain is imported when the first pipeline is made, so that sources alone do not need it.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +12,37 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
-import grain
 import jax
 import numpy as np
 
+from jaxkd.data.checks import is_text
 from jaxkd.data.source import Source
-from jaxkd.data.tokens import Transform, is_text
+from jaxkd.data.tokens import Transform
+
+if TYPE_CHECKING:
+    import grain
 
 HostBatch = Mapping[str, np.ndarray]
 """One process's rows of a batch, as NumPy arrays."""
 
 Placed = TypeVar("Placed")
 
-MeasurePart: TypeAlias = Callable[[Literal["read", "transform", "place"]], contextlib.AbstractContextManager[None]]
-"""Part of the work on one batch -> what it runs in, as `jaxkd.runs.timing.Clock.measure` gives it."""
+Operation: TypeAlias = Literal["read", "transform", "place"]
+"""One of the pipeline's three operations on a batch: reading its rows, transforming them, placing them on a device."""
+
+Measure: TypeAlias = Callable[[Operation], contextlib.AbstractContextManager[None]]
+"""Operation -> context in which it runs and is timed, such as `jaxkd.runs.Clock.measure`."""
 
 
-def _unmeasured(part: str) -> contextlib.AbstractContextManager[None]:
+def _unmeasured(operation: str) -> contextlib.AbstractContextManager[None]:
+    """Default `Measure`, which times nothing."""
     return contextlib.nullcontext()
 
 
 # Set by `prefetch` in its reading threads: sources and batches need not know that they are measured.
-_MEASURE: contextvars.ContextVar[MeasurePart] = contextvars.ContextVar("measure", default=_unmeasured)
+_MEASURE: contextvars.ContextVar[Measure] = contextvars.ContextVar("measure", default=_unmeasured)
 
 
 def train_batches(
@@ -46,50 +56,52 @@ def train_batches(
 ) -> grain.MapDataset[HostBatch]:
     """Endless shuffled batches with random access: `batches[k]` depends on (seed, k) alone.
 
-    Every epoch has its own order and drops the rows that do not fill a batch. All processes compute the same order and
-    each reads only its own rows, so their batches side by side are the batch of one process.
+    Each epoch has its own order and drops the rows that do not fill a batch. All processes compute the same order, and
+    each reads only its own rows: the batches of all processes, concatenated, are the batch that one process would read.
 
     Args:
-      source: What to read.
+      source: The source.
       batch_size: Rows of a batch over all processes, B.
-      seed: 0..2**32-1.
+      seed: Seed of the order, 0..2**32-1.
       transform: Applied to each host batch in the reading threads.
-      process_index: This process's number; JAX's by default.
-      process_count: Number of processes; JAX's by default.
+      process_index: Index of this process; `jax.process_index()` by default.
+      process_count: Number of processes; `jax.process_count()` by default.
 
     Returns:
-      Dataset whose element k is a mapping of arrays [B / process_count, ...]: the source's fields and `view` int32, the
-      epoch (modulo the source's `views`), so that (seed, `id`, `view`) is the key of an example's augmentation.
+      Dataset whose element k is a mapping of arrays [B / process_count, ...]: the source's fields, and `view` int32,
+      the epoch modulo the source's `views`. The triple (seed, `id`, `view`) identifies an example's augmentation.
 
     Raises:
-      ValueError: If the batch is larger than the source or cannot be divided by the processes, or the seed is no seed.
+      ValueError: If the batch is larger than the source, the processes do not divide it, or the seed is out of range.
     """
-    mine = _own_rows(source, batch_size, process_index, process_count)
+    own_rows = _own_rows(source, batch_size, process_index, process_count)
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}: give an integer in 0..2**32-1.")
-    return _Shuffled(source, batch_size, seed, transform, mine)
+    return _shuffled_class()(source, batch_size, seed, transform, own_rows)
 
 
 def bundles(batches: grain.MapDataset[HostBatch], spans: Sequence[range]) -> grain.MapDataset[HostBatch]:
-    """Several batches as one element, for `jaxkd.train.multistep.scan_steps`.
+    """Dataset of bundles, each of which stacks several batches, for `jaxkd.train.multistep.scan_steps`.
 
     Args:
       batches: Dataset of host batches.
-      spans: Which batches stand in each element.
+      spans: Indices of the batches of each bundle.
 
     Returns:
-      Dataset of as many elements as there are spans, of arrays [B, len(span), ...].
+      Dataset of one bundle a span, whose arrays are [B, len(span), ...].
     """
-    if isinstance(batches, _Shuffled):
-        return grain.MapDataset.source(spans).map(batches.together)
-    return grain.MapDataset.source(spans).map(lambda span: _side_by_side([batches[k] for k in span]))
+    import grain
+
+    if isinstance(batches, _shuffled_class()):
+        return grain.MapDataset.source(spans).map(batches.read_bundle)
+    return grain.MapDataset.source(spans).map(lambda span: _stacked([batches[k] for k in span]))
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
     """Number of full batches in one pass over a source.
 
     Args:
-      source: What is read.
+      source: The source.
       batch_size: Rows of a batch over all processes.
 
     Returns:
@@ -114,26 +126,28 @@ def eval_batches(
     process_index: int | None = None,
     process_count: int | None = None,
 ) -> grain.MapDataset[HostBatch]:
-    """Batches that hold every row exactly once and in order, the last one padded.
+    """Batches for evaluation: each row exactly once and in order, the last batch padded.
 
     Args:
-      source: What to read.
+      source: The source.
       batch_size: Rows of a batch over all processes, B.
       transform: Applied to each host batch in the reading threads.
-      process_index: This process's number; JAX's by default.
-      process_count: Number of processes; JAX's by default.
+      process_index: Index of this process; `jax.process_index()` by default.
+      process_count: Number of processes; `jax.process_count()` by default.
 
     Returns:
       Dataset of ceil(size / B) batches of arrays [B / process_count, ...]: the source's fields, `view` int32 zeros, and
       `mask` bool, false on padding (copies of the last row).
 
     Raises:
-      ValueError: If the batch cannot be divided by the processes.
+      ValueError: If the processes do not divide the batch.
     """
-    mine = _own_rows(source, batch_size, process_index, process_count)
+    import grain
+
+    own_rows = _own_rows(source, batch_size, process_index, process_count)
 
     def read(k: int) -> HostBatch:
-        rows = np.arange(k * batch_size, (k + 1) * batch_size)[mine]
+        rows = np.arange(k * batch_size, (k + 1) * batch_size)[own_rows]
         return _read(source, np.minimum(rows, source.size - 1), transform, view=0, mask=rows < source.size)
 
     return grain.MapDataset.range(-(-source.size // batch_size)).map(read)
@@ -142,16 +156,17 @@ def eval_batches(
 def chosen_batches(
     source: Source, batch_size: int, choices: Sequence[tuple[range, int]]
 ) -> grain.MapDataset[HostBatch]:
-    """Batches of this process's own choice, as a cache is written from.
+    """Batches of rows that the caller chooses for this process, such as those that a cache is written from.
 
     Args:
-      source: What to read.
+      source: The source, whose targets are left out.
       batch_size: Rows of this process in a batch, b.
-      choices: Rows, at least one and at most b, and their view, for each batch.
+      choices: (rows, view) of each batch: at least one and at most b consecutive rows, and the view of all of them.
 
     Returns:
-      Dataset of arrays [b, ...]: the source's fields and `view`; where there are fewer rows the last is repeated.
+      Dataset of arrays [b, ...]: the source's fields and `view`. A choice of fewer than b rows repeats its last row.
     """
+    import grain
 
     def read(choice: tuple[range, int]) -> HostBatch:
         rows, view = choice
@@ -169,26 +184,29 @@ def prefetch(
     stop: int | None = None,
     buffer_size: int = 2,
     num_threads: int = 4,
-    measure: MeasurePart = _unmeasured,
+    measure: Measure = _unmeasured,
 ) -> Generator[Placed, None, None]:
-    """Reads batches start..stop-1 in Grain's threads and keeps some on the device ahead of the caller.
+    """Reads batches start..stop-1 in Grain's threads and keeps some of them on the device ahead of the caller.
 
     Args:
       batches: Dataset of host batches with random access.
-      place: Host batch -> device arrays; called in the caller's thread, should not wait for the transfer.
-      start: First batch.
-      stop: Batch after the last; all of them if None.
-      buffer_size: How many placed batches are kept ahead.
-      num_threads: Threads that read; 0 reads in the caller's thread.
-      measure: What the parts of a batch run in: "read" and "transform" in the threads, "place" in the caller's.
+      place: Host batch -> device arrays. It is called in the caller's thread and should not wait for the transfer.
+      start: Index of the first batch.
+      stop: Index after the last batch; the number of batches if None.
+      buffer_size: Number of placed batches that are kept ahead.
+      num_threads: Number of reading threads; 0 reads in the caller's thread.
+      measure: Times the operations on each batch: "read" and "transform" in the reading threads, "place" in the
+        caller's thread. Nothing is timed by default.
 
     Returns:
-      Generator of placed batches in order; closing it, or dropping it, ends the threads. An error that a thread meets
-      is raised after the batches before it.
+      Generator of placed batches in order. Closing or dropping it ends the threads. An error in a thread is raised
+      after the batches before it were given out.
 
     Raises:
       ValueError: If the range does not lie within the batches.
     """
+    import grain
+
     stop = len(batches) if stop is None else stop
     if not 0 <= start <= stop <= len(batches):
         raise ValueError(f"batches {start}..{stop} were asked for, but there are 0..{len(batches)}: narrow the range.")
@@ -209,12 +227,12 @@ def prefetch(
 
 
 def _prefetched(
-    part: grain.MapDataset[HostBatch], place: Callable[[HostBatch], Placed], ahead: int, options: grain.ReadOptions
+    batches: grain.MapDataset[HostBatch], place: Callable[[HostBatch], Placed], ahead: int, options: grain.ReadOptions
 ) -> Generator[Placed, None, None]:
-    """The generator behind `prefetch`; threads start at the first batch and end with it."""
-    if not len(part):
+    """Generator behind `prefetch`, whose threads start at its first batch and end with it."""
+    if not len(batches):
         return
-    reader: Any = iter(part.to_iter_dataset(options))
+    reader: Any = iter(batches.to_iter_dataset(options))
     ready: collections.deque[Placed] = collections.deque()
     failure: Exception | None = None
     try:
@@ -223,7 +241,7 @@ def _prefetched(
                 batch = next(reader)
             except StopIteration:
                 break
-            except Exception as error:  # raised below, after the batches that were read before it
+            except Exception as error:  # raised below, after the batches that were read earlier
                 failure = error
                 break
             ready.append(place(batch))
@@ -239,12 +257,31 @@ def _prefetched(
         raise failure
 
 
-class _Shuffled(grain.MapDataset[HostBatch]):
-    """Endless shuffled batches, one by one or several side by side."""
+@functools.cache
+def _shuffled_class() -> Any:
+    """The dataset class of `train_batches`, defined once and only when it is needed, since it derives from Grain's."""
+    import grain
 
-    def __init__(self, source: Source, batch_size: int, seed: int, transform: Transform | None, mine: slice) -> None:
+    class Shuffled(_ShuffledRows, grain.MapDataset):
+        """Endless shuffled batches, one by one or in bundles."""
+
+        def __len__(self) -> int:
+            return sys.maxsize
+
+        def __getitem__(self, k: Any) -> Any:
+            return self.slice(k) if isinstance(k, slice) else self.read_batch(k)
+
+    return Shuffled
+
+
+class _ShuffledRows:
+    """Rows, views and contents of endless shuffled batches: the part of the dataset that does not need Grain."""
+
+    def __init__(
+        self, source: Source, batch_size: int, seed: int, transform: Transform | None, own_rows: slice
+    ) -> None:
         super().__init__()
-        self._source, self._batch_size, self._transform, self._mine = source, batch_size, transform, mine
+        self._source, self._batch_size, self._transform, self._own_rows = source, batch_size, transform, own_rows
         self._steps = steps_per_epoch(source, batch_size)
 
         @functools.lru_cache(maxsize=2)  # threads that read ahead need two epochs where one ends
@@ -255,58 +292,57 @@ class _Shuffled(grain.MapDataset[HostBatch]):
 
         self._order = order
 
-    def __len__(self) -> int:
-        return sys.maxsize
-
-    def __getitem__(self, k: Any) -> Any:
-        if isinstance(k, slice):
-            return self.slice(k)
+    def read_batch(self, k: int) -> HostBatch:
+        """Batch k, whose arrays are [B / processes, ...]."""
         return _read(self._source, self._rows(k), self._transform, view=self._view(k))
 
-    def together(self, span: range) -> HostBatch:
-        """The batches side by side, their rows read at once unless targets or a transform belong to single batches."""
+    def read_bundle(self, span: range) -> HostBatch:
+        """Several batches, stacked along the second axis.
+
+        Their rows are read in one call, unless targets or a transform depend on the single batches.
+        """
         if self._source.targets is not None or self._transform is not None:
-            return _side_by_side([self[k] for k in span])
+            return _stacked([self.read_batch(k) for k in span])
         rows = np.stack([self._rows(k) for k in span], axis=1)
         views = np.broadcast_to(np.array([self._view(k) for k in span], np.int32), rows.shape)
-        whole = {**_read(self._source, rows.ravel(), None, view=0), "view": views.ravel()}
-        return {field: values.reshape(*rows.shape, *values.shape[1:]) for field, values in whole.items()}
+        flat = {**_read(self._source, rows.ravel(), None, view=0), "view": views.ravel()}
+        return {field: values.reshape(*rows.shape, *values.shape[1:]) for field, values in flat.items()}
 
     def _rows(self, k: int) -> np.ndarray:
         """This process's rows of batch k."""
         epoch, step = divmod(k, self._steps)
-        return self._order(epoch)[step * self._batch_size : (step + 1) * self._batch_size][self._mine]
+        return self._order(epoch)[step * self._batch_size : (step + 1) * self._batch_size][self._own_rows]
 
     def _view(self, k: int) -> int:
-        """Batch k's view: its epoch, modulo the views there are."""
+        """View of batch k: its epoch, modulo the number of views if that is limited."""
         epoch = k // self._steps
         return epoch % self._source.views if self._source.views else epoch
 
 
-def _side_by_side(parts: Sequence[HostBatch]) -> HostBatch:
-    """Batches with a second axis that counts them."""
-    return {field: np.stack([part[field] for part in parts], axis=1) for field in parts[0]}
+def _stacked(batches: Sequence[HostBatch]) -> HostBatch:
+    """Batches stacked along a new second axis."""
+    return {field: np.stack([batch[field] for batch in batches], axis=1) for field in batches[0]}
 
 
 def _own_rows(source: Source, batch_size: int, index: int | None, count: int | None) -> slice:
-    """Which rows of a global batch this process reads."""
+    """Slice of the rows of a global batch that this process reads."""
     index = jax.process_index() if index is None else index
     count = jax.process_count() if count is None else count
     if batch_size < 1 or batch_size % count:
         raise ValueError(
-            f"batch_size is {batch_size} but the rows of {source.name} are shared by {count} process(es): give a "
+            f"batch_size is {batch_size} but each batch of {source.name} is split over {count} process(es): give a "
             f"positive multiple of {count}."
         )
     if not 0 <= index < count:
         raise ValueError(f"process_index is {index} but there are {count} process(es): give 0..{count - 1}.")
-    share = batch_size // count
-    return slice(index * share, (index + 1) * share)
+    shard_size = batch_size // count
+    return slice(index * shard_size, (index + 1) * shard_size)
 
 
 def _read(
     source: Source, rows: np.ndarray, transform: Transform | None, *, view: int, mask: np.ndarray | None = None
 ) -> HostBatch:
-    """Reads rows, adds `view` and `mask`, transforms, and checks that a device can take the result."""
+    """Batch of some rows: reads them, adds `view` and `mask`, applies the transform, refuses texts."""
     measure = _MEASURE.get()
     with measure("read"):
         targets = source.targets(rows, view) if source.targets is not None else {}
@@ -318,12 +354,12 @@ def _read(
         try:
             with measure("transform"):
                 batch = transform(batch)
-        except Exception as error:  # of whatever kind: the user's own code ran on data that the traceback does not name
+        except Exception as error:  # of any kind: the user's own code ran on rows that the traceback does not name
             error.add_note(f"This was the transform of the rows with ids {ids.tolist()} of {source.name}.")
             raise
     if texts := [field for field, values in batch.items() if is_text(values)]:
         raise ValueError(
             f"`{texts[0]}` of {source.name} holds texts, which no device takes: give a transform such as "
-            "jaxkd.data.encode_bytes(length)."
+            "jaxkd.data.encode_bytes(length) that turns them into tokens."
         )
     return batch

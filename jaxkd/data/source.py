@@ -1,4 +1,4 @@
-"""Sources: a TFDS name, a prepared TFDS folder, an .npz file or arrays in memory, all read the same way."""
+"""Source: the type of a readable split, and functions that derive one source from another or summarise it."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ _CHUNK = 512
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Rows of one split, read in batches by number.
+    """Rows of one split, read in batches by their numbers.
 
     Attributes:
-      name: For messages, such as "fashion_mnist[train]".
+      name: Name for messages, such as "fashion_mnist[train]".
       size: Number of rows.
-      num_classes: Labels lie in 0..num_classes-1.
+      num_classes: Number of classes; labels lie in 0..num_classes-1.
       image_shape: [height, width, channels] of `image`, or None for texts.
       read: Row numbers [B] in 0..size-1 -> fields stacked along B: `image` uint8 or float32, or texts; `label` int32
-        [B]; `id` int32 [B], the row number in the whole split whatever slice of it this is; `aspect` float32 [B] where
-        images were stretched; and any further fields.
-      start: The `id` of the first row.
-      made_with: What joined targets depend on: the fingerprint of `with_targets`.
-      views: How many views of an example there are: epoch e shows view e % views; None for a new one in every epoch.
-      targets: (row numbers [B], view) -> fields that belong to one view of an example, such as a teacher's logits; the
-        pipelines add them. None if there are none.
+        [B]; `id` int32 [B], the row number in the whole split, of which the source may be a slice; `aspect` float32 [B]
+        if images were stretched; and any further fields.
+      start: `id` of the first row.
+      made_with: Name -> fingerprint of everything that the joined targets depend on (`jaxkd.cache.with_targets`).
+      views: Number of views of each example: epoch e shows view e % views. None for a new view in every epoch.
+      targets: (row numbers [B], view) -> fields that belong to one view of an example, such as a teacher's logits. The
+        pipelines add them to batches. None if there are none.
     """
 
     name: str
@@ -53,20 +53,20 @@ class Source:
 
     @property
     def ids(self) -> np.ndarray:
-        """The `id` of every row, int32 [size]."""
+        """Each row's `id`, int32 [size]."""
         return np.arange(self.start, self.start + self.size, dtype=np.int32)
 
 
 def table(source: Source) -> tuple[dict[str, Any], Source]:
-    """Splits a source into its fields, for the device, and row numbers, for the pipeline.
+    """Splits a source into a table of all its fields, for the device, and a source of row numbers, for the pipeline.
 
     Args:
-      source: A source that fits into the memory of a device.
+      source: A source whose fields fit into the memory of a device.
 
     Returns:
-      Name -> array [size, ...] in the source's order, with its targets, if it has any, [size, views, ...] under
-      `dispatch.BY_VIEW`; and a source with the same order of rows whose only field is `row`, int32 numbers into those
-      arrays.
+      The table, name -> array [size, ...] in the source's order, with the source's targets, if it has any, as arrays
+      [size, views, ...] under `jaxkd.types.BY_VIEW`; and a source with the same rows in the same order, whose only
+      field is `row`, int32 indices into the table.
     """
     fields: dict[str, Any] = _fields(source)
     if source.targets is not None:
@@ -77,26 +77,26 @@ def table(source: Source) -> tuple[dict[str, Any], Source]:
 
 
 def in_memory(source: Source) -> Source:
-    """Reads a source once and serves it from memory, for sets that fit and are read for many epochs.
+    """Reads a source once and keeps its rows in memory, for data sets that fit and are read in many epochs.
 
     Args:
-      source: Any source; its targets stay where they are.
+      source: Any source; its targets are not read.
 
     Returns:
-      A source with the same rows, already decoded and checked.
+      Source of the same rows, already decoded and checked, with the same targets.
     """
     return with_fields(dataclasses.replace(source, read=lambda rows: {}), **_fields(source))
 
 
 def with_fields(source: Source, **fields: np.ndarray) -> Source:
-    """Adds fields to a source, such as marks of examples.
+    """Adds fields to a source, such as flags of some examples.
 
     Args:
       source: The source.
       **fields: Name -> array [size, ...] in the source's order.
 
     Returns:
-      A source with the same rows.
+      Source of the same rows with these fields added.
 
     Raises:
       ValueError: If an array has another length, or the source has the field already.
@@ -115,20 +115,20 @@ def with_fields(source: Source, **fields: np.ndarray) -> Source:
 
 
 def statistics(source: Source, limit: int = 10_000) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel, uint8 images scaled to [0, 1] first.
+    """Mean and standard deviation of each channel; uint8 images are scaled to [0, 1] first.
 
     Args:
       source: A source of images.
-      limit: Only the first `limit` rows are read.
+      limit: Number of rows, from the first, that are read at most.
 
     Returns:
-      (mean, std), float32 [channels], computed in float64; a constant channel gets std 1, so std is never 0.
+      (mean, std), both float32 [channels], computed in float64. A constant channel gets std 1, so std is never 0.
 
     Raises:
       ValueError: If the source has no images.
     """
     if source.image_shape is None:
-        raise ValueError(f"{source.name} has no images: statistics are for images only.")
+        raise ValueError(f"{source.name} has no images, which statistics are of: give a source of images.")
     count, total, squares = 0, np.zeros(source.image_shape[-1]), np.zeros(source.image_shape[-1])
     origin: np.ndarray | None = None
     for chunk in _chunks(source, min(limit, source.size)):
@@ -146,19 +146,26 @@ def statistics(source: Source, limit: int = 10_000) -> tuple[np.ndarray, np.ndar
 
 
 def labels_of(source: Source) -> np.ndarray:
-    """The labels of all rows, int32 [size] or as the source has them, in its order."""
+    """Labels of all rows, in the source's order.
+
+    Args:
+      source: The source.
+
+    Returns:
+      int32 [size], or [size, ...] of the dtype that the source's labels have.
+    """
     return np.concatenate([chunk["label"] for chunk in _chunks(source, source.size)])
 
 
 def _fields(source: Source) -> dict[str, np.ndarray]:
-    """All rows of each field."""
+    """Name -> array [size, ...] of each field."""
     chunks = list(_chunks(source, source.size))
     return {field: np.concatenate([chunk[field] for chunk in chunks]) for field in chunks[0]}
 
 
 def _chunks(source: Source, stop: int) -> Iterator[dict[str, np.ndarray]]:
-    """The first `stop` rows in order, some at a time."""
+    """First `stop` rows in order, up to 512 at a time."""
     if stop < 1:
-        raise ValueError(f"no rows of {source.name} are to be read: ask for at least one.")
+        raise ValueError(f"{stop} rows of {source.name} were asked for: ask for at least 1.")
     for first in range(0, stop, _CHUNK):
         yield source.read(np.arange(first, min(first + _CHUNK, stop)))

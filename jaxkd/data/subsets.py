@@ -1,4 +1,4 @@
-"""Parts of a source: some of its classes, or a few examples of each."""
+"""Subsets of a source: some of its classes, or a few examples of each class."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from jaxkd.data.source import Source, labels_of
 
 
 def of_classes(source: Source, classes: Sequence[int]) -> Source:
-    """The examples of some classes, which are numbered anew in the order given.
+    """Subset of all examples of some classes, which are renumbered in the order given.
 
     Args:
-      source: A source whose labels are integers, without targets.
-      classes: Which classes, each once.
+      source: A source with integer labels and without targets.
+      classes: Class numbers, each once.
 
     Returns:
-      A source of `len(classes)` classes; `id` is the row in it.
+      Source of `len(classes)` classes, whose `id` is the row number in the subset.
 
     Raises:
-      ValueError: If a class is named twice, does not exist or has no example, or the source has targets.
+      ValueError: If a class is named twice, does not exist or has no example, or if the source has targets.
     """
     if len(set(classes)) != len(classes) or not classes or not all(0 <= c < source.num_classes for c in classes):
         raise ValueError(
-            f"the classes are {list(classes)} but {source.name} has 0..{source.num_classes - 1}: name some, each once."
+            f"the classes asked for are {list(classes)} but {source.name} has 0..{source.num_classes - 1}: name some, "
+            "each once."
         )
     labels = labels_of(source)
     if empty := sorted(set(classes) - set(labels.tolist())):
@@ -36,18 +37,18 @@ def of_classes(source: Source, classes: Sequence[int]) -> Source:
 
 
 def few_labels(source: Source, per_class: int, *, seed: int = 0) -> Source:
-    """As many examples of each class, drawn without replacement.
+    """Subset with the same number of examples of each class, drawn without replacement.
 
     Args:
-      source: A source whose labels are integers, without targets.
-      per_class: Examples of each class.
-      seed: Of the draw.
+      source: A source with integer labels and without targets.
+      per_class: Number of examples of each class.
+      seed: Seed of the draw.
 
     Returns:
-      A source of `per_class * num_classes` rows; `id` is the row in it.
+      Source of `per_class * num_classes` rows, whose `id` is the row number in the subset.
 
     Raises:
-      ValueError: If a class has fewer examples, or the source has targets.
+      ValueError: If a class has fewer examples, or if the source has targets.
     """
     labels, random = labels_of(source), np.random.default_rng(seed)
     counts = np.bincount(labels, minlength=source.num_classes)
@@ -61,8 +62,8 @@ def few_labels(source: Source, per_class: int, *, seed: int = 0) -> Source:
     return _rows(source, np.sort(np.concatenate(rows)), number, source.num_classes, f"{per_class} a class")
 
 
-def _rows(source: Source, rows: np.ndarray, number: np.ndarray, num_classes: int, what: str) -> Source:
-    """Those rows, with other labels."""
+def _rows(source: Source, rows: np.ndarray, number: np.ndarray, num_classes: int, subset: str) -> Source:
+    """Source of some rows, whose label k becomes `number[k]`."""
     if source.targets is not None:
         raise ValueError(f"{source.name} has targets, which belong to its own rows: choose rows before joining them.")
 
@@ -70,5 +71,5 @@ def _rows(source: Source, rows: np.ndarray, number: np.ndarray, num_classes: int
         fields = source.read(rows[own])
         return fields | {"label": number[fields["label"]], "id": np.asarray(own, np.int32)}
 
-    name = f"{source.name} ({what})"
+    name = f"{source.name} ({subset})"
     return dataclasses.replace(source, name=name, size=len(rows), num_classes=num_classes, read=read, start=0)

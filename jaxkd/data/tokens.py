@@ -1,4 +1,4 @@
-"""Texts to tokens on the host: the bytes of UTF-8 are the vocabulary, so nothing is learned or downloaded."""
+"""Byte-level tokens of texts, computed on the host: the vocabulary is fixed, so nothing is trained or downloaded."""
 
 from __future__ import annotations
 
@@ -6,38 +6,39 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from jaxkd.data.checks import is_text
+
 SEPARATOR = 257
-"""The token between two sentences; 0 pads and 1..256 are the bytes."""
+"""Token between two sentences. Token 0 is padding, and the tokens 1..256 are the bytes 0..255."""
 
 VOCABULARY = 258
 """Number of different tokens."""
 
 Transform = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
-"""A function of one host batch, run in the reading threads."""
+"""Function of one host batch, which runs in the pipeline's reading threads."""
 
 _LEADING = ("title", "premise")
-
-
-def is_text(values: np.ndarray) -> bool:
-    """Whether an array holds texts (str, bytes or objects), which no device takes."""
-    return np.asarray(values).dtype.kind in "OSU"
 
 
 def encode_bytes(length: int, fields: Sequence[str] | None = None) -> Transform:
     """Makes a transform that replaces the text fields of a batch by `tokens` and `token_mask`.
 
-    token = byte of UTF-8 + 1; 0 pads; two sentences are joined by SEPARATOR. Of texts that are too long the longer
-    sentence is cut first.
+    token = byte of UTF-8 + 1
+
+    Rows are padded with 0 and two sentences are joined by `SEPARATOR`. Where the tokens of a row do not fit, the longer
+    of its sentences is cut first.
 
     Args:
       length: Number of tokens in a row, L.
-      fields: One or two text fields in order; by default those of the batch by name, `premise` and `title` first.
+      fields: One or two text fields, in order. By default all text fields of the batch in the order of their names,
+        `premise` and `title` first.
 
     Returns:
-      Transform: batch -> batch with `tokens` int32 [B, L] and `token_mask` bool [B, L] (true on tokens), no texts.
+      Transform: batch -> the batch without texts, with `tokens` int32 [B, L] and `token_mask` bool [B, L], true on
+      tokens.
 
     Raises:
-      ValueError: If length is below 3; and, from the transform, unless there are one or two text fields.
+      ValueError: If the length is below 3. The transform raises one unless there are one or two text fields.
     """
     if length < 3:
         raise ValueError(f"encode_bytes got length {length}: give at least 3 tokens a row.")
@@ -59,13 +60,13 @@ def encode_bytes(length: int, fields: Sequence[str] | None = None) -> Transform:
 
 
 def _to_bytes(text: str | bytes) -> np.ndarray:
-    """The bytes of one text, each plus one."""
+    """Tokens of one text: its bytes, each plus one."""
     raw = text.encode() if isinstance(text, str) else bytes(text)
     return np.frombuffer(raw, np.uint8).astype(np.int32) + 1
 
 
 def _join(sentences: Sequence[np.ndarray], length: int) -> np.ndarray:
-    """One or two sentences as int32 [length], cut and padded."""
+    """One or two sentences as one row of tokens, int32 [length], cut and padded."""
     row = np.zeros(length, np.int32)
     if len(sentences) == 1:
         kept = sentences[0][:length]

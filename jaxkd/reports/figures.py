@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxkd.files import writing
+from jaxkd.files import explain_write_errors
 from jaxkd.parallel import processes
 
 if TYPE_CHECKING:
@@ -156,6 +156,6 @@ def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Writes the image, making its folder; process 0 alone does."""
     if not processes.is_first():
         return
-    with writing(path):
+    with explain_write_errors(path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxkd.files import plain, read_json, write_json, writing
+from jaxkd.files import explain_write_errors, read_json, to_json, write_json
 
 _PACKAGES = ("jaxkd", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -103,7 +103,7 @@ class Run:
           OSError: If the file cannot be written.
         """
         seconds = self.save_wall_seconds()
-        summary = plain({**summary, "wall_seconds": seconds, "examples_per_second": self.examples_per_second})
+        summary = to_json({**summary, "wall_seconds": seconds, "examples_per_second": self.examples_per_second})
         if jax.process_index() == 0:
             write_json(self.path / "summary.json", summary)
             self.summary = dict(summary)
@@ -154,7 +154,7 @@ def open_run(
     if name is None:
         name = getattr(config, "name", "")
     _check_name(name, "run")
-    path, resolved = Path(root) / name, plain(config, non_finite=str)
+    path, resolved = Path(root) / name, to_json(config, non_finite=str)
     if jax.process_count() == 1:
         return _open(path, resolved, ignore)
     from jax.experimental import multihost_utils
@@ -176,7 +176,7 @@ def _open(path: Path, config: dict[str, Any], ignore: Sequence[str]) -> Run:
     """Makes or checks the folder; on process 0."""
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file where the run's folder should be: move it away or choose another --name.")
-    with writing(path):
+    with explain_write_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         for leftover in path.glob(".*.tmp"):  # of a start that was killed while it wrote
             leftover.unlink()

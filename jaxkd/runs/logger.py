@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxkd.files import plain, write_atomically, writing
+from jaxkd.files import explain_write_errors, to_json, write_atomically
 from jaxkd.runs.progress import Progress
 
 _RESERVED = ("phase", "step", "split")
@@ -66,7 +66,7 @@ class Logger:
         self._wandb = _start_wandb(self._path, project, config) if wandb and self._active else None
         if self._active:
             for file in self._files:
-                with writing(file):
+                with explain_write_errors(file):
                     _cut_torn_line(file)
 
     @property
@@ -103,9 +103,9 @@ class Logger:
             return
         values = {name: _number(name, value) for name, value in jax.device_get(dict(metrics)).items()}
         head = {"phase": phase} if phase else {}
-        line = json.dumps({**head, "step": int(step), "split": split, **plain(values)}, allow_nan=False)
+        line = json.dumps({**head, "step": int(step), "split": split, **to_json(values)}, allow_nan=False)
         file = self._files[split == SYSTEM]
-        with writing(file):
+        with explain_write_errors(file):
             _append(file, line.encode() + b"\n")
         scalars = {f"{split}/{name}": scalar for name, scalar in _scalars(values)}
         if self._tensorboard:
@@ -140,7 +140,7 @@ class Logger:
         if changed and self._tensorboard:
             from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-            with writing(self._path / "tensorboard"):
+            with explain_write_errors(self._path / "tensorboard"):
                 start = Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START))
                 self._event_writer(phase).write_event(start)
 
@@ -150,7 +150,7 @@ class Logger:
         from tensorboardX.proto.summary_pb2 import Summary
 
         values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
-        with writing(self._path / "tensorboard"):
+        with explain_write_errors(self._path / "tensorboard"):
             writer = self._event_writer(phase)
             writer.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
             writer.flush()
@@ -303,7 +303,7 @@ def _start_wandb(path: Path, project: str, config: Any) -> Any:
             id=file.read_text(encoding="utf-8").strip(),
             resume="allow",
             dir=str(path),
-            config=plain(config) if config is not None else None,
+            config=to_json(config) if config is not None else None,
             settings=wandb.Settings(console="off", silent=True),
         )
     except wandb.Error as error:

@@ -250,14 +250,14 @@ def open_first(size):
     return open_source({"image": np.zeros((size, 2, 2, 1), np.float32), "label": np.zeros(size, int)})
 
 
-def test_stages_are_measured_around_what_they_name():
+def test_operations_are_measured_around_what_they_name():
     seen = []
 
     @contextlib.contextmanager
-    def measure(stage):
-        seen.append(stage)
+    def measure(operation):
+        seen.append(operation)
         yield
-        seen.append(f"/{stage}")
+        seen.append(f"/{operation}")
 
     source = dataclasses.replace(SOURCE, read=lambda rows: seen.append("reads") or SOURCE.read(rows))
     batches = eval_batches(source, 23, transform=lambda b: seen.append("transforms") or b, **ALONE)

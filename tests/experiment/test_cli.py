@@ -15,7 +15,7 @@ import pytest
 from configured import Config, Inner, leaves, refusal
 
 from jaxkd.experiment import cli
-from jaxkd.files import plain
+from jaxkd.files import to_json
 from jaxkd.numerics import check_same_shape
 from jaxkd.runs import directory
 
@@ -95,7 +95,7 @@ def asserts():
 
 BUGS = {
     "accident in the experiment": lambda: int("x"),
-    "accident in the library": lambda: plain({1, "b"}),  # sorting them fails in C
+    "accident in the library": lambda: to_json({1, "b"}),  # sorting them fails in C
     "error of jax": lambda: jnp.ones((2, 3)) @ jnp.ones((2, 3)),
     "sentence of another package": lambda: json.loads(""),
     "failed assertion": asserts,

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from configured import Config, Inner, leaves, refusal
 
-from jaxkd.files import plain
+from jaxkd.files import to_json
 from jaxkd.runs import directory
 
 SMALL = """
@@ -294,7 +294,7 @@ def test_two_processes_agree_on_what_process_0_finds(tmp_path):
     assert not (tmp_path / "1").exists()
 
 
-# --- plain values ---
+# --- values for JSON ---
 
 
 class Colour(enum.Enum):
@@ -303,8 +303,8 @@ class Colour(enum.Enum):
 
 def test_plain_turns_nests_into_strict_json_or_refuses():
     nest = {"a": (1, 2.5, True, None, "x"), 2: pathlib.Path("a/b"), "c": Colour.RED, "d": {3, 1}, "e": Inner()}
-    assert plain(nest) == {"a": [1, 2.5, True, None, "x"], "2": "a/b", "c": "RED", "d": [1, 3], "e": {"width": 8}}
+    assert to_json(nest) == {"a": [1, 2.5, True, None, "x"], "2": "a/b", "c": "RED", "d": [1, 3], "e": {"width": 8}}
     arrays = {"a": np.float32(0.5), "b": jnp.ones((1, 2), jnp.bfloat16), "c": [float("nan"), np.array([np.inf, 1.0])]}
-    assert plain(arrays) == {"a": 0.5, "b": [[1.0, 1.0]], "c": [None, [None, 1.0]]}
+    assert to_json(arrays) == {"a": 0.5, "b": [[1.0, 1.0]], "c": [None, [None, 1.0]]}
     with pytest.raises(TypeError, match="function cannot be written as JSON"):
-        plain({"f": refusal})
+        to_json({"f": refusal})

@@ -1,1 +1,1 @@
-"""Readers: one file for each kind of thing that holds a data set."""
+"""Readers: a module for each storage format of data sets, which `jaxkd.data.open_source` chooses among."""

@@ -1,4 +1,4 @@
-"""Sources from arrays, in memory or in .npz files, checked whole when they are opened."""
+"""Sources from arrays in memory or in .npz files, of which all values are checked at opening."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 from jaxkd.data import checks
 from jaxkd.data.readers import pictures
 from jaxkd.data.source import Source
-from jaxkd.data.tokens import is_text
 from jaxkd.kernels.rows import take
 from jaxkd.types import RESERVED
 
@@ -22,16 +21,17 @@ _KERAS_FIELDS = {"x": "image", "y": "label"}
 _INPUTS = ("image", "tokens")
 
 Fields = dict[str, np.ndarray]
+"""Name -> array with one leading axis of rows."""
 
 
 def from_npz(path: str, split: str, num_classes: int | None, frame: pictures.Frame | None) -> Source:
-    """Opens an .npz file, or with "{split}" in the path the one of that split.
+    """Opens an .npz file of arrays as a source.
 
     Args:
-      path: The file.
+      path: The file; "{split}" in it stands for the name of a split that has a file of its own.
       split: The split or a slice of it.
       num_classes: Number of classes, or None to take it from the labels.
-      frame: What images are resized to, or None.
+      frame: Size to which images are resized, or None.
 
     Returns:
       The source.
@@ -46,7 +46,7 @@ def from_npz(path: str, split: str, num_classes: int | None, frame: pictures.Fra
     before, after = whole.name.split("{split}", 1)
     files = {f.name[len(before) : len(f.name) - len(after)]: f for f in sorted(whole.parent.glob(f"{before}*{after}"))}
     base = split.partition("[")[0].strip()
-    # Of the other splits only the labels matter, for the number of classes.
+    # The other splits' labels alone are read, for the number of classes.
     splits = {key: _load(file, only=None if key == base else "label") for key, file in files.items()}
     return _from_splits(name, splits, split, num_classes, frame)
 
@@ -54,14 +54,14 @@ def from_npz(path: str, split: str, num_classes: int | None, frame: pictures.Fra
 def from_arrays(
     name: str, arrays: Mapping[str, Any], split: str, num_classes: int | None, frame: pictures.Frame | None
 ) -> Source:
-    """Makes a source of a mapping of arrays with one leading axis.
+    """Makes a source of a mapping of arrays.
 
     Args:
-      name: The source, for messages.
-      arrays: Name -> array, one split or several (see `open_source`).
+      name: Name of the source, for messages.
+      arrays: Name -> array [N, ...], of one split or of several (see `jaxkd.data.open_source`).
       split: The split or a slice of it.
       num_classes: Number of classes, or None to take it from the labels.
-      frame: What images are resized to, or None.
+      frame: Size to which images are resized, or None.
 
     Returns:
       The source.
@@ -73,7 +73,7 @@ def from_arrays(
 
 
 def _load(path: Path, only: str | None = None) -> Mapping[str, np.ndarray]:
-    """The arrays of an .npz file, or only one of them."""
+    """Arrays of an .npz file, or only the one of a given name."""
     path, key = path.expanduser(), ""
     arrays = {}
     try:
@@ -92,7 +92,7 @@ def _load(path: Path, only: str | None = None) -> Mapping[str, np.ndarray]:
 
 
 def _splits_of(arrays: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Split -> field -> array, from any of the three ways to name arrays."""
+    """Split -> field -> array, from any of the three naming conventions."""
     keras = {key: m for key in arrays if (m := _KERAS.fullmatch(key))}
     prefixed = {key: m for key in arrays if (m := _PREFIXED.fullmatch(key))}
     if "label" in arrays or not (keras or prefixed):
@@ -110,7 +110,7 @@ def _from_splits(
     num_classes: int | None,
     frame: pictures.Frame | None,
 ) -> Source:
-    """Checks the split's arrays whole and makes the source."""
+    """Source of one of several splits, after a check of all its arrays."""
     sizes = {key: max((_length(value) for value in fields.values()), default=0) for key, fields in splits.items()}
     base, start, stop = checks.split_rows(name, split, sizes)
     fields = _checked_fields(f"{name}[{base}]", splits[base], frame)
@@ -127,19 +127,19 @@ def _from_splits(
 
 
 def _length(value: Any) -> int:
-    """Number of rows of an array or a list, which may be ragged."""
+    """Number of rows of an array or of a list, which may be ragged."""
     shape = getattr(value, "shape", None)
     return len(value) if shape is None else (shape[0] if shape else 0)
 
 
 def _checked_fields(name: str, given: Mapping[str, Any], frame: pictures.Frame | None) -> Fields:
-    """Arrays of one split with their dtypes settled, `id` added, and everything but the labels' range checked."""
+    """Fields of one split in their final dtypes, with `id`, after all checks but that of the labels' range."""
     if taken := [field for field in given if field in RESERVED]:
-        raise ValueError(f"{name} holds an array `{taken[0]}`, a name that jaxkd gives itself: rename it.")
+        raise ValueError(f"{name} holds an array `{taken[0]}`, a name that jaxkd gives itself: rename the array.")
     fields: Fields = {}
     for key, value in given.items():
-        fields |= _pictures(name, value, frame) if key == "image" else {key: _plain(name, key, value)}
-    texts = [key for key, value in fields.items() if is_text(value)]
+        fields |= _pictures(name, value, frame) if key == "image" else {key: _numbers_or_texts(name, key, value)}
+    texts = [key for key, value in fields.items() if checks.is_text(value)]
     if "label" not in fields or not (texts or any(key in fields for key in _INPUTS)):
         missing = "label" if "label" not in fields else "image"
         raise ValueError(
@@ -154,24 +154,27 @@ def _checked_fields(name: str, given: Mapping[str, Any], frame: pictures.Frame |
     fields["label"] = _labels(name, fields["label"])
     for field, values in fields.items():
         checks.check_finite(name, field, values, ids)
-    if "image" in fields:  # texts beside images, such as file names, cannot go onto a device
+    if "image" in fields:  # texts that accompany images, such as file names, cannot go onto a device
         fields = {key: value for key, value in fields.items() if key not in texts}
     return fields | {"id": ids}
 
 
-def _plain(name: str, field: str, given: Any) -> np.ndarray:
-    """Any array but the images; objects must be texts."""
+def _numbers_or_texts(name: str, field: str, given: Any) -> np.ndarray:
+    """Array of any field but the images, checked to hold numbers or texts."""
     try:
         values = np.asarray(given)
     except ValueError:
         values = np.array(None)
     if values.dtype == object and not all(isinstance(value, (str, bytes)) for value in values.ravel()):
-        raise ValueError(f"`{field}` of {name} is ragged or holds objects: give numbers of one shape a row, or texts.")
+        raise ValueError(
+            f"`{field}` of {name} is ragged or holds objects: give rows of numbers that all have the same shape, or "
+            "texts."
+        )
     return values
 
 
 def _labels(name: str, labels: np.ndarray) -> np.ndarray:
-    """Labels as int32 [N]."""
+    """Labels, integers [N] or [N, 1], as int32 [N]."""
     flat = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if flat.ndim != 1 or not np.issubdtype(flat.dtype, np.integer):
         raise ValueError(
@@ -182,7 +185,7 @@ def _labels(name: str, labels: np.ndarray) -> np.ndarray:
 
 
 def _pictures(name: str, given: Any, frame: pictures.Frame | None) -> Fields:
-    """The fields of images of one shape, resized if asked for, grey ones with a channel axis."""
+    """Fields of images that are all of one shape once they are resized; grey images get a channel axis."""
     ragged = isinstance(given, (list, tuple)) or (isinstance(given, np.ndarray) and given.dtype.hasobject)
     if not ragged and frame is None:
         return {"image": _pixels(name, np.asarray(given))}
@@ -209,7 +212,7 @@ def _pixels(name: str, pixels: np.ndarray) -> np.ndarray:
 
 
 def _resized(name: str, row: int, image: np.ndarray, frame: pictures.Frame | None) -> pictures.Picture:
-    """One image resized if asked for, or a sentence if it is none."""
+    """One image, resized if there is a frame."""
     if frame is None:
         return pictures.Picture(image, 1.0)
     if image.ndim != 3:

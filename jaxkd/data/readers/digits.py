@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits as a real TFDS data set, made on the spot without a network."""
+"""Scikit-learn's handwritten digits, prepared as a TFDS data set without a network."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from jaxkd.data.readers.preparing import first_line, quiet
+from jaxkd.data.checks import root_cause
+from jaxkd.data.readers.preparing import quiet
 
 SIZES = {"train": 1000, "validation": 297, "test": 500}
-"""Split -> number of images, 1,797 in all."""
+"""Split -> number of its images; 1,797 in all."""
 
 _VERSION = "1.0.0"
 _SEED = 1797
 
 
 def prepare_digits(data_dir: str | os.PathLike[str]) -> Path:
-    """Prepares the 1,797 digits of scikit-learn as ArrayRecord files, once; later calls find them there.
+    """Prepares scikit-learn's 1,797 digits as ArrayRecord files, unless an earlier call has done so.
 
-    Images are uint8 [8, 8, 1], the original 0..16 scaled to 0..255. The splits are fixed and stratified, and `train` is
-    in an order in which every slice from its start holds all classes equally often, to within one image.
+    Images are uint8 [8, 8, 1], the original 0..16 scaled to 0..255. The splits are fixed and stratified. Every slice
+    of `train` from its start holds all classes equally often, to within one image.
 
     Args:
       data_dir: Folder under which digits/1.0.0 is made.
@@ -33,7 +34,7 @@ def prepare_digits(data_dir: str | os.PathLike[str]) -> Path:
       The prepared folder, for `open_source`.
 
     Raises:
-      ValueError: In one sentence, if the folder cannot be written or is full; nothing half-made is left under its name.
+      ValueError: In one sentence, if the folder cannot be written or is full; no unfinished data set is left there.
 
     Reference:
       Alpaydin, Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998,
@@ -49,39 +50,43 @@ def prepare_digits(data_dir: str | os.PathLike[str]) -> Path:
         # Another process may have finished the same folder first, which makes the renaming fail.
         if not _is_prepared(folder):
             raise ValueError(
-                f"the digits cannot be prepared in {folder} ({first_line(error)}): see that the folder can be written "
-                "and has room, or give another data_dir."
+                f"the digits cannot be prepared in {folder} ({root_cause(error)}): see that the folder can be written "
+                "and that the disk is not full, or give another data_dir."
             ) from error
     if not _is_prepared(folder):
-        raise ValueError(f"{folder} exists but holds no whole data set: delete it, and the digits are prepared anew.")
+        raise ValueError(f"{folder} exists but holds no whole data set: delete it to have the digits prepared again.")
     return folder
 
 
 def _is_prepared(folder: Path) -> bool:
-    """Whether TFDS has finished a folder; both files are in it before it gets its name."""
+    """Tells if TFDS has finished a folder: it gets its name only when both files are in it."""
     return all((folder / name).is_file() for name in ("dataset_info.json", "features.json"))
 
 
 def split_rows() -> dict[str, np.ndarray]:
-    """Split -> row numbers of scikit-learn's digits, stratified, in the order in which they are written."""
+    """Stratified splits of scikit-learn's digits.
+
+    Returns:
+      Split -> row numbers, in the order in which they are written.
+    """
     from sklearn.datasets import load_digits
 
     labels = load_digits().target
     # RandomState's stream is frozen for good, unlike the newer generators'.
     rows = np.random.RandomState(_SEED).permutation(len(labels))
     rows = rows[np.argsort(labels[rows], kind="stable")]
-    parts: dict[str, np.ndarray] = {}
+    splits: dict[str, np.ndarray] = {}
     for split in ("test", "validation"):
-        # Along the classes, every (N / n)-th row is taken: n in all, and from each class its share to within one.
+        # Of the rows sorted by class every (N / n)-th is taken: n in all, of each class in proportion to within one.
         steps = np.arange(len(rows) + 1) * SIZES[split] // len(rows)
         taken = np.diff(steps).astype(bool)
-        parts[split], rows = rows[taken], rows[~taken]
-    parts["train"] = rows
-    return {split: _round_robin(parts[split], labels) for split in SIZES}
+        splits[split], rows = rows[taken], rows[~taken]
+    splits["train"] = rows
+    return {split: _round_robin(splits[split], labels) for split in SIZES}
 
 
 def _round_robin(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Orders rows so that the classes take turns."""
+    """Rows in an order in which the classes alternate."""
     own = labels[rows]
     turn = np.zeros(len(rows), np.int64)
     for label in np.unique(own):
@@ -90,7 +95,7 @@ def _round_robin(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _png(pixels: np.ndarray) -> io.BytesIO:
-    """A digit as a PNG file; TFDS would need TensorFlow to encode the array itself."""
+    """Digit as a PNG file; TFDS would need TensorFlow to encode the array."""
     from PIL import Image
 
     file = io.BytesIO()
@@ -101,7 +106,7 @@ def _png(pixels: np.ndarray) -> io.BytesIO:
 
 @functools.cache
 def _builder_class() -> Any:
-    """The TFDS builder, defined once and only when needed, since TFDS is slow to import."""
+    """TFDS builder of the digits, defined once and only when it is needed, since TFDS is slow to import."""
     import tensorflow_datasets as tfds
     from sklearn.datasets import load_digits
 

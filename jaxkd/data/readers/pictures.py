@@ -1,4 +1,4 @@
-"""Decoding and resizing of images with Pillow."""
+"""Decoding and resizing of images with Pillow, for all readers."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 from PIL import Image, ImageOps
 
-from jaxkd.data.readers.preparing import first_line
+from jaxkd.data.checks import root_cause
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 Fit: TypeAlias = Literal["stretch", "crop"]
-"""How an image of another shape comes to a size: as it is, or without what its longer side has too much."""
+"""Resizing of images of another shape: "stretch" resizes both sides, "crop" keeps the aspect ratio and crops one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """What images are resized to.
+    """Size to which images are resized.
 
     Attributes:
-      height: In pixels.
-      width: In pixels.
-      fit: How other shapes are treated.
+      height: Height in pixels.
+      width: Width in pixels.
+      fit: "stretch" or "crop", for images of another aspect ratio.
     """
 
     height: int
@@ -34,7 +34,14 @@ class Frame:
     fit: Fit = "stretch"
 
     def of(self, image: Image.Image) -> Image.Image:
-        """The image in this size, bilinear with antialiasing."""
+        """Resizes an image bilinearly with antialiasing.
+
+        Args:
+          image: An image of any size.
+
+        Returns:
+          The image in this size.
+        """
         size, bilinear = (self.width, self.height), Image.Resampling.BILINEAR
         if image.size == size:
             return image
@@ -42,7 +49,12 @@ class Frame:
 
 
 class Picture(NamedTuple):
-    """Pixels [height, width, channels], and the width over the height that the image had before it was resized."""
+    """Decoded image.
+
+    Attributes:
+      pixels: Array [height, width, channels].
+      aspect: Width over height before the image was resized.
+    """
 
     pixels: np.ndarray
     aspect: float
@@ -52,12 +64,12 @@ def decode(encoded: bytes, channels: int | None, frame: Frame | None) -> Picture
     """Decodes a PNG, JPEG, GIF, BMP or WebP file to pixels.
 
     Args:
-      encoded: The file's bytes.
-      channels: 1, 2, 3 or 4, to which the image is converted; None takes grey for grey images and else RGB.
-      frame: What the image is resized to, or None.
+      encoded: Contents of the file.
+      channels: Number of channels that the image is converted to, 1 to 4; None gives 1 for grey images, else 3.
+      frame: Size to which the image is resized, or None.
 
     Returns:
-      uint8 [height, width, channels], and what shape it had.
+      The picture, whose pixels are uint8.
     """
     with Image.open(io.BytesIO(encoded)) as image:
         mode = _MODES[channels] if channels else ("L" if image.mode in ("1", "L") else "RGB")
@@ -66,39 +78,39 @@ def decode(encoded: bytes, channels: int | None, frame: Frame | None) -> Picture
         return Picture(pixels if pixels.ndim == 3 else pixels[..., None], image.width / image.height)
 
 
-def decode_or_say(
-    encoded: bytes | Path, channels: int | None, frame: Frame | None, *, what: str, advice: str
+def decode_or_explain(
+    encoded: bytes | Path, channels: int | None, frame: Frame | None, *, name: str, advice: str
 ) -> Picture:
-    """As `decode`, with a sentence for files that are cut off or foreign.
+    """Decodes an image file as `decode` does, with a readable error for files that are truncated or no images.
 
     Args:
-      encoded: The file's bytes, or its path.
+      encoded: Contents of the file, or its path.
       channels: As in `decode`.
       frame: As in `decode`.
-      what: Which picture it is, for the sentence.
-      advice: What to do about it, without a full stop.
+      name: Name of the image, for the error.
+      advice: End of the error: what to do about it, without a full stop.
 
     Returns:
-      As `decode`.
+      The picture, whose pixels are uint8.
 
     Raises:
       ValueError: If the file cannot be read or decoded.
     """
     try:
         return decode(encoded.read_bytes() if isinstance(encoded, Path) else encoded, channels, frame)
-    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for them
-        raise ValueError(f"{what} cannot be decoded ({first_line(error)}): {advice}.") from error
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises any of them
+        raise ValueError(f"{name} cannot be decoded ({root_cause(error)}): {advice}.") from error
 
 
 def resize(pixels: np.ndarray, frame: Frame) -> Picture:
-    """Resizes one image, bilinear with antialiasing.
+    """Resizes an array of pixels bilinearly with antialiasing.
 
     Args:
       pixels: uint8 or floating [height, width, channels].
-      frame: What to.
+      frame: The size.
 
     Returns:
-      Array of the same dtype, [frame.height, frame.width, channels], and what shape it had.
+      The picture, whose pixels are [frame.height, frame.width, channels] of the same dtype.
     """
     height, width = pixels.shape[:2]
     if (height, width) == (frame.height, frame.width):
@@ -112,15 +124,15 @@ def resize(pixels: np.ndarray, frame: Frame) -> Picture:
 
 
 def stack(pictures: Sequence[Picture], frame: Frame | None) -> dict[str, np.ndarray]:
-    """The fields of a batch of images.
+    """Fields of a batch of pictures.
 
     Args:
-      pictures: B of one shape.
-      frame: What they were resized to, or None.
+      pictures: B pictures of one shape.
+      frame: Size to which they were resized, or None.
 
     Returns:
-      `image` [B, height, width, channels] and, if they were stretched, `aspect` float32 [B], their width over their
-      height before.
+      `image` [B, height, width, channels] and, if they were stretched, `aspect` float32 [B], the width over the height
+      before.
     """
     fields = {"image": np.stack([picture.pixels for picture in pictures])}
     if frame is not None and frame.fit == "stretch":

@@ -1,4 +1,4 @@
-"""Downloading and preparing TFDS sets: no long waits without a network, no noise, no TensorFlow."""
+"""Download and preparation of TFDS sets: silent, without TensorFlow, and never waiting long for a missing network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import io
 import logging
 import os
 import queue
-import re
 import threading
 import time
 import types
@@ -22,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import logging as absl_logging
 from PIL import Image
+
+from jaxkd.data.checks import root_cause
 
 _LOG = logging.getLogger(__name__)
 _PROBE_SECONDS = 6.0
@@ -31,8 +31,9 @@ _PROBE_SECONDS = 6.0
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps TFDS from printing, drawing progress bars and logging below errors."""
+    """Context manager in which TFDS neither prints nor draws progress bars, and logs errors only."""
     import tensorflow_datasets as tfds
+    from absl import logging as absl_logging
 
     tfds.disable_progress_bar()
     before = absl_logging.get_verbosity()
@@ -44,25 +45,16 @@ def quiet() -> Iterator[None]:
         absl_logging.set_verbosity(before)
 
 
-def first_line(error: BaseException) -> str:
-    """The root cause of an exception in one line, for the middle of a sentence."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = re.sub(r"Failed to construct dataset .*?}\": ", "", str(error))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0].rstrip('.:')}" if lines else type(error).__name__
-
-
 def download(name: str, builder: Any) -> None:
     """Downloads and prepares a TFDS set as ArrayRecord files.
 
     Args:
-      name: The name it was asked for by.
-      builder: Its TFDS builder, whose data are not prepared.
+      name: Name that the user asked for.
+      builder: TFDS builder of the set, whose data are not prepared yet.
 
     Raises:
-      ValueError: In one sentence and within seconds if there is no network; also if files that must be fetched by hand
-        are missing, the disk is full or read-only, or the set needs more than TFDS itself to be prepared.
+      ValueError: In one sentence: no network (within seconds), missing files that must be fetched by hand, a full or
+        read-only disk, or a set whose preparation needs packages besides TFDS.
     """
     import tensorflow_datasets as tfds
 
@@ -78,7 +70,8 @@ def download(name: str, builder: Any) -> None:
     elif (urls := list(builder.url_infos or {})) and not reachable(urls):
         some = ", ".join(sorted({urllib.parse.urlsplit(url).netloc for url in urls})[:3])
         raise ValueError(
-            f"{name} is not in {builder.data_dir} and cannot be downloaded, no host answers ({some}): {by_hand}."
+            f"{name} is not in {builder.data_dir} and cannot be downloaded, no host answers ({some}): connect to the "
+            f"network, or {by_hand}."
         )
     _LOG.warning("Downloading %s (%s) to %s, once.", name, builder.info.download_size, builder.data_dir)
     config = tfds.download.DownloadConfig(try_download_gcs=False)
@@ -87,22 +80,22 @@ def download(name: str, builder: Any) -> None:
             builder.download_and_prepare(download_config=config, file_format="array_record")
     except OSError as error:
         raise ValueError(
-            f"{name} cannot be prepared in {builder.data_dir} ({first_line(error)}): see that the folder can be "
-            f"written and has room and that the network works, or {by_hand}."
+            f"{name} cannot be prepared in {builder.data_dir} ({root_cause(error)}): see that the folder can be "
+            f"written, that the disk is not full and that the network works, or {by_hand}."
         ) from error
-    except Exception as error:  # builders run foreign code, which fails in foreign ways
-        raise ValueError(f"{name} cannot be prepared here ({first_line(error)}): {by_hand}.") from error
+    except Exception as error:  # builders run code of many authors, which raises errors of any kind
+        raise ValueError(f"{name} cannot be prepared here ({root_cause(error)}): {by_hand}.") from error
 
 
 def reachable(urls: Iterable[str], seconds: float = _PROBE_SECONDS) -> bool:
-    """Whether any of the urls' hosts answers, asked of all at once.
+    """Tests if any of the hosts of some URLs answers; all are asked at once, through the proxy if one is set.
 
     Args:
-      urls: Addresses; one is tried for each host.
-      seconds: The longest that this takes, even where a name server never answers.
+      urls: Addresses, of which one is tried for each host.
+      seconds: Time limit, which holds even where a name server never answers.
 
     Returns:
-      True as soon as one host answers with anything but a server error, through whatever proxy is set.
+      True as soon as one host answers with anything but a server error.
     """
     hosts = {urllib.parse.urlsplit(url).netloc: url for url in urls}
     answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
@@ -132,10 +125,10 @@ def reachable(urls: Iterable[str], seconds: float = _PROBE_SECONDS) -> bool:
 
 @contextlib.contextmanager
 def tensorflow_stand_in() -> Iterator[None]:
-    """Gives TFDS's builders the few functions of TensorFlow that they prepare data with, unless it is installed.
+    """Context manager that replaces the few TensorFlow functions of TFDS's builders where TensorFlow is not installed.
 
     Many builders (MNIST, CIFAR, ImageNet, ...) open files through `tf.io.gfile` and encode arrays through
-    `tf.image.encode_png`; plain Python and Pillow do both.
+    `tf.image.encode_png`. Python's standard library and Pillow do the same.
     """
     from tensorflow_datasets.core.utils.lazy_imports_utils import tensorflow
 
@@ -154,7 +147,7 @@ def tensorflow_stand_in() -> Iterator[None]:
 
 
 def _stand_in() -> types.SimpleNamespace:
-    """A namespace like the part of `tensorflow` that builders use."""
+    """Namespace with the functions of `tensorflow` that builders use."""
     space = types.SimpleNamespace
 
     def encode(form: str) -> Any:

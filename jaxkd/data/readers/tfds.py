@@ -1,4 +1,4 @@
-"""Sources from TensorFlow Datasets, read from ArrayRecord files without TensorFlow."""
+"""Sources from TensorFlow Datasets, whose ArrayRecord files are read without TensorFlow."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxkd.data import checks
+from jaxkd.data.checks import root_cause
 from jaxkd.data.readers import pictures
-from jaxkd.data.readers.preparing import download, first_line, quiet
+from jaxkd.data.readers.preparing import download, quiet
 from jaxkd.data.source import Source
 from jaxkd.types import RESERVED
 
 INFO_FILE = "dataset_info.json"
-"""The file that makes a folder a prepared TFDS data set."""
+"""Name of the file that every prepared TFDS folder holds."""
 
 
 class _Fields(NamedTuple):
-    """Which features of a TFDS set are read, by their names there."""
+    """Names of the features of a TFDS set that are read."""
 
     image: str | None
     label: str
@@ -38,55 +39,58 @@ def from_name(
     num_classes: int | None,
     frame: pictures.Frame | None,
 ) -> Source:
-    """Opens a TFDS set by name, preparing it at the first use.
+    """Opens a TFDS set by its name; the first use downloads and prepares it.
 
     Args:
-      name: "mnist", "mnist:3.0.1", "paws_wiki/labeled_final".
+      name: Name with version or configuration, if any: "mnist", "mnist:3.0.1", "paws_wiki/labeled_final".
       split: The split or a slice of it.
       data_dir: TFDS's data folder, or None for its default.
-      num_classes: Number of classes, or None to take it from the labels' feature.
-      frame: What images are resized to, or None.
+      num_classes: Number of classes, or None to take it from the label's feature.
+      frame: Size to which images are resized, or None.
 
     Returns:
       The source.
 
     Raises:
-      ValueError: In one sentence, if the name is unknown, or the set cannot be prepared or read.
+      ValueError: In one sentence, if the name is unknown, or if the set cannot be prepared or read.
     """
     with quiet():
         import tensorflow_datasets as tfds
 
         _register_all()
-        known = tfds.list_builders(with_community_datasets=False)
+        names = tfds.list_builders(with_community_datasets=False)
         folder = None if data_dir is None else os.fspath(Path(data_dir).expanduser())
         try:
             builder = tfds.builder(name, data_dir=folder, try_gcs=False)
         except tfds.core.DatasetNotFoundError:
-            near = difflib.get_close_matches(name.partition("/")[0].partition(":")[0], known)
+            near = difflib.get_close_matches(name.partition("/")[0].partition(":")[0], names)
             hint = f"did you mean {' or '.join(near)}?" if near else "tfds.list_builders() lists the names."
             place = folder or "its data folder"
             raise ValueError(f"TFDS knows no data set {name!r} and {place} holds none: {hint}") from None
-        except Exception as error:  # whatever a builder raises for a version or configuration that it does not have
-            raise ValueError(f"TFDS cannot make the data set {name!r}: {first_line(error)}.") from error
+        except Exception as error:  # builders raise errors of any kind for a version or configuration they do not have
+            raise ValueError(
+                f"TFDS cannot make the data set {name!r} ({root_cause(error)}): give a version and a configuration "
+                "that it has, or the name alone."
+            ) from error
         if not (Path(builder.data_dir) / INFO_FILE).exists():
             download(name, builder)
         return _from_builder(name, builder, split, num_classes, frame)
 
 
 def from_folder(folder: Path, split: str, num_classes: int | None, frame: pictures.Frame | None) -> Source:
-    """Opens a prepared TFDS folder, the one with dataset_info.json in it.
+    """Opens a prepared TFDS folder.
 
     Args:
-      folder: The folder.
+      folder: The folder, which holds a dataset_info.json.
       split: The split or a slice of it.
-      num_classes: Number of classes, or None to take it from the labels' feature.
-      frame: What images are resized to, or None.
+      num_classes: Number of classes, or None to take it from the label's feature.
+      frame: Size to which images are resized, or None.
 
     Returns:
       The source.
 
     Raises:
-      ValueError: In one sentence, if the folder is none, or cannot be read.
+      ValueError: In one sentence, if the folder is no prepared TFDS folder or cannot be read.
     """
     if not (folder / INFO_FILE).exists():
         below = sorted(str(f.parent) for depth in ("*", "*/*", "*/*/*") for f in folder.glob(f"{depth}/{INFO_FILE}"))
@@ -101,14 +105,14 @@ def from_folder(folder: Path, split: str, num_classes: int | None, frame: pictur
             builder = tfds.builder_from_directory(os.fspath(folder))
             name = builder.info.full_name
         except Exception as error:  # broken or very old metadata fail in many ways
-            raise ValueError(f"{folder} cannot be read by TFDS ({first_line(error)}): prepare it anew.") from error
+            raise ValueError(f"{folder} cannot be read by TFDS ({root_cause(error)}): prepare it anew.") from error
         return _from_builder(name, builder, split, num_classes, frame)
 
 
 def _register_all() -> None:
-    """Registers the families of sets that TFDS itself leaves out.
+    """Registers all families of TFDS's data sets.
 
-    TFDS 4.9.10 stops registering at the first family that lacks a package, which hides all the texts behind h5py.
+    TFDS 4.9.10 itself stops at the first family that lacks a package: without h5py it would know no text data set.
     """
     for family in ("question_answering", "structured", "summarization", "text", "translate", "vision_language"):
         with contextlib.suppress(ImportError):
@@ -116,7 +120,7 @@ def _register_all() -> None:
 
 
 def _from_builder(name: str, builder: Any, split: str, num_classes: int | None, frame: pictures.Frame | None) -> Source:
-    """Makes the source of a prepared set."""
+    """Source of a prepared set."""
     import tensorflow_datasets as tfds
 
     if "array_record" not in {form.value for form in builder.info.available_file_formats()}:
@@ -148,7 +152,7 @@ def _from_builder(name: str, builder: Any, split: str, num_classes: int | None, 
         first, _ = (parser.deserialize_example_np(r) for r in records.__getitems__([start, stop - 1]))
     except Exception as error:  # missing, truncated or foreign files fail in many ways
         raise ValueError(
-            f"the files of {name} in {builder.data_dir} cannot be read ({first_line(error)}): delete that folder and "
+            f"the files of {name} in {builder.data_dir} cannot be read ({root_cause(error)}): delete that folder and "
             "prepare it anew."
         ) from error
     shape = pictures.decode(first[fields.image], channels, frame).pixels.shape if fields.image else None
@@ -170,7 +174,7 @@ def _from_builder(name: str, builder: Any, split: str, num_classes: int | None, 
 def _unreadable(
     name: str, numbers: np.ndarray, parsed: Callable[[np.ndarray], Any], info: Any, error: Exception
 ) -> str:
-    """The sentence on rows of which at least one could not be read: finds it, and the file that holds it."""
+    """Error message about rows that could not be read; names the first unreadable row and its file."""
     for number in numbers:
         try:
             parsed(np.array([number]))
@@ -179,44 +183,45 @@ def _unreadable(
             break
     else:
         return (
-            f"rows {numbers.tolist()} of {name} could not be read ({first_line(error)}) but can be now: run the same "
-            "command again, and check the disk or network that holds them if this comes back."
+            f"rows {numbers.tolist()} of {name} could not be read ({root_cause(error)}) but can be now: run the same "
+            "command again, and check the disk or network that holds them if the error comes back."
         )
     file = info.filepaths[int(np.searchsorted(np.cumsum(info.shard_lengths), number, side="right"))]
     return (
-        f"row {number} of {name} cannot be read from {file} ({first_line(error)}): copy that file anew, delete its "
+        f"row {number} of {name} cannot be read from {file} ({root_cause(error)}): copy that file anew, delete its "
         "folder and prepare the set again, or choose a split without that row."
     )
 
 
 def _choose_fields(name: str, features: Mapping[str, Any], supervised: Any) -> _Fields:
-    """Picks image, label, texts and further numbers of fixed shape out of a set's features."""
+    """Chooses image, label, texts and further numbers of fixed shape among a set's features."""
     import tensorflow_datasets as tfds
 
     kinds = tfds.features
     found = list(features.items()) if isinstance(features, kinds.FeaturesDict) else []
-    plain = {k: f for k, f in found if isinstance(f, kinds.Tensor) and None not in f.shape}
+    tensors = {k: f for k, f in found if isinstance(f, kinds.Tensor) and None not in f.shape}
     decoded = [k for k, f in found if isinstance(f, kinds.Image) and f.np_dtype == np.uint8]
-    whole = [k for k, f in plain.items() if np.issubdtype(f.np_dtype, np.integer) and f.shape == ()]
+    integers = [k for k, f in tensors.items() if np.issubdtype(f.np_dtype, np.integer) and f.shape == ()]
     pair = supervised if isinstance(supervised, tuple) and len(supervised) == 2 else (None, None)
-    label = _one_of(("label", pair[1]), whole, [k for k in whole if isinstance(plain[k], kinds.ClassLabel)])
+    label = _one_of(("label", pair[1]), integers, [k for k in integers if isinstance(tensors[k], kinds.ClassLabel)])
     image = _one_of(("image", pair[0]), decoded, decoded)
-    texts = () if image else tuple(k for k, f in plain.items() if f.np_dtype == np.object_ and f.shape == ())
+    texts = () if image else tuple(k for k, f in tensors.items() if f.np_dtype == np.object_ and f.shape == ())
     if label is None or not (image or texts):
         raise ValueError(
             f"{name} has no {'class label' if label is None else 'image and no text'}: its features are "
-            f"{checks.listing([k for k, _ in found])}, and one image or text and one integer label are needed."
+            f"{checks.listing([k for k, _ in found])}, and one image or text and one integer label are needed: choose "
+            "another set, or give its arrays as npz:PATH."
         )
     numbers = tuple(
         k
-        for k, f in plain.items()
+        for k, f in tensors.items()
         if k != label and k not in RESERVED and f.np_dtype != np.object_ and k not in ("image", "label")
     )
     return _Fields(image, label, texts, numbers)
 
 
 def _one_of(preferred: tuple[str | None, ...], allowed: list[str], otherwise: list[str]) -> str | None:
-    """The first preferred name that is allowed, else the only other candidate, else None."""
+    """First preferred name that is allowed, else the only other candidate, else None."""
     named = [key for key in preferred if key in allowed]
     return named[0] if named else (otherwise[0] if len(otherwise) == 1 else None)
 
@@ -230,16 +235,16 @@ def _stack(
     shape: tuple[int, ...] | None,
     frame: pictures.Frame | None,
 ) -> dict[str, np.ndarray]:
-    """Stacks and checks the examples of one batch."""
+    """Checked batch of some examples."""
     label = np.array([example[fields.label] for example in examples], np.int32)
     checks.check_labels(name, label, ids, num_classes)
     batch = {"label": label, "id": ids}
     if fields.image is not None and shape is not None:
-        source = "the files that the set was prepared from"
-        advice = f"replace it in {source} and prepare it anew, or choose a split without that row"
+        originals = "the files that the set was prepared from"
+        advice = f"replace it in {originals} and prepare it anew, or choose a split without that row"
         decoded = [
-            pictures.decode_or_say(
-                example[fields.image], shape[-1], frame, what=f"the image in row {row} of {name}", advice=advice
+            pictures.decode_or_explain(
+                example[fields.image], shape[-1], frame, name=f"the image in row {row} of {name}", advice=advice
             )
             for row, example in zip(ids, examples, strict=True)
         ]
