@@ -1,4 +1,7 @@
-"""A teacher's targets: computed once for each view of each example, verified, and read for every student."""
+"""Cached targets: a teacher's outputs, computed once for each view of each example and read for every student.
+
+`write_targets` computes and writes them, `with_targets` verifies them and joins them to a source.
+"""
 
 from jaxkd.cache.fingerprints import fingerprint_variables
 from jaxkd.cache.read import with_targets

@@ -1,4 +1,4 @@
-"""Fingerprints: of a network's variables, to the bit, and of how prepared examples look, in a few numbers."""
+"""Fingerprints of a network's variables, exact to the bit, and of prepared examples, equal up to rounding."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from jaxkd.types import Prepare
 
 _EXAMPLES = 32
 _VIEWS = (0, 1)
-_NUMBERS = 4
+_PROJECTIONS = 4
 _TOLERANCE = 1e-4
 _SKIPPED = ("id", "view")
 
 
 def fingerprint_variables(tree: Any) -> str:
-    """SHA-256 over the names, shapes, dtypes and bytes of all arrays in a tree.
+    """SHA-256 over the paths, shapes, dtypes and bytes of all arrays in a tree.
 
     Args:
       tree: Pytree of arrays, typed PRNG keys or numbers.
 
     Returns:
-      64 hexadecimal digits: equal trees have equal ones, on any machine.
+      64 hexadecimal digits, equal for equal trees on any machine.
     """
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -39,8 +39,8 @@ def fingerprint_variables(tree: Any) -> str:
     return digest.hexdigest()
 
 
-def chosen_ids(source: Source) -> np.ndarray:
-    """The ids of the examples that are looked at, spread over a source.
+def probe_ids(source: Source) -> np.ndarray:
+    """Ids of the examples that a probe consists of, spread evenly over a source.
 
     Args:
       source: The source.
@@ -51,56 +51,59 @@ def chosen_ids(source: Source) -> np.ndarray:
     return source.ids[np.unique(np.linspace(0, source.size - 1, _EXAMPLES).astype(int))]
 
 
-def look(source: Source, prepare: Prepare, ids: np.ndarray, *, backwards: bool = False) -> dict[str, Any]:
-    """Prepares some examples in two views and takes a few sums over each field with fixed random signs.
+def probe(source: Source, prepare: Prepare, ids: np.ndarray, *, backwards: bool = False) -> dict[str, Any]:
+    """Fingerprint of prepared examples: random projections of each field, in two views of each example.
 
-    Any change of normalisation, augmentation, seed or data shows in them, unless it spares all these examples; rounding
-    on another device does not.
+    projection_j = sum_i sign_ij * value_i / sqrt(number of values), with fixed random signs
+
+    A change of normalisation, augmentation, seed or data changes them, unless it affects none of these examples.
+    Rounding on another device changes them less than `differences` tolerates.
 
     Args:
-      source: Where the examples are.
-      prepare: What is done to a batch on the device.
-      ids: Which examples.
-      backwards: Whether they stand in the batch the other way round; what comes back is in the order of `ids`.
+      source: Source of the examples.
+      prepare: Preparation of a batch on the device.
+      ids: Ids of the examples.
+      backwards: True puts the examples into the batch in reverse order; the result is in the order of `ids` anyway.
 
     Returns:
-      Field -> numbers [2 views, n, 4], each about as large as the field's values.
+      Field -> projections [2 views, n, 4], of about the magnitude of the field's values.
     """
     order = slice(None, None, -1) if backwards else slice(None)
     rows, prepared = ids - source.start, jax.jit(prepare)
-    seen: dict[str, list[np.ndarray]] = {}
+    projections: dict[str, list[np.ndarray]] = {}
     for view in _VIEWS:
         batch = dict(prepared({**source.read(rows[order]), "view": np.full(len(rows), view, np.int32)}))
         for field in sorted(set(batch) - set(_SKIPPED)):
-            seen.setdefault(field, []).append(_sums(np.asarray(batch[field], np.float64))[order])
-    return {field: np.stack(views) for field, views in seen.items()}
+            projections.setdefault(field, []).append(_project(np.asarray(batch[field], np.float64))[order])
+    return {field: np.stack(views) for field, views in projections.items()}
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """Where two looks at the same examples differ beyond rounding.
+    """Differences beyond rounding between two probes of the same examples.
 
     Args:
-      one: Field -> numbers.
-      other: Likewise.
+      one: Field -> projections, as `probe` returns them.
+      other: Field -> projections of the same examples.
 
     Returns:
-      Field -> (view, place of the example) of the first difference; fields that `other` lacks are at (0, 0).
+      Field -> (view, position of the example) of the first difference; (0, 0) for fields that `other` lacks. Fields
+      without a difference are left out.
     """
     found = {}
-    for field, numbers in one.items():
-        if field not in other or np.shape(other[field]) != np.shape(numbers):
+    for field, projections in one.items():
+        if field not in other or np.shape(other[field]) != np.shape(projections):
             found[field] = (0, 0)
             continue
-        size = np.sqrt(np.mean(np.square(numbers)))
-        far = ~(np.abs(np.asarray(numbers) - other[field]) <= _TOLERANCE * size).all(axis=-1)  # so NaN is far
+        size = np.sqrt(np.mean(np.square(projections)))
+        far = ~(np.abs(np.asarray(projections) - other[field]) <= _TOLERANCE * size).all(axis=-1)  # so NaN is far
         if far.any():
-            view, place = np.argwhere(far)[0]
-            found[field] = (_VIEWS[view], int(place))
+            view, position = np.argwhere(far)[0]
+            found[field] = (_VIEWS[view], int(position))
     return found
 
 
-def _sums(values: np.ndarray) -> np.ndarray:
-    """Sums of each row of [n, ...] with random signs, [n, 4]."""
+def _project(values: np.ndarray) -> np.ndarray:
+    """Random projections [n, 4] of the rows of an array [n, ...]."""
     flat = values.reshape(len(values), -1)
-    signs = np.random.RandomState(0).choice([-1.0, 1.0], size=(flat.shape[1], _NUMBERS))
+    signs = np.random.RandomState(0).choice([-1.0, 1.0], size=(flat.shape[1], _PROJECTIONS))
     return flat @ signs / np.sqrt(max(1, flat.shape[1]))

@@ -1,4 +1,4 @@
-"""The manifest of a folder of targets: what it holds, and what they were made with."""
+"""Manifest of a folder of targets: its contents, and the teacher and preparation that they were computed with."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ from jaxkd.files import explain_write_errors, write_atomically
 from jaxkd.types import Prepare
 
 FORMAT = 1
+"""Version of the files that this version of the library writes and reads."""
+
 _MANIFEST = "manifest.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a folder of targets holds, and what they were made with.
+    """Contents of a folder of targets, and what they were computed with.
 
     Attributes:
-      start: The first example's id.
-      size: Number of examples; their ids go up by one.
-      rows: Examples in a shard.
-      views: Views that are complete: 0..views-1.
-      fields: Name -> (dtype on disk, shape) of what each view of each example has.
-      made_with: What is compared word by word: the teacher and how it computed.
-      probe: What is compared as numbers: how some examples looked when they were prepared (`jaxkd.cache.fingerprints`).
+      start: Id of the first example.
+      size: Number of examples, whose ids are consecutive.
+      rows: Number of examples in a shard.
+      views: Number of complete views, 0..views-1.
+      fields: Name -> (dtype on disk, shape) of the targets of one view of one example.
+      made_with: Name -> value of the teacher and its computation, compared for equality.
+      probe: Fingerprint of some prepared examples, compared up to rounding (`jaxkd.cache.fingerprints`).
       format: Version of the files.
     """
 
@@ -45,12 +47,19 @@ class Manifest:
 
     @property
     def record(self) -> np.dtype[Any]:
-        """A record: the key, then the fields."""
+        """Structured dtype of a record: `id` and `view`, then the fields."""
         fields = [(name, dtype, tuple(shape)) for name, (dtype, shape) in self.fields.items()]
         return np.dtype([("id", "<i4"), ("view", "<i4"), *fields])
 
     def shards(self, views: int) -> list[tuple[int, range]]:
-        """View and rows of every shard of some views."""
+        """Lists the shards of some views.
+
+        Args:
+          views: Number of views.
+
+        Returns:
+          (view, rows) of each shard.
+        """
         return [
             (view, range(first, min(first + self.rows, self.size)))
             for view in range(views)
@@ -59,12 +68,20 @@ class Manifest:
 
 
 def stem(view: int, first: int) -> str:
-    """Name of the shard of a view that begins with a row, without checksum and ending."""
+    """File name of a shard, without checksum and ending.
+
+    Args:
+      view: The shard's view.
+      first: Its first row.
+
+    Returns:
+      Such as "view00001-row000008192".
+    """
     return f"view{view:05d}-row{first:09d}"
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a folder.
+    """Reads the manifest of a folder.
 
     Args:
       folder: The folder.
@@ -73,7 +90,7 @@ def read_manifest(folder: Path) -> Manifest | None:
       The manifest, or None if there is none yet.
 
     Raises:
-      ValueError: If it is torn, or of a format that this version does not know.
+      ValueError: If the file is damaged, or of a format that this version does not know.
     """
     path = folder / _MANIFEST
     try:
@@ -85,7 +102,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is no manifest of targets: delete its folder and write them again.") from error
     if found.format != FORMAT:
-        raise ValueError(f"{path} has format {found.format}, but this version reads {FORMAT}: write them again.")
+        raise ValueError(f"{path} has format {found.format}, but this version reads {FORMAT}: write the targets again.")
     return found
 
 
@@ -107,44 +124,45 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def check_same(
     folder: Path, manifest: Manifest, made_with: Mapping[str, str], source: Source, prepare: Prepare
 ) -> None:
-    """Raises a sentence that names the difference unless targets belong to a teacher, a source and a preparation.
+    """Checks that targets belong to a teacher, a source and a preparation.
 
     Args:
-      folder: Where the targets are.
-      manifest: What is there.
-      made_with: The teacher's fingerprint and how it computes.
-      source: What is learnt from; a slice of what the targets were made of will do.
-      prepare: What the student's batches go through.
+      folder: Folder of the targets.
+      manifest: Its manifest.
+      made_with: Fingerprint of the teacher and of its computation.
+      source: Training data: the source that the targets were computed on, or a slice of it.
+      prepare: Preparation of the student's batches on the device.
 
     Raises:
-      ValueError: If something differs.
+      ValueError: If any of them differs; the message names the difference.
     """
     for key in sorted({*manifest.made_with, *made_with}):
         if manifest.made_with.get(key) != made_with.get(key):
             raise ValueError(
                 f"the targets in {folder} were made with {key} = {manifest.made_with.get(key)}, not "
-                f"{made_with.get(key)}: write them elsewhere, or use what they were made with."
+                f"{made_with.get(key)}: write them elsewhere, or use the {key} that they were made with."
             )
     first, stop = manifest.start, manifest.start + manifest.size
     if source.start < first or source.start + source.size > stop:
         raise ValueError(
-            f"the targets in {folder} are of the examples {first}..{stop - 1}, but {source.name} has "
-            f"{source.start}..{source.start + source.size - 1}: write them for the whole split."
+            f"the targets in {folder} are those of the examples {first}..{stop - 1}, but {source.name} has "
+            f"{source.start}..{source.start + source.size - 1}: write targets for the whole split."
         )
     ids = np.asarray(manifest.probe["id"])
     inside = (ids >= source.start) & (ids < source.start + source.size)
     if not inside.any():
         raise ValueError(
-            f"{source.name} is too small a part of the targets in {folder} to be compared: take more of it."
+            f"{source.name} holds none of the examples by which the targets in {folder} are verified: give a larger "
+            "slice."
         )
-    _check_probe(folder, manifest, source, fingerprints.look(source, prepare, ids[inside]), inside)
+    _check_probe(folder, manifest, source, fingerprints.probe(source, prepare, ids[inside]), inside)
 
 
 def _check_probe(folder: Path, manifest: Manifest, source: Source, now: Mapping[str, Any], inside: np.ndarray) -> None:
-    """Compares how examples look with how they looked."""
+    """Compares the manifest's probe with the one of the same examples as they are prepared now."""
     then = {field: np.asarray(numbers)[:, inside] for field, numbers in manifest.probe["seen"].items()}
-    for field, (view, place) in fingerprints.differences(then, now).items():
-        example = np.asarray(manifest.probe["id"])[inside][place]
+    for field, (view, position) in fingerprints.differences(then, now).items():
+        example = np.asarray(manifest.probe["id"])[inside][position]
         raise ValueError(
             f"the targets in {folder} were made with another preparation: `{field}` of example {example} in view "
             f"{view} differs from {source.name}'s now; give the same data, normalisation, augmentation and seed, or "

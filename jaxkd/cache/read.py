@@ -1,4 +1,4 @@
-"""A teacher's targets, computed once for each view of each example and read for every student: the reading side."""
+"""Reading of cached targets, which a source then carries as further fields of its batches."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ def with_targets(
 ) -> Source:
     """Joins targets to a source by `id` and `view`, so that its training batches carry them.
 
-    They are read in the pipeline's threads, beside the training, and each shard's checksum is compared before its
-    first use. Shards are held in memory while a view takes up to 1 GiB.
+    The pipeline's threads read the targets during the training. Each shard's checksum is verified before its first use.
+    Shards are kept in memory if one view takes at most 1 GiB.
 
     Args:
-      source: What the targets were computed on, or a slice of it.
-      path: Folder from `jaxkd.cache.write_targets`.
+      source: The source that the targets were computed on, or a slice of it.
+      path: Folder that `jaxkd.cache.write_targets` has written.
       made_with: The same entries that the targets were written with.
-      prepare: What the student's batches go through on the device.
-      views: How many views are used; all there are by default.
+      prepare: Preparation of the student's batches on the device.
+      views: Number of views that are used; all of them by default.
 
     Returns:
-      A source with the fields of the targets added, and as many views.
+      The source with the fields of the targets added and with this number of views.
 
     Raises:
-      ValueError: In one sentence that names the difference, if the folder holds no targets, or those of another
-        teacher, preparation or source, or not all the views, or a field exists already; by the returned source, if a
-        file is broken.
+      ValueError: In one sentence that names the difference: the folder holds no targets, or those of another teacher,
+        preparation or source, or fewer views, or the source already has one of the fields. The returned source raises
+        one when it reads a damaged file.
     """
     folder = Path(path)
     manifest = read_manifest(folder)
@@ -62,14 +62,17 @@ def with_targets(
     if views > manifest.views:
         raise _without_view(folder, manifest, views - 1)
     if twice := sorted(set(manifest.fields) & set(source.read(np.zeros(1, np.int64)))):
-        raise ValueError(f"{source.name} already has the field `{twice[0]}`: leave it out, or the targets.")
+        raise ValueError(
+            f"{source.name} already has the field `{twice[0]}`, which the targets in {folder} have too: leave out one "
+            "of the two."
+        )
     made = {**source.made_with, **manifest.made_with, "views": str(views)}
     read = _reader(folder, manifest, source.start - manifest.start)
     return dataclasses.replace(source, made_with=made, views=views, targets=read)
 
 
 def _reader(folder: Path, manifest: Manifest, offset: int) -> Callable[[np.ndarray, int], dict[str, np.ndarray]]:
-    """What `Source.targets` is: it finds each row's shard and keeps those open that were used last."""
+    """Function for `Source.targets`, which reads each row from its shard and keeps the last used shards open."""
     files, record, lock = shards.find(folder), manifest.record, threading.Lock()
     whole = manifest.size * record.itemsize <= _IN_MEMORY
 
@@ -77,22 +80,27 @@ def _reader(folder: Path, manifest: Manifest, offset: int) -> Callable[[np.ndarr
     def opened(view: int, first: int) -> Callable[[np.ndarray], np.ndarray]:
         name = stem(view, first)
         if name not in files:
-            raise ValueError(f"{folder / name}{shards.ENDING} is missing: start what wrote the targets again.")
+            raise ValueError(
+                f"{folder / name}{shards.ENDING} is missing: run the command that wrote the targets again, which "
+                "writes it."
+            )
         shard = shards.Shard(files[name], record, min(manifest.rows, manifest.size - first))
         return shard.read_all().__getitem__ if whole else shard.read
 
     def read(rows: np.ndarray, view: int) -> dict[str, np.ndarray]:
         if not 0 <= view < manifest.views:
             raise _without_view(folder, manifest, view)
-        places = np.asarray(rows) + offset
-        found = np.empty(len(places), record)
-        for number in np.unique(places // manifest.rows):
-            here, first = places // manifest.rows == number, int(number) * manifest.rows
+        positions = np.asarray(rows) + offset
+        found = np.empty(len(positions), record)
+        for number in np.unique(positions // manifest.rows):
+            here, first = positions // manifest.rows == number, int(number) * manifest.rows
             with lock:
                 take = opened(view, first)
-            found[here] = take(places[here] - first)
-        if not (np.array_equal(found["id"], places + manifest.start) and np.all(found["view"] == view)):
-            raise ValueError(f"targets of view {view} in {folder} belong to other examples: write them again.")
+            found[here] = take(positions[here] - first)
+        if not (np.array_equal(found["id"], positions + manifest.start) and np.all(found["view"] == view)):
+            raise ValueError(
+                f"targets of view {view} in {folder} belong to other examples: delete the folder and write them again."
+            )
         fields = {name: np.ascontiguousarray(found[name]) for name in manifest.fields}
         return {
             name: values.astype(np.int32) if values.dtype.kind == "u" else values for name, values in fields.items()
@@ -102,7 +110,7 @@ def _reader(folder: Path, manifest: Manifest, offset: int) -> Callable[[np.ndarr
 
 
 def _without_view(folder: Path, manifest: Manifest, view: int) -> ValueError:
-    """The error for a view that was not written."""
+    """Error about a view that was not written."""
     have = f"views 0..{manifest.views - 1}" if manifest.views else "no whole view"
     return ValueError(
         f"the targets in {folder} have no view {view}, they hold {have}: write more of them, or train with "

@@ -1,4 +1,4 @@
-"""ArrayRecord files of fixed-size records that appear whole or not at all, under a name that holds their checksum."""
+"""Shards: ArrayRecord files of fixed-size records, written atomically, whose names hold their checksums."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 ENDING = ".array_record"
+"""End of the file names of finished shards."""
+
 _PART = ".part"
 _NAME = re.compile(rf"(?P<stem>.+)-(?P<checksum>[0-9a-f]{{8}}){re.escape(ENDING)}")
 _PIECE = 1 << 20
@@ -21,17 +23,17 @@ _PIECE = 1 << 20
 
 @contextlib.contextmanager
 def writing(folder: Path, stem: str) -> Iterator[Callable[[np.ndarray], None]]:
-    """Writes one shard; it takes its name when the body ends, and leaves nothing if the body fails.
+    """Context manager that writes one shard: it gets its name when the body ends; a failing body leaves no file.
 
     Args:
-      folder: Where it goes.
-      stem: Its name without checksum and ending.
+      folder: Folder of the shard.
+      stem: Name of the shard without checksum and ending.
 
-    Returns:
-      Context of a function that appends records, a structured array [N].
+    Yields:
+      Function that appends records, a structured array [N].
 
     Raises:
-      ValueError: In one sentence, if it cannot be written.
+      ValueError: In one sentence, if the shard cannot be written.
     """
     part = folder / f"{stem}{_PART}"
     try:
@@ -49,7 +51,7 @@ def writing(folder: Path, stem: str) -> Iterator[Callable[[np.ndarray], None]]:
     except (OSError, RuntimeError) as error:  # the latter is ArrayRecord's
         raise ValueError(
             f"{part.with_suffix(ENDING)} cannot be written ({_reason(error)}): see that its folder can be written and "
-            "has room, then start again to go on."
+            "that the disk is not full, then run the same command again to go on."
         ) from error
     finally:
         with contextlib.suppress(OSError):  # a failure above is the one to report
@@ -57,13 +59,13 @@ def writing(folder: Path, stem: str) -> Iterator[Callable[[np.ndarray], None]]:
 
 
 def find(folder: Path) -> dict[str, Path]:
-    """The shards in a folder.
+    """Finds the shards in a folder.
 
     Args:
       folder: The folder.
 
     Returns:
-      Stem -> file.
+      Stem -> path.
     """
     matches = ((path, _NAME.fullmatch(path.name)) for path in sorted(folder.iterdir()))
     return {match["stem"]: path for path, match in matches if match}
@@ -80,28 +82,28 @@ def clear_parts(folder: Path) -> None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a shard's bytes have the checksum in its name.
+    """Compares a shard's bytes with the checksum in its name.
 
     Args:
       path: The file.
 
     Returns:
-      False if a byte differs or is missing.
+      True if they agree, false if a byte differs or is missing.
     """
     match = _NAME.fullmatch(path.name)
     return match is not None and int(match["checksum"], 16) == _checksum(path)
 
 
 class Shard:
-    """A shard that was checked once and is read at random; threads may share it.
+    """Open shard with random access, verified when it is opened; several threads may read it.
 
     Args:
       path: The file.
-      record: Type of its records, whose fields are in the order in which they were written.
-      count: Number of its records.
+      record: Structured dtype of its records.
+      count: Number of records that it should hold.
 
     Raises:
-      ValueError: In one sentence that names the file, if it is gone, a byte differs or it holds something else.
+      ValueError: In one sentence that names the file, if it is missing, a byte differs or the number of records does.
     """
 
     def __init__(self, path: Path, record: np.dtype[Any], count: int) -> None:
@@ -116,11 +118,11 @@ class Shard:
         if self._reader.num_records() != count:
             raise self._broken(f"it holds {self._reader.num_records()} records, not {count}")
 
-    def read(self, places: np.ndarray) -> np.ndarray:
-        """Records at places.
+    def read(self, positions: np.ndarray) -> np.ndarray:
+        """Reads some records.
 
         Args:
-          places: Numbers [N] of records.
+          positions: Positions [N] of the records in the shard.
 
         Returns:
           Structured array [N].
@@ -128,10 +130,13 @@ class Shard:
         Raises:
           ValueError: If a record cannot be read.
         """
-        return self._decode(self._reader.read, places.tolist())
+        return self._decode(self._reader.read, positions.tolist())
 
     def read_all(self) -> np.ndarray:
-        """All records in order, as a structured array.
+        """Reads all records in order.
+
+        Returns:
+          Structured array [count].
 
         Raises:
           ValueError: If a record cannot be read.
@@ -145,7 +150,9 @@ class Shard:
             raise self._broken(_reason(error)) from error
 
     def _broken(self, why: str) -> ValueError:
-        return ValueError(f"{self._path} cannot be read ({why}): start what wrote it again, it is then written anew.")
+        return ValueError(
+            f"{self._path} cannot be read ({why}): run the command that wrote it again, which writes it anew."
+        )
 
 
 def _checksum(path: Path) -> int:
@@ -158,5 +165,5 @@ def _checksum(path: Path) -> int:
 
 
 def _reason(error: Exception) -> str:
-    """What the system says, or the first line of what a library says."""
+    """Reason that the system gives for an error, or the first line of a library's message."""
     return getattr(error, "strerror", None) or str(error).splitlines()[0]

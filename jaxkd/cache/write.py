@@ -1,4 +1,4 @@
-"""A teacher's targets, computed once for each view of each example and read for every student: the writing side."""
+"""Computing and writing of a teacher's targets, once for each view of each example."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ from jaxkd.types import RESERVED, Batch, Model, Prepare, Variables
 _AHEAD = 2  # batches that are computed while the results of another are fetched and written
 
 Shard: TypeAlias = tuple[int, range]
-"""View and rows."""
+"""(view, rows) of one shard of targets."""
+
+Result: TypeAlias = tuple[str | None, int, range, dict[str, np.ndarray]]
+"""(stem of the shard or None, view, rows, outputs) of one computed batch."""
 
 
 def write_targets(
     path: str | os.PathLike[str],
     source: data.Source,
-    model: Model,
-    variables: Variables,
+    teacher: Model,
+    teacher_variables: Variables,
     *,
     plan: parallel.Plan,
     prepare: Prepare,
@@ -44,50 +47,58 @@ def write_targets(
     features: Sequence[str] = (),
     rows: int = 8192,
 ) -> float | None:
-    """Computes a teacher's outputs for views 0..views-1 of every example and writes those that are not there yet.
+    """Computes a teacher's outputs for views 0..views-1 of every example and writes those that are missing on disk.
 
-    Each batch is spread over the devices of the plan; each process writes shards of its own, and all must see the same
-    disk. A shard appears whole or not at all: after a kill the same call goes on, and shards whose bytes have changed
-    are written again. More views may be added later.
+    Each batch is split over the devices of the plan. Each process writes shards of its own, and all processes must see
+    the same disk. Shards are written atomically: after a kill the same call goes on, and shards whose bytes have
+    changed are written again. A later call may add views.
 
     Args:
-      path: Folder; made if it is missing.
-      source: The examples.
-      model: The teacher, applied in evaluation mode.
-      variables: Its variables.
+      path: Folder of the targets; made if it is missing.
+      source: Source of the examples.
+      teacher: The teacher, applied in evaluation mode.
+      teacher_variables: The teacher's variables.
       plan: The devices.
-      prepare: What the student's batches go through: augmentation keyed by (id, view), normalisation.
-      views: How many views of each example.
-      batch_size: Examples that are computed at once, over all processes; that of the students gives their bits.
-      made_with: What the targets depend on, such as {"teacher": cache.fingerprint_variables(variables)}.
-      top_k: How many classes are kept, as `models.keep_top_k` does, log-probabilities in float16; all logits, in
-        float32 and under `teacher_logits`, if None.
-      features: Names of features that are kept too.
-      rows: Examples in a shard.
+      prepare: Preparation of the student's batches: augmentation keyed by (id, view), normalisation.
+      views: Number of views of each example.
+      batch_size: Examples in a computed batch, over all processes. The batch size of the students' trainings gives
+        targets that equal a live teacher's to the bit.
+      made_with: Name -> value of everything that the targets depend on, such as
+        {"teacher": cache.fingerprint_variables(teacher_variables)}.
+      top_k: Number of classes that are kept, by `models.keep_top_k` and with log-probabilities in float16. None keeps
+        all logits, in float32, under `teacher_logits`.
+      features: Names of the teacher's features that are kept too.
+      rows: Number of examples in a shard.
 
     Returns:
       Examples a second; None if nothing was missing.
 
     Raises:
-      ValueError: In one sentence, if other targets are there (it names the difference), the preparation mixes the
-        examples of a batch, an output is NaN, a feature is missing, or the folder cannot be written.
+      ValueError: In one sentence: the folder holds other targets (the message names the difference), the preparation
+        mixes the examples of a batch, an output is NaN, a feature is missing, or a shard cannot be written.
+      OSError: If the manifest cannot be written.
     """
     if views < 1:
         raise ValueError(f"views is {views}: give at least 1.")
-    share = batch_size // jax.process_count()
-    if share < 1 or batch_size % jax.process_count():
-        raise ValueError(f"batch_size is {batch_size}: give a positive multiple of {jax.process_count()} processes.")
-    outputs = functools.partial(_targets, model, prepare, top_k, tuple(features))
+    shard_size = batch_size // jax.process_count()
+    if shard_size < 1 or batch_size % jax.process_count():
+        raise ValueError(
+            f"batch_size is {batch_size}: give a positive multiple of {jax.process_count()}, the number of processes."
+        )
+    outputs = functools.partial(_targets, teacher, prepare, top_k, tuple(features))
     folder = Path(path)
-    manifest = _begin(folder, source, prepare, jax.eval_shape(outputs, variables, _one(source)), made_with, rows)
-    choices = list(_choices(_missing(folder, manifest, views), share))
-    plan, known = plan if plan.axis_name is None else parallel.with_jit(plan.mesh), plan.put(variables)
+    manifest = _begin(
+        folder, source, prepare, jax.eval_shape(outputs, teacher_variables, _one(source)), made_with, rows
+    )
+    choices = list(_choices(_missing(folder, manifest, views), shard_size))
+    teacher_variables = plan.put(teacher_variables)
+    plan = plan if plan.axis_name is None else parallel.with_jit(plan.mesh)
     step = plan.compile(lambda _, variables, batch: outputs(variables, batch), donate_state=False)
-    batches = data.chosen_batches(source, share, [chosen for _, chosen in choices])
+    batches = data.chosen_batches(source, shard_size, [chosen for _, chosen in choices])
     with Progress("targets", len(choices), batch_size=batch_size) as progress:
         with contextlib.closing(data.prefetch(batches, plan.place)) as placed:
-            results = _results(lambda batch: step(None, known, batch), choices, placed, share, progress)
-            _write(folder, manifest, results)
+            compute = functools.partial(step, None, teacher_variables)
+            _write(folder, manifest, _results(compute, choices, placed, shard_size, progress))
         rate = progress.examples_per_second
     processes.barrier(f"targets in {path}")
     if processes.is_first() and views > manifest.views:
@@ -97,27 +108,32 @@ def write_targets(
 
 
 def _targets(
-    model: Model, prepare: Prepare, top_k: int | None, features: Sequence[str], variables: Variables, batch: Batch
+    teacher: Model,
+    prepare: Prepare,
+    top_k: int | None,
+    features: Sequence[str],
+    teacher_variables: Variables,
+    batch: Batch,
 ) -> dict[str, jax.Array]:
-    """What is written of a batch."""
-    outputs = model.apply(variables, prepare(batch), None, False)[0]
-    if absent := sorted(set(features) - set(outputs.features)):
-        have = ", ".join(sorted(outputs.features)) or "none"
+    """Targets of one batch: name -> array [B, ...]."""
+    teacher_out = teacher.apply(teacher_variables, prepare(batch), None, False)[0]
+    if absent := sorted(set(features) - set(teacher_out.features)):
+        have = ", ".join(sorted(teacher_out.features)) or "none"
         raise ValueError(f"the teacher has no feature {absent[0]!r} to write, it has {have}: name one of them.")
     if taken := sorted(set(features) & {*RESERVED, *batch}):
-        raise ValueError(f"the feature {taken[0]!r} is named like a field of the batch: leave it out.")
-    chosen = {name: outputs.features[name] for name in features}
+        raise ValueError(f"the feature {taken[0]!r} has the name of a field of the batch: leave it out.")
+    chosen = {name: teacher_out.features[name] for name in features}
     if top_k is None:
-        return {"teacher_logits": outputs.logits.astype(jnp.float32), **chosen}
-    ids, logprobs, tail = models.keep_top_k(outputs.logits, top_k).values()
+        return {"teacher_logits": teacher_out.logits.astype(jnp.float32), **chosen}
+    ids, logprobs, tail = models.keep_top_k(teacher_out.logits, top_k).values()
     lowest = jnp.finfo(jnp.float16).min
     finite = jnp.where(jnp.isneginf(logprobs), -jnp.inf, jnp.maximum(logprobs, lowest)).astype(jnp.float16)
-    small = jnp.uint16 if outputs.logits.shape[-1] <= 1 << 16 else jnp.int32
+    small = jnp.uint16 if teacher_out.logits.shape[-1] <= 1 << 16 else jnp.int32
     return {**dict(zip(models.KEPT, (ids.astype(small), finite, tail), strict=True)), **chosen}
 
 
 def _one(source: data.Source) -> Batch:
-    """A batch of one row."""
+    """Batch of the source's first row."""
     return {**source.read(np.zeros(1, np.int64)), "view": np.zeros(1, np.int32)}
 
 
@@ -129,7 +145,7 @@ def _begin(
     made_with: Mapping[str, str],
     rows: int,
 ) -> Manifest:
-    """The manifest that is there, once it is known to fit, or a new one."""
+    """Manifest on disk, after a check that it fits, or a new one that is written."""
     fields = {name: (x.dtype.name, x.shape[1:]) for name, x in shapes.items()}
     found = read_manifest(folder)
     processes.barrier(f"targets so far in {folder}")
@@ -138,18 +154,18 @@ def _begin(
         have, want = (", ".join(f"{n} {list(s)} {d}" for n, (d, s) in f.items()) for f in (found.fields, fields))
         if (found.start, found.size, have) != (source.start, source.size, want):
             raise ValueError(
-                f"the targets in {folder} are {have} of {found.size} examples, not {want} of {source.size}: write them "
-                "elsewhere."
+                f"the targets in {folder} are {have} of {found.size} examples, not {want} of {source.size}: write the "
+                "new ones to another folder."
             )
         return found
-    ids = fingerprints.chosen_ids(source)
-    seen = fingerprints.look(source, prepare, ids)
-    if mixed := fingerprints.differences(seen, fingerprints.look(source, prepare, ids, backwards=True)):
+    ids = fingerprints.probe_ids(source)
+    seen = fingerprints.probe(source, prepare, ids)
+    if mixed := fingerprints.differences(seen, fingerprints.probe(source, prepare, ids, backwards=True)):
         raise ValueError(
-            f"`{min(mixed)}` of an example depends on the others in its batch, as with mixup or cutmix: leave "
-            "that out, or use the live teacher."
+            f"`{min(mixed)}` of an example depends on the others in its batch, as with mixup or cutmix: prepare "
+            "without mixing, or use the live teacher."
         )
-    probe = {"id": ids.tolist(), "seen": {field: numbers.tolist() for field, numbers in seen.items()}}
+    probe = {"id": ids.tolist(), "seen": {field: projections.tolist() for field, projections in seen.items()}}
     manifest = Manifest(source.start, source.size, rows, 0, fields, dict(made_with), probe)
     if processes.is_first():
         write_manifest(folder, manifest)
@@ -158,34 +174,35 @@ def _begin(
 
 
 def _missing(folder: Path, manifest: Manifest, views: int) -> list[Shard]:
-    """The shards that are to be written; those whose bytes have changed are deleted."""
+    """Shards that are to be written; those whose bytes have changed are deleted first."""
     if processes.is_first():
         shards.clear_parts(folder)
     processes.barrier(f"clearing of {folder}")
     wanted, files = manifest.shards(views), shards.find(folder)
     missing = np.zeros(len(wanted), bool)
-    for place in range(jax.process_index(), len(wanted), jax.process_count()):
-        view, rows = wanted[place]
+    for i in range(jax.process_index(), len(wanted), jax.process_count()):
+        view, rows = wanted[i]
         file = files.get(stem(view, rows.start))
-        missing[place] = file is None or not shards.is_whole(file)
-        if file is not None and missing[place]:
+        missing[i] = file is None or not shards.is_whole(file)
+        if file is not None and missing[i]:
             file.unlink()
-    return [wanted[place] for place in np.flatnonzero(processes.any_of(missing))]
+    return [wanted[i] for i in np.flatnonzero(processes.any_of(missing))]
 
 
 def _choices(missing: Sequence[Shard], size: int) -> Generator[tuple[str | None, tuple[range, int]], None, None]:
-    """This process's batches, in rounds of one shard a process: (name of the shard, (rows, view)).
+    """Batches of this process, in rounds of one shard for each process: (stem of the shard, (rows, view)).
 
-    All processes have the same number of batches, as they compute them together; those that fill up have no name.
+    All processes have the same number of batches, since they compute each batch together. A process with fewer rows
+    fills up with batches that are not written, whose stem is None.
     """
     count = jax.process_count()
     for first in range(0, len(missing), count):
-        together = missing[first : first + count]
-        view, rows = together[min(jax.process_index(), len(together) - 1)]
-        mine = jax.process_index() < len(together)
-        for start in range(0, max(len(r) for _, r in together), size):
-            part = rows[start : start + size]
-            yield stem(view, rows.start) if mine and part else None, (part or rows[:1], view)
+        group = missing[first : first + count]
+        view, rows = group[min(jax.process_index(), len(group) - 1)]
+        has_shard = jax.process_index() < len(group)
+        for start in range(0, max(len(r) for _, r in group), size):
+            chosen = rows[start : start + size]
+            yield stem(view, rows.start) if has_shard and chosen else None, (chosen or rows[:1], view)
 
 
 def _results(
@@ -194,16 +211,16 @@ def _results(
     batches: Generator[Batch, None, None],
     size: int,
     progress: Progress,
-) -> Generator[tuple[str | None, int, range, dict[str, np.ndarray]], None, None]:
-    """Shard, view, rows and outputs of each batch, on the host while the next ones are computed."""
+) -> Generator[Result, None, None]:
+    """Result of each batch, fetched to the host while the next batches are computed."""
     first, done = jax.process_index() * size, itertools.count(1)
     waiting: collections.deque[Any] = collections.deque()
 
-    def fetched() -> tuple[str | None, int, range, dict[str, np.ndarray]]:
-        (name, (rows, view)), outputs = waiting.popleft()
-        found = {k: v[first : first + len(rows)] for k, v in jax.device_get(outputs).items()}
+    def fetched() -> Result:
+        (name, (rows, view)), targets = waiting.popleft()
+        own = {k: v[first : first + len(rows)] for k, v in jax.device_get(targets).items()}
         progress.update(next(done), {})
-        return name, view, rows, found
+        return name, view, rows, own
 
     for choice, batch in zip(choices, batches, strict=True):
         waiting.append((choice, step(batch)))
@@ -213,31 +230,27 @@ def _results(
         yield fetched()
 
 
-def _write(
-    folder: Path,
-    manifest: Manifest,
-    results: Generator[tuple[str | None, int, range, dict[str, np.ndarray]], None, None],
-) -> None:
+def _write(folder: Path, manifest: Manifest, results: Generator[Result, None, None]) -> None:
     """Writes results to their shards."""
-    for name, parts in itertools.groupby(results, key=lambda result: result[0]):
+    for name, group in itertools.groupby(results, key=lambda result: result[0]):
         with shards.writing(folder, name) if name else contextlib.nullcontext() as append:
-            for _, view, rows, outputs in parts:
+            for _, view, rows, targets in group:
                 if append is not None:
-                    append(_records(folder, manifest, view, rows, outputs))
+                    append(_records(folder, manifest, view, rows, targets))
 
 
-def _records(folder: Path, manifest: Manifest, view: int, rows: range, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Records of a batch, after a look for NaN; -inf is a masked class and allowed."""
+def _records(folder: Path, manifest: Manifest, view: int, rows: range, targets: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Records of a batch, which must not hold NaN; -inf stands for a masked class and is allowed."""
     records = np.empty(len(rows), manifest.record)
     records["id"], records["view"] = manifest.start + np.arange(rows.start, rows.stop), view
-    for field, values in outputs.items():
+    for field, values in targets.items():
         if (
             jnp.issubdtype(values.dtype, jnp.floating)
             and (bad := np.isnan(values).any(axis=tuple(range(1, values.ndim)))).any()
         ):
             raise ValueError(
                 f"`{field}` of example {records['id'][bad][0]} in view {view} is NaN, so its shard was not written to "
-                f"{folder}: mend the teacher or its input."
+                f"{folder}: correct the teacher or its input."
             )
         records[field] = values
     return records

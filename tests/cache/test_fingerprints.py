@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxkd import augment
-from jaxkd.cache.fingerprints import chosen_ids, differences, fingerprint_variables, look
+from jaxkd.cache.fingerprints import differences, fingerprint_variables, probe, probe_ids
 from jaxkd.data import open_source
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (100, 6, 6, 3), dtype=np.uint8)
@@ -25,13 +25,13 @@ def cropped():
 
 
 def seen(prepared, source=SOURCE, **options):
-    return look(source, prepared, chosen_ids(SOURCE), **options)
+    return probe(source, prepared, probe_ids(SOURCE), **options)
 
 
 def test_examples_are_spread_over_the_source():
-    ids = chosen_ids(SOURCE)
+    ids = probe_ids(SOURCE)
     assert (len(ids), ids[0], ids[-1], len(set(ids.tolist()))) == (32, 10, 99, 32)
-    np.testing.assert_array_equal(chosen_ids(open_source({"image": IMAGES[:3], "label": LABELS[:3]})), [0, 1, 2])
+    np.testing.assert_array_equal(probe_ids(open_source({"image": IMAGES[:3], "label": LABELS[:3]})), [0, 1, 2])
 
 
 def test_the_same_preparation_looks_the_same(cropped):
@@ -57,7 +57,7 @@ def test_another_preparation_looks_different(other, cropped):
 
 def test_other_data_look_different_at_their_example():
     images = IMAGES.copy()
-    images[chosen_ids(SOURCE)[5], 0, 0, 0] ^= 128
+    images[probe_ids(SOURCE)[5], 0, 0, 0] ^= 128
     changed = open_source({"image": images, "label": LABELS}, "train[10:]")
     assert differences(seen(prepare()), seen(prepare(), changed)) == {"image": (0, 5)}
 

@@ -47,7 +47,7 @@ def test_a_flipped_byte_is_found_wherever_it_is(path, place):
 
 
 def test_a_torn_a_missing_and_another_file_get_a_sentence(path):
-    with pytest.raises(ValueError, match=r"it holds 50 records, not 49\): start what wrote it again"):
+    with pytest.raises(ValueError, match=r"it holds 50 records, not 49\): run the command that wrote it again"):
         shards.Shard(path, RECORD, 49)
     os.truncate(path, path.stat().st_size // 2)
     assert not shards.is_whole(path)

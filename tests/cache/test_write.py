@@ -196,7 +196,7 @@ def test_features_are_kept_beside_the_logits(tmp_path, logits):
     with pytest.raises(
         ValueError,
         match=r"are pooled \[32\] float32, teacher_logits \[6\] float32 of 40 examples, not "
-        r"teacher_logits \[6\] float32 of 40: write them elsewhere",
+        r"teacher_logits \[6\] float32 of 40: write the new ones to another folder",
     ):
         written(tmp_path)
 
