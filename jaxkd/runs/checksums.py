@@ -1,4 +1,4 @@
-"""What a checkpoint says of the arrays in it: paths, shapes, dtypes, and checksums that no sharding changes."""
+"""Inventory of a checkpoint's arrays: paths, shapes, dtypes, and checksums that do not depend on the sharding."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from jaxkd.keys import plain_words
 from jaxkd.types import PyTree, leaf_name
 
 SHOWN = 3
-"""How many differences of each kind are named; the rest is counted."""
+"""Number of differences of each kind that are named; the others are counted."""
 
 
 class Entry(NamedTuple):
-    """One array of a tree.
+    """Entry of an inventory, which describes one array.
 
     Attributes:
-      array: Its dtype and shape, as "float32[3,4]".
-      checksum: Sum over its bits, or None where only shapes are known.
+      array: Dtype and shape, such as "float32[3,4]".
+      checksum: Checksum of the bits, or None for an abstract array.
     """
 
     array: str
@@ -31,30 +31,32 @@ class Entry(NamedTuple):
 def inventory(tree: PyTree) -> dict[str, Entry]:
     """Lists the arrays of a tree.
 
-    The checksum is a sum of 32-bit words modulo 2^32, each times an odd number that depends on its place: equal however
-    the array is split over devices, and different as soon as one word is.
+    checksum = sum_i word_i * (2 i + 1) mod 2^32
+
+    over the array's 32-bit words, where i is the position of the word in the whole array. It does not depend on how the
+    array is split over devices, and a change of any one word changes it.
 
     Args:
-      tree: Arrays or typed PRNG keys, of any sharding; or their shapes, which have no checksums.
+      tree: Arrays or typed PRNG keys, of any sharding; or their abstract shapes, which have no checksums.
 
     Returns:
-      Path, as "params/student/w" -> entry.
+      Path, such as "params/student/w" -> entry.
     """
     leaves = {leaf_name(path): x for path, x in jax.tree.leaves_with_path(tree)}
     sums = {path: _checksum(x) for path, x in leaves.items() if isinstance(x, jax.Array)}
-    known = {path: int(value) for path, value in jax.device_get(sums).items()}
-    return {path: Entry(f"{x.dtype}[{','.join(map(str, x.shape))}]", known.get(path)) for path, x in leaves.items()}
+    checksums = {path: int(value) for path, value in jax.device_get(sums).items()}
+    return {path: Entry(f"{x.dtype}[{','.join(map(str, x.shape))}]", checksums.get(path)) for path, x in leaves.items()}
 
 
 def differences(there: Mapping[str, Entry], here: Mapping[str, Entry]) -> list[str]:
-    """Says in which arrays a checkpoint and a state differ.
+    """Differences between the arrays of a checkpoint and those of a state.
 
     Args:
-      there: The checkpoint's inventory.
-      here: The state's; without checksums, only paths, shapes and dtypes count.
+      there: Inventory of the checkpoint.
+      here: Inventory of the state. Without checksums, only paths, shapes and dtypes are compared.
 
     Returns:
-      Parts of a sentence about the checkpoint, none if they agree.
+      Predicates of a sentence about the checkpoint, such as "lacks step"; empty if the two agree.
     """
     both = [path for path in here if path in there]
     other = [path for path in both if here[path].array != there[path].array]
@@ -65,15 +67,15 @@ def differences(there: Mapping[str, Entry], here: Mapping[str, Entry]) -> list[s
     ]
     kinds = {
         "lacks": [path for path in here if path not in there],
-        "has too much": [path for path in there if path not in here],
-        "holds in another form": [f"{path} ({there[path].array}, not {here[path].array})" for path in other],
-        "has other bits than were saved in": damaged,
+        "also holds": [path for path in there if path not in here],
+        "holds in another shape or dtype": [f"{path} ({there[path].array}, not {here[path].array})" for path in other],
+        "differs from the saved bits in": damaged,
     }
     return [f"{kind} {_some(names)}" for kind, names in kinds.items() if names]
 
 
 def _some(names: Iterable[str]) -> str:
-    """The first names, and how many there are besides."""
+    """First names, and the number of the others."""
     names = list(names)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
@@ -81,7 +83,7 @@ def _some(names: Iterable[str]) -> str:
 
 @jax.jit
 def _checksum(x: Any) -> jax.Array:
-    """Sum of an array's words, each weighed by its place; no reshape, which would gather a sharded array."""
+    """Checksum of one array, computed without a reshape, which would gather a sharded array."""
     x = plain_words(x)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         x = jnp.stack([x.real, x.imag], axis=-1)
@@ -91,9 +93,9 @@ def _checksum(x: Any) -> jax.Array:
         words = jax.lax.bitcast_convert_type(x, jnp.uint16 if x.dtype.itemsize == 2 else jnp.uint8).astype(jnp.uint32)
     else:
         words = x.astype(jnp.uint32)
-    place = jnp.zeros(words.shape, jnp.uint32)
+    position = jnp.zeros(words.shape, jnp.uint32)
     for axis, size in enumerate(words.shape):
         stride = math.prod(words.shape[axis + 1 :]) % 2**32
         if size > 1:
-            place = place + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride)
-    return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
+            position = position + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride)
+    return jnp.sum(words * (2 * position + 1), dtype=jnp.uint32)

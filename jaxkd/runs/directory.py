@@ -1,4 +1,4 @@
-"""The run directory of an experiment: what it was started with, what it wrote, whether it is finished."""
+"""Run directory of an experiment: its configuration, the environment of each start, and its summary."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _PACKAGES = ("jaxkd", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "num
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """One training of a run (teacher, alone, distilled, ...), which resumes on its own.
+    """Phase: one training of a run (teacher, alone, distilled, ...), which resumes independently of the others.
 
     Attributes:
-      name: The phase's name, also in the metrics.
-      checkpoints: Absolute path of the folder that its checkpoints go to; made by whoever writes the first one.
+      name: Name of the phase, also in the metrics.
+      checkpoints: Absolute path of the folder of its checkpoints, which `Checkpoints` makes.
     """
 
     name: str
@@ -40,14 +40,14 @@ class Phase:
 
 
 class Run:
-    """A run directory, made by `open_run`; as a context manager it also counts the seconds of an interrupted start.
+    """Run directory, made by `open_run`; a context manager that also records the duration of an interrupted start.
 
     Attributes:
       path: `<root>/<name>`.
-      resumed: Whether an earlier start made the folder.
-      summary: What `finish` wrote, or None while the run is not finished (and None off process 0).
-      finished: Whether there is nothing left to do.
-      examples_per_second: Phase -> its rate in this start, for the summary.
+      resumed: True if an earlier start made the directory.
+      summary: Contents of `summary.json`; None while the run is not finished, and always on processes other than 0.
+      finished: True if the run is complete.
+      examples_per_second: Phase -> examples a second in this start, for the summary.
     """
 
     def __init__(self, path: Path, *, resumed: bool, summary: dict[str, Any] | None) -> None:
@@ -61,14 +61,14 @@ class Run:
 
     @property
     def notice(self) -> str:
-        """One sentence for a user who starts a finished run again."""
+        """Sentence for a user who starts a finished run again."""
         return f"{self.path} is already finished: see its summary.json, or delete the folder to run it again."
 
     def phase(self, name: str) -> Phase:
-        """Names one training of this run.
+        """Begins a phase of this run.
 
         Args:
-          name: A plain folder name.
+          name: Name of the phase, a plain folder name.
 
         Returns:
           The phase, with its own folder of checkpoints.
@@ -81,12 +81,12 @@ class Run:
         return Phase(name, (self.path / "checkpoints" / name).absolute())
 
     def save_wall_seconds(self) -> float:
-        """Notes in `environment.json` how long this start has lasted, so that a killed run keeps its time.
+        """Records the duration of this start in `environment.json`, so that a killed run keeps its time.
 
         Returns:
-          Seconds since the run's folder was opened, plus those of all earlier starts.
+          Seconds since the directory was opened, plus those of all earlier starts.
         """
-        if not self._environment:  # a finished run, or another process than the first
+        if not self._environment:  # a finished run, or a process other than 0
             return time.monotonic() - self._began
         starts = self._environment["starts"]
         starts[-1]["wall_seconds"] = round(time.monotonic() - self._began, 3)
@@ -94,10 +94,10 @@ class Run:
         return sum(start["wall_seconds"] for start in starts)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Writes `summary.json`, with the wall seconds of all starts added, which makes the run a finished one.
+        """Finishes the run: writes `summary.json`, with the wall seconds of all starts added.
 
         Args:
-          summary: Names -> numbers, strings, arrays and nests of them; a NaN or an infinity is written as null.
+          summary: Name -> number, string, array or a nest of them; NaN and infinity are written as null.
 
         Raises:
           OSError: If the file cannot be written.
@@ -123,7 +123,7 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Where the body failed, its error is the one to report, not a disk that is too full for the clock as well.
+        # If the body failed, its error is the one to report, not that the disk is too full for the duration as well.
         with contextlib.suppress(*([] if error is None else [OSError])):
             if not self.finished:
                 self.save_wall_seconds()
@@ -132,24 +132,24 @@ class Run:
 def open_run(
     config: Any, *, name: str | None = None, root: str | os.PathLike[str] = "runs", ignore: Sequence[str] = ()
 ) -> Run:
-    """Makes the run directory `<root>/<name>` or, if it was made with the same configuration, goes on with it.
+    """Makes the run directory `<root>/<name>` or, if it was made with the same configuration, resumes it.
 
     It holds `config.json`, `environment.json`, `metrics.jsonl`, `checkpoints/<phase>/` and, at the end, `summary.json`.
-    Only process 0 reads and writes it; it tells the others whether to go on.
+    Only process 0 reads and writes it; the other processes learn from it if the run is resumed or finished.
 
     Args:
       config: The resolved configuration, a dataclass.
-      name: A plain folder name; `config.name` by default.
-      root: The folder of all runs.
-      ignore: Fields that may differ from those of the earlier start, nested ones with dots.
+      name: Name of the run, a plain folder name; `config.name` by default.
+      root: Folder of all runs.
+      ignore: Fields that may differ from those of earlier starts; nested ones are written with dots.
 
     Returns:
-      The run, whose `finished` says that there is nothing left to do.
+      The run; `finished` is true if it is complete.
 
     Raises:
-      ValueError: If the folder was made with another configuration (lists the differing fields), is no run, or holds
-        a file that is no JSON; or if there is no name.
-      OSError: If the folder cannot be made or written to.
+      ValueError: If the directory was made with another configuration (the message lists the differing fields), is no
+        run, or holds a file that is no JSON; or if there is no name.
+      OSError: If the directory cannot be made or written to.
     """
     if name is None:
         name = getattr(config, "name", "")
@@ -168,24 +168,26 @@ def open_run(
     codes = np.array([failure is not None, run.finished, run.resumed], np.int32)
     failed, run.finished, run.resumed = map(bool, multihost_utils.broadcast_one_to_all(codes))
     if failed:
-        raise failure or ValueError(f"process 0 could not open {path}: see what it says.")
+        raise failure or ValueError(f"process 0 could not open {path}: read its error and correct that.")
     return run
 
 
 def _open(path: Path, config: dict[str, Any], ignore: Sequence[str]) -> Run:
-    """Makes or checks the folder; on process 0."""
+    """Makes or checks the directory; runs on process 0 alone."""
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file where the run's folder should be: move it away or choose another --name.")
     with explain_write_errors(path):
         path.mkdir(parents=True, exist_ok=True)
-        for leftover in path.glob(".*.tmp"):  # of a start that was killed while it wrote
+        for leftover in path.glob(".*.tmp"):  # of a start that was killed while writing
             leftover.unlink()
     config_file, summary_file = path / "config.json", path / "summary.json"
     resumed = config_file.exists()
     if resumed:
         _check_same_config(path, read_json(config_file), config, ignore)
     elif any(path.iterdir()):
-        raise ValueError(f"{path} has files but no config.json, so is no run: move it away or choose another --name.")
+        raise ValueError(
+            f"{path} holds files but no config.json, so it is no run: move it away or choose another --name."
+        )
     else:
         write_json(config_file, config)
     run = Run(path, resumed=resumed, summary=read_json(summary_file) if summary_file.exists() else None)
@@ -195,7 +197,7 @@ def _open(path: Path, config: dict[str, Any], ignore: Sequence[str]) -> Run:
 
 
 def _check_same_config(path: Path, old: dict[str, Any], new: dict[str, Any], ignore: Sequence[str]) -> None:
-    """Raises a sentence that lists every differing field with both values."""
+    """Checks that two configurations agree; the error lists each differing field with both values."""
     old, new = _flat(old), _flat(new)
     changes = [
         f"{name} was {_shown(old, name)} and is {_shown(new, name)}"
@@ -209,12 +211,12 @@ def _check_same_config(path: Path, old: dict[str, Any], new: dict[str, Any], ign
 
 
 def _shown(fields: Mapping[str, Any], name: str) -> str:
-    """A field's value as it stands in the file."""
+    """Value of a field as JSON, or "absent"."""
     return json.dumps(fields[name]) if name in fields else "absent"
 
 
 def _flat(nest: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nest of dicts as one dict, its keys joined with dots."""
+    """Nest of dicts as one dict, whose keys are joined with dots."""
     flat: dict[str, Any] = {}
     for key, value in nest.items():
         if isinstance(value, Mapping) and value:
@@ -225,7 +227,7 @@ def _flat(nest: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _check_name(name: str, what: str) -> None:
-    """Raises a sentence unless the name is that of a folder right inside another."""
+    """Checks that a name is a plain folder name, so that it stays inside the folder it is joined to."""
     if not isinstance(name, str) or not name or name.startswith(".") or set(name) & set("/\\\0"):
         raise ValueError(
             f"the {what}'s name is {name!r}, but must be a plain folder name: give one without slashes or a first dot."
@@ -233,7 +235,7 @@ def _check_name(name: str, what: str) -> None:
 
 
 def _environment() -> dict[str, Any]:
-    """Where this start runs: versions, devices, commit and command line."""
+    """Environment of this start: versions, devices, commit and command line."""
     kinds = [device.device_kind for device in jax.devices()]
     return {
         "python": platform.python_version(),
@@ -248,7 +250,7 @@ def _environment() -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
-    """The installed version, or None."""
+    """Installed version of a package, or None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -256,7 +258,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of the experiment's folder, with "-dirty" behind it if files differ from it; None outside git."""
+    """Commit of the experiment's folder, followed by "-dirty" if files differ from it; None outside git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(

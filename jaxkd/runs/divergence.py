@@ -1,4 +1,4 @@
-"""What a run watches its losses for: values that are not finite, and a loss that explodes while it still is."""
+"""Checks of a training's losses: values that are not finite, and finite losses that diverge."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from jaxkd.types import Metrics, TrainState
 _LOG = logging.getLogger(__name__)
 
 PATIENCE = 100
-"""Updates skipped in a row (see `train.make_train_step`) after which a run is given up."""
+"""Number of updates skipped in a row (see `train.make_train_step`) after which a training is given up."""
 
-_MEMORY = 500  # looks that the usual level is taken from
-_REFRESH = 20  # looks before there is a usual level, and between two computations of it
-_FLOOR = 0.01  # least scale of a loss: one that has come down to nothing may wander
+_MEMORY = 500  # losses that the usual level is computed from
+_REFRESH = 20  # losses before there is a usual level, and between two computations of it
+_FLOOR = 0.01  # minimal scale of a loss: one that is almost 0 may vary by a large factor
 
 
 class NonFiniteError(ValueError):
-    """The loss or the parameters stopped being finite."""
+    """Error for a loss or parameters that are no longer finite."""
 
 
 class DivergenceError(ValueError):
-    """The loss exploded, although it was still finite."""
+    """Error for a loss that diverges although it is finite."""
 
 
 class Divergence(NamedTuple):
-    """When a loss that is still finite counts as exploding.
+    """Criterion of a diverging loss, for losses that are still finite.
 
     high(loss) = loss > m + factor * max(|m|, 2 (m - q), 0.01)
 
-    with the median m and the lower quartile q of the last 500 losses that were not high themselves, of each student by
-    itself. A run that begins or resumes first sees 20 losses. While a loss is high no checkpoint is due, so that the
-    newest one is good; a loss that comes down again changes nothing else.
+    with the median m and the lower quartile q of the last 500 losses that were not high themselves, for each student
+    separately. A training that begins or resumes first collects 20 losses. While a loss is high no checkpoint is saved
+    at the regular interval, so that the newest one is good. A loss that becomes ordinary again has no other effect.
 
     Attributes:
-      factor: How far above the usual level a loss is high.
-      looks: How many steps in a row end the run.
+      factor: Distance from the usual level, relative to the scale, above which a loss is high.
+      looks: Number of steps in a row with a high loss that end the training.
     """
 
     factor: float = 100.0
@@ -51,17 +51,17 @@ class Divergence(NamedTuple):
 
 
 USUAL = Divergence()
-"""What ordinary training never does."""
+"""Default criterion, which no ordinary training meets."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Done:
-    """One dispatch: a step, or a bundle of them.
+    """Finished dispatch of one step, or of a bundle of steps.
 
     Attributes:
-      before: Steps done before.
-      metrics: Of the step, on the device; of a bundle, with a first axis of steps.
-      bundle: Number of steps in the bundle, or None.
+      before: Number of steps done before it.
+      metrics: Metrics of the step, on the device; those of a bundle have a first axis of steps.
+      bundle: Number of steps in the bundle, or None for a single step.
     """
 
     before: int
@@ -70,35 +70,39 @@ class Done:
 
     @property
     def count(self) -> int:
-        """Number of steps."""
+        """Number of steps in the dispatch."""
         return self.bundle or 1
 
     @property
     def last(self) -> int:
-        """Steps done afterwards."""
+        """Number of steps done after it."""
         return self.before + self.count
 
     @property
     def numbers(self) -> range:
-        """Numbers of its steps, counted from 1."""
+        """Numbers of its steps, where the first step of a training is 1."""
         return range(self.before + 1, self.last + 1)
 
     def each(self) -> Iterator[tuple[int, Metrics]]:
-        """Number and metrics of each step, on the host."""
+        """Iterates over its steps.
+
+        Yields:
+          Number and metrics of each step, on the host.
+        """
         found = jax.device_get(dict(self.metrics))
         for i, number in enumerate(self.numbers):
             yield number, found if self.bundle is None else {name: value[i] for name, value in found.items()}
 
 
 class LossWatch:
-    """Looks at the loss one step late, so that the device never waits for the host.
+    """Watch over the loss, which checks it one step late so that the device never waits for the host.
 
-    Students of a stack whose step leaves out broken updates (`skip_nonfinite`) are given up one by one, with a warning;
-    the run ends when none is left.
+    With a step that skips updates that are not finite (`skip_nonfinite`), students of a stack are given up one by one,
+    with a warning; the training ends when none is left.
 
     Args:
-      checkpoints: Named in the errors, if there are any.
-      divergence: What counts as exploding; None for nothing.
+      checkpoints: Checkpoints that the errors refer to, if any.
+      divergence: Criterion of a diverging loss; None checks for none.
     """
 
     def __init__(self, checkpoints: Checkpoints | None, divergence: Divergence | None) -> None:
@@ -110,32 +114,32 @@ class LossWatch:
         self._guard = None if divergence is None else _Guard(divergence)
 
     def check_previous(self, done: Done) -> None:
-        """Checks the steps before these.
+        """Checks the losses of the previous dispatch.
 
         Args:
-          done: These.
+          done: The dispatch after it, which the next call checks.
 
         Raises:
-          NonFiniteError: If the loss is not finite, or too many updates in a row were skipped.
-          DivergenceError: If the loss has been exploding for too long.
+          NonFiniteError: If a loss is not finite, or too many updates in a row were skipped.
+          DivergenceError: If the loss diverges.
         """
         previous, self._done = self._done, done
         if previous is not None:
             self._check_all(previous)
 
     def check_state(self, number: int, state: TrainState) -> bool:
-        """Checks this step and the parameters, before they are kept.
+        """Checks the last loss and the parameters, before they are saved.
 
         Args:
-          number: This step.
+          number: Number of the last step.
           state: The state after it.
 
         Returns:
-          Whether the loss is an ordinary one, so that the state is worth keeping.
+          True if the loss is an ordinary one, so that the state should be saved.
 
         Raises:
           NonFiniteError: If the loss or a parameter is not finite.
-          DivergenceError: If the loss has been exploding for too long.
+          DivergenceError: If the loss diverges.
         """
         if self._done is not None:
             self._check_all(self._done)
@@ -147,11 +151,13 @@ class LossWatch:
         return self._guard is None or not np.any(self._guard.in_a_row)
 
     def _check_all(self, done: Done) -> None:
+        """Checks the losses of a dispatch."""
         watched = {name: done.metrics[name] for name in ("loss", "skipped") if name in done.metrics}
         for i, (number, metrics) in enumerate(dataclasses.replace(done, metrics=watched).each()):
             self._check(number, metrics, done, i)
 
     def _check(self, number: int, metrics: Metrics, done: Done, place: int) -> None:
+        """Checks the loss of one step, which has this place in its dispatch."""
         loss = np.asarray(metrics["loss"])
         broken = ~np.isfinite(loss)
         if "skipped" in metrics:
@@ -167,7 +173,7 @@ class LossWatch:
                 raise DivergenceError(self._diverged(number, loss, found))
 
     def _newly_lost(self, gone: np.ndarray, what: str, number: int) -> np.ndarray:
-        """Gives up single students of a stack; gives them back as broken once none is left."""
+        """Gives up single students of a stack; returns true for the given ones once none is left."""
         new = gone & ~self._lost
         self._lost = self._lost | gone
         if np.all(self._lost):
@@ -177,13 +183,13 @@ class LossWatch:
         return np.zeros_like(new)
 
     def _skipped_too_often(self, skipped: np.ndarray) -> np.ndarray:
-        """Which students have left out too many updates in a row."""
+        """True for students that have skipped too many updates in a row."""
         before = skipped if self._skipped is None else self._skipped
         self._skipped, self._in_a_row = skipped, np.where(skipped > before, self._in_a_row + 1, 0)
         return self._in_a_row >= PATIENCE
 
     def _non_finite(self, number: int, loss: np.ndarray, broken: np.ndarray, metrics: Metrics) -> str:
-        """The sentence on a loss, or on gradients, that are not finite."""
+        """Error message about a loss or gradients that are not finite."""
         values = {k: np.asarray(v) for k, v in metrics.items() if not k.endswith("_weighted")}
         terms = [k for k, v in values.items() if k != "loss" and not np.all(np.isfinite(v))]
         student = int(np.argmax(broken))
@@ -194,15 +200,16 @@ class LossWatch:
         return f"the {what} at step {number}{named}{many}: {self._advice()}"
 
     def _diverged(self, number: int, loss: np.ndarray, found: tuple[int, float, Divergence]) -> str:
-        """The sentence on a loss that explodes."""
+        """Error message about a diverging loss."""
         student, usual, limits = found
         return (
-            f"the loss{_who(loss, student)} explodes: it is {loss.ravel()[student]:.4g} at step {number} and has been "
-            f"far above its usual {usual:.4g} for {limits.looks} steps in a row; if it is meant to rise like that, "
-            f"give a Divergence with a factor above {limits.factor:g}, else {self._advice()}"
+            f"the loss{_who(loss, student)} diverges: it is {loss.ravel()[student]:.4g} at step {number} and has been "
+            f"far above its usual {usual:.4g} for {limits.looks} steps in a row; if such a rise is intended, give a "
+            f"Divergence with a factor above {limits.factor:g}, else {self._advice()}"
         )
 
     def _advice(self) -> str:
+        """End of the error messages: what to do, and the last good checkpoint."""
         kept = ""
         if self._checkpoints and (last := self._checkpoints.latest()) is not None:
             kept = f"; the last good checkpoint is step {last} in {self._checkpoints.path}"
@@ -210,7 +217,7 @@ class LossWatch:
 
 
 class _Guard:
-    """Remembers the usual level of the loss and counts how often in a row it was far above."""
+    """Usual level of the loss, and number of steps in a row in which it was far above."""
 
     def __init__(self, limits: Divergence) -> None:
         self._limits = limits
@@ -221,11 +228,11 @@ class _Guard:
         self.in_a_row = np.zeros((), int)
 
     def look(self, loss: np.ndarray) -> tuple[int, float, Divergence] | None:
-        """Takes in one step's losses; gives the student that has exploded and its usual level, if one has."""
-        known = np.isfinite(loss)  # others were skipped
-        high = known & (loss > self._ceiling)
-        self.in_a_row = np.where(high, self.in_a_row + 1, np.where(known, 0, self.in_a_row))
-        if high.any() or not known.all():
+        """Takes in the losses of one step; returns a student whose loss diverges and its usual level, or None."""
+        finite = np.isfinite(loss)  # updates with other losses were skipped
+        high = finite & (loss > self._ceiling)
+        self.in_a_row = np.where(high, self.in_a_row + 1, np.where(finite, 0, self.in_a_row))
+        if high.any() or not finite.all():
             student = int(np.argmax(self.in_a_row))
             gone = self.in_a_row.ravel()[student] >= self._limits.looks
             return (student, float(self._usual.ravel()[student]), self._limits) if gone else None
@@ -235,13 +242,14 @@ class _Guard:
         self._count += 1
         if self._count % _REFRESH == 0:
             low, self._usual = np.percentile(self._memory[: self._count], [25, 50], axis=0)
-            # The spread below: a loss that rises slowly must not widen it.
+            # The spread below the median: a loss that rises slowly must not widen it.
             scale = np.maximum(np.maximum(np.abs(self._usual), 2 * (self._usual - low)), _FLOOR)
             self._ceiling = self._usual + self._limits.factor * scale
         return None
 
 
 def _who(loss: np.ndarray, student: int) -> str:
+    """Name of a student for a message; empty if there is only one."""
     return f" of student {student}" if loss.ndim else ""
 
 

@@ -1,4 +1,4 @@
-"""The one Python loop: steps, logging, evaluation, checkpoints, stopping signals."""
+"""Training loop: steps, logging, evaluation, checkpoints, stopping signals."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from jaxkd.runs.timing import Clock
 from jaxkd.types import Batch, EvalFn, StepFn, TrainState, Variables
 
 Batches: TypeAlias = Callable[[int, int], Generator[Batch, None, None]]
-"""(start, stop) -> device batches start..stop-1, as `functools.partial(prefetch, batches, place)` is."""
+"""(start, stop) -> device batches start..stop-1, such as a function that calls `jaxkd.data.prefetch`."""
 
 
 class Every(NamedTuple):
-    """Something done every `steps` updates and after the last one.
+    """Hook that runs every `steps` updates and after the last one, such as an evaluation.
 
     Attributes:
-      steps: The interval.
-      split: Name under which the returned metrics are logged.
+      steps: Interval in updates.
+      split: Split under which the returned metrics are logged.
       run: (state) -> name -> float or array [S].
     """
 
@@ -39,36 +39,36 @@ class Every(NamedTuple):
 
 
 class Log(Protocol):
-    """What `fit` needs of a logger; `jaxkd.runs.logger` has the real ones."""
+    """Interface of the logger that `fit` takes; `jaxkd.runs.Logger.phase` returns one."""
 
     def write(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
         """Records the metrics of one step."""
 
     def truncate(self, step: int) -> None:
-        """Forgets what was recorded after this step."""
+        """Removes what was recorded after this step."""
 
 
-def evaluate(step: EvalFn, state: TrainState, teacher: Variables, batches: Iterable[Batch]) -> dict[str, Any]:
-    """Metrics over a whole split, each example counted once.
+def evaluate(step: EvalFn, state: TrainState, teacher_variables: Variables, batches: Iterable[Batch]) -> dict[str, Any]:
+    """Metrics over a whole split, in which each example counts once.
 
     Args:
       step: The compiled evaluation step.
       state: The state, of one student or stacked.
-      teacher: The teacher's variables.
-      batches: Device batches of the split; a `mask` marks padding.
+      teacher_variables: The teacher's variables.
+      batches: Device batches of the split; a false `mask` marks padding.
 
     Returns:
-      Name -> accumulator on the host; `metrics.values` turns them into numbers.
+      Name -> accumulator on the host, which `metrics.values` converts to numbers.
 
     Raises:
       ValueError: If there is no batch.
     """
     total: Any = None
     for batch in batches:
-        sums = step(state, teacher, batch)
+        sums = step(state, teacher_variables, batch)
         total = sums if total is None else _add(total, sums)
     if total is None:
-        raise ValueError("there is nothing to evaluate on: the split has no batch; choose a split that has examples.")
+        raise ValueError("there is nothing to evaluate on, the split has no batch: choose a split that has examples.")
     return jax.device_get(total)
 
 
@@ -78,7 +78,7 @@ _add = jax.jit(lambda total, sums: jax.tree.map(jnp.add, total, sums))
 def fit(
     step: StepFn,
     state: TrainState,
-    teacher: Variables,
+    teacher_variables: Variables,
     batches: Batches,
     *,
     steps: int,
@@ -91,34 +91,33 @@ def fit(
     clock: Clock | None = None,
     bundled: bool = False,
 ) -> TrainState:
-    """Trains up to a number of updates, going on from the newest checkpoint if there is one.
+    """Trains a student for a number of updates, resuming from the newest checkpoint if there is one.
 
     Args:
       step: The compiled train step.
       state: The state before the first step, placed on the devices; it is donated.
-      teacher: The teacher's variables, placed on the devices.
+      teacher_variables: The teacher's variables, placed on the devices.
       batches: (start, stop) -> device batches; batch k belongs to step k.
-      steps: Updates in all.
-      log: Where metrics go, if anywhere.
+      steps: Number of updates in all, those before a resume included.
+      log: Logger of the metrics, if any.
       log_every: Interval of logged training metrics, in updates.
-      hooks: Evaluations and the like.
-      checkpoints: Where states go, if anywhere.
-      checkpoint_every: Interval of checkpoints, in updates; the last step always gets one. What hooks measured at the
-        same step, as "split/name", goes with it, so that the best can be kept.
-      divergence: What counts as an exploding loss; None for nothing.
-      clock: Measures steps, input and memory, if anything does: its figures are logged beside each training line under
-        the split "system", and a batch that does not come is reported. A new one; give its `measure` to
-        `data.prefetch`.
-      bundled: Whether the step is one of `multistep.scan_steps` and batches are bundles, cut by `multistep.spans` at
-        the intervals of hooks and checkpoints.
+      hooks: Evaluations and other functions that run at intervals.
+      checkpoints: Checkpoints that states are saved to and resumed from, if any.
+      checkpoint_every: Interval of checkpoints, in updates; the last step always gets one. Metrics that hooks have
+        returned at the same step are saved with it as "split/name", so that the best checkpoint can be kept.
+      divergence: Criterion of a diverging loss; None checks for none.
+      clock: A new clock, which measures steps, input and memory; give its `measure` to `data.prefetch`. Its
+        measurements are logged with each training line under the split "system". None measures nothing.
+      bundled: True if the step was made by `train.multistep.scan_steps` and the batches are bundles, which
+        `train.multistep.spans` has cut at the intervals of hooks and checkpoints.
 
     Returns:
       The state after the last step.
 
     Raises:
-      watch.NonFiniteError: If the loss or the parameters stop being finite; names the step and the term. A step that
-        skips such updates is given up after 100 of them in a row.
-      watch.DivergenceError: If the loss explodes, as `divergence` says; names step, value and usual level.
+      NonFiniteError: If the loss or the parameters are no longer finite; names the step and the term. With a step that
+        skips such updates, only after 100 skipped ones in a row.
+      DivergenceError: If the loss diverges by the criterion `divergence`; names the step, the loss and its usual level.
       SystemExit: With code 130 (Ctrl-C) or 143 (SIGTERM), after a checkpoint was saved.
     """
     restored = checkpoints.restore(state) if checkpoints else None
@@ -137,7 +136,7 @@ def fit(
             number = start
             for batch in stream:
                 with jax.transfer_guard("disallow"):
-                    state, metrics = step(state, teacher, batch)
+                    state, metrics = step(state, teacher_variables, batch)
                 if processes.stop_agreed():
                     stopped.append(signal.SIGTERM)
                 done = Done(number, metrics, len(metrics["loss"]) if bundled else None)
@@ -151,7 +150,7 @@ def fit(
 
 @dataclasses.dataclass(frozen=True)
 class _AfterStep:
-    """What is due after an update: a look at the loss, a log line, evaluations, a checkpoint, leaving."""
+    """Actions after an update: checks the loss, logs, runs hooks, saves a checkpoint, leaves after a signal."""
 
     steps: int
     log: Log | None
@@ -190,7 +189,7 @@ class _AfterStep:
             _leave(stopped[0], number, self.steps, self.checkpoints)
 
     def _check_cut(self, done: Done) -> None:
-        """Refuses a bundle that goes past a step after which something else is due."""
+        """Checks that a bundle does not go past a step after which a hook or a checkpoint is due."""
         intervals = [*(hook.steps for hook in self.hooks), *([self.checkpoint_every] if self.checkpoints else [])]
         for number in done.numbers[:-1]:
             if missed := [n for n in intervals if number % n == 0]:
@@ -202,10 +201,10 @@ class _AfterStep:
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM in a list instead of dying between two steps; a second SIGINT dies at once.
+    """Context manager that collects SIGINT and SIGTERM in a list, so that the loop stops between two steps.
 
-    Several processes must stop after the same step, on which JAX lets them agree once SIGTERM comes to one of them: its
-    own handler is left in place, and SIGINT is turned into SIGTERM.
+    A second SIGINT raises KeyboardInterrupt at once. Several processes must stop after the same step, on which JAX lets
+    them agree once SIGTERM comes to one of them: JAX's own handler stays in place, and SIGINT is passed on as SIGTERM.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -232,6 +231,7 @@ def _stop_signals() -> Iterator[list[int]]:
 
 
 def _leave(number: int, step: int, steps: int, checkpoints: Checkpoints | None) -> None:
+    """Leaves the program after a signal, with the exit code that shells give it."""
     kept = "; nothing is kept since there is no checkpoint folder."
     if checkpoints:
         checkpoints.wait()

@@ -1,4 +1,4 @@
-"""The view of a training's progress: a bar on a terminal, elsewhere a plain line now and then."""
+"""Progress of a training: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 
 class Progress:
-    """Shows how far a training is: a bar on a terminal, elsewhere a plain line now and then; a context manager."""
+    """Progress bar of a training, which prints plain lines where the output is no terminal; a context manager."""
 
     def __init__(
         self,
@@ -27,14 +27,14 @@ class Progress:
         console: rich.console.Console | None = None,
         every_seconds: float = 2.0,
     ) -> None:
-        """Shows nothing yet; off process 0, never.
+        """Sets the bar up; entering the context shows it, on process 0 alone.
 
         Args:
-          name: What is trained, for example "distilled".
+          name: Name of the training, such as "distilled".
           total: Number of steps, may be 0.
-          batch_size: Examples a step, for the rate; 0 leaves the rate out.
-          console: Where to show it; standard output by default.
-          every_seconds: Least time between two plain lines; the last step always gets one.
+          batch_size: Examples in a step, for the rate; 0 leaves the rate out.
+          console: Console to show it on; standard output by default.
+          every_seconds: Minimal time between two plain lines; the last step is always printed.
         """
         self._name, self._total, self._batch_size = name, total, batch_size
         self._console = console or rich.console.Console()
@@ -54,10 +54,10 @@ class Progress:
             self._task = self._bar.add_task(name, total=total, numbers="")
 
     def resume(self, step: int) -> None:
-        """Counts from a step that an earlier start had reached.
+        """Continues from a step that an earlier start of the run had reached.
 
         Args:
-          step: Steps done, of the total.
+          step: Number of steps done.
         """
         self._times.clear()
         self._times.append((time.monotonic(), step))
@@ -65,12 +65,12 @@ class Progress:
             self._bar.update(self._task, completed=step)
 
     def update(self, step: int, metrics: Mapping[str, ArrayLike | Sequence[float]] | None = None) -> None:
-        """Shows that `step` steps are done, with the loss and accuracy last given.
+        """Shows the number of steps done, with the loss and the accuracy last given.
 
         Args:
-          step: Steps done, of the total.
-          metrics: If it has `loss` or `accuracy`, scalar or [S] with one value a student, their mean is shown. A plain
-            line is printed only where metrics are given.
+          step: Number of steps done.
+          metrics: Name -> scalar or [S] with one value for each student; the means of `loss` and `accuracy` are shown.
+            A plain line is printed only if metrics are given.
         """
         if not self._active:
             return
@@ -89,7 +89,7 @@ class Progress:
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _pace(self, step: int) -> str:
-        """Examples per second and the time left, from the last updates."""
+        """Text with examples per second and time left, from the last updates."""
         rate = self._steps_per_second()
         if rate is None:
             return ""
@@ -102,13 +102,13 @@ class Progress:
 
     @property
     def examples_per_second(self) -> float | None:
-        """Mean rate over the last updates shown, without the compilation; None if nothing was trained."""
+        """Mean rate over the last updates shown, compilation excluded; None if nothing was trained."""
         rate = self._steps_per_second()
         return rate * self._batch_size if rate is not None and self._batch_size else None
 
     def _steps_per_second(self) -> float | None:
-        """Rate over the last updates, None before there is one."""
-        # The first step compiles: once two others are known, it says nothing about those to come.
+        """Rate over the last updates; None before the first."""
+        # The first step compiles: it is left out as soon as two others are measured.
         points = list(self._times)[1:] if len(self._times) > 2 else list(self._times)
         seconds, steps = points[-1][0] - points[0][0], points[-1][1] - points[0][1]
         return steps / seconds if steps > 0 and seconds > 0 else None

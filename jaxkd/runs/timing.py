@@ -1,4 +1,4 @@
-"""How long steps take, what they wait for and how much memory there is: what a run notes about itself."""
+"""Measurements of a training: duration of steps, waiting for data, operations of the input pipeline, memory."""
 
 from __future__ import annotations
 
@@ -17,62 +17,62 @@ from jaxkd.types import Batch
 
 try:
     import resource
-except ImportError:  # where the system is no Unix
+except ImportError:  # not on Unix
     resource = None  # type: ignore[assignment]
 
 _LOG = logging.getLogger(__name__)
 
 
-class _Part(NamedTuple):
-    """What a part of the input does, and what helps where it hangs or is slow."""
+class _Operation(NamedTuple):
+    """Operation of the input pipeline: its name in warnings, and advice where it hangs or is slow."""
 
-    what: str
+    name: str
     stalled: str
     slow: str
 
 
-_PARTS = {
-    "read": _Part(
+_OPERATIONS = {
+    "read": _Operation(
         "reading the source",
-        "see whether the disk or the network that holds the data answers",
+        "check that the disk or the network that holds the data answers",
         "read the set once with data.in_memory, or give data.prefetch more num_threads",
     ),
-    "transform": _Part(
+    "transform": _Operation(
         "the transform",
-        "see what the transform waits for",
+        "look for what the transform waits for",
         "transform the set once and keep the result, or give data.prefetch more num_threads",
     ),
-    "place": _Part(
+    "place": _Operation(
         "placing on the device",
-        "see whether the device answers",
+        "check that the device answers",
         "send fewer bytes, such as uint8 images that the device turns into floats",
     ),
 }
 
 
 class Clock:
-    """Measures the steps of one `loop.fit` and the parts of its input, and speaks up where data do not come.
+    """Clock of one `fit`: measures its steps and its input pipeline, and warns of an input that hangs or is slow.
 
-    A step's time runs from asking for its batch to the look at the loss of the step before; evaluations, logging and
-    checkpoints are left out, and so is the first step, which compiles. Time is spent waiting for data only where the
-    device had finished the step before when the batch came.
+    The time of a step begins with the request for its batch and ends when the loss of the previous step was checked.
+    Evaluations, logging, checkpoints and the first step, which compiles, are left out. A wait for a batch counts as
+    waiting for data only if the device had finished the previous step when the batch came.
 
     Args:
-      batch_size: Examples a step, for the rate; 0 leaves the rate out.
-      patience: Seconds without a batch after which a warning names the part that hangs; it comes again each time the
-        wait has doubled. Also the least span of steps, in seconds, over which a slow input is judged.
-      share: Share of such a span spent waiting for data above which one warning names each part's time.
+      batch_size: Examples in a step, for the rate; 0 leaves the rate out.
+      patience: Seconds without a batch after which a warning names the operation that hangs; the warning is repeated
+        each time the wait has doubled. Also the minimal time, in seconds, over which a slow input is judged.
+      share: Fraction of such a time, spent waiting for data, above which one warning gives the time of each operation.
     """
 
     def __init__(self, batch_size: int = 0, *, patience: float = 30.0, share: float = 0.2) -> None:
         self._batch_size, self._patience, self._share = batch_size, patience, share
         self._lock = threading.Lock()
-        self._running: dict[tuple[int, str], float] = {}  # (thread, part) -> when it began
-        self._parts: dict[str, np.ndarray] = {}  # part -> seconds and batches, in all
-        self._before: dict[str, np.ndarray] = {}  # the same, when the figures were last asked for
-        self._asked: float | None = None  # when the batch that is waited for was asked for
+        self._running: dict[tuple[int, str], float] = {}  # (thread, operation) -> when it began
+        self._operations: dict[str, np.ndarray] = {}  # operation -> seconds and batches, in all
+        self._before: dict[str, np.ndarray] = {}  # the same at the last call of `figures`
+        self._asked: float | None = None  # when the batch that is waited for was requested
         self._began = self._wait = 0.0
-        self._loss: Any = None  # of the step before; None before the first
+        self._loss: Any = None  # of the previous step; None before the first
         self._number = 0
         self._steps: list[float] = []
         self._waited = 0.0
@@ -80,13 +80,13 @@ class Clock:
         self._warned = False
 
     @contextlib.contextmanager
-    def measure(self, part: str) -> Iterator[None]:
-        """Measures one part of one batch, in any thread.
+    def measure(self, operation: str) -> Iterator[None]:
+        """Context manager that times one operation on one batch, in any thread.
 
         Args:
-          part: "read", "transform" or "place", as `data.prefetch` says.
+          operation: "read", "transform" or "place" (`jaxkd.data.pipeline.Operation`).
         """
-        key, began = (threading.get_ident(), part), time.monotonic()
+        key, began = (threading.get_ident(), operation), time.monotonic()
         with self._lock:
             self._running[key] = began
         try:
@@ -95,18 +95,18 @@ class Clock:
             with self._lock:
                 del self._running[key]
                 spent = np.array([time.monotonic() - began, 1.0])
-                self._parts[part] = self._parts.get(part, 0.0) + spent
+                self._operations[operation] = self._operations.get(operation, 0.0) + spent
 
     @contextlib.contextmanager
     def watching(self, stream: Iterable[Batch], start: int) -> Iterator[Iterator[Batch]]:
-        """Measures the waits for batches and, from a thread of its own, reports those that do not come.
+        """Context manager that times the waits for batches; a thread of its own warns of a batch that does not come.
 
         Args:
           stream: Device batches.
-          start: Steps done before the first of them.
+          start: Number of steps done before the first batch.
 
         Yields:
-          The same batches.
+          Iterator over the same batches.
         """
         self._number = start
         done = threading.Event()
@@ -119,11 +119,11 @@ class Clock:
             watchdog.join()
 
     def stepped(self, loss: Any, count: int = 1) -> None:
-        """Ends a step, or a bundle of them, once the one before was looked at.
+        """Ends the time of a step or of a bundle of steps; called once the loss of the previous one was checked.
 
         Args:
-          loss: Its loss, on the device; it is asked whether it is there, never waited for.
-          count: Steps in the bundle, which share its time.
+          loss: Loss of the step, on the device; the clock asks if it is ready and never waits for it.
+          count: Number of steps in the bundle, among which its time is divided evenly.
         """
         if self._loss is not None:
             self._steps += [(time.monotonic() - self._began) / count] * count
@@ -132,18 +132,19 @@ class Clock:
         self._number += count
 
     def figures(self) -> dict[str, float]:
-        """What was measured since the last call; a warning comes with it where the input is slow.
+        """Measurements since the last call; logs a warning if the input is slow.
 
         Returns:
           `step_ms_median`, `step_ms_p95`, `examples_per_second`, `waiting_share` in 0..1, the mean `read_ms`,
-          `transform_ms` and `place_ms` of a batch, and the bytes of `memory`; without what was not measured.
+          `transform_ms` and `place_ms` of a batch, and the bytes of `memory`. Names that were not measured are left
+          out.
         """
         steps, waited = np.array(self._steps), self._waited
         self._steps, self._waited = [], 0.0
         with self._lock:
-            parts = dict(self._parts)
-        new = {name: sums - self._before.get(name, 0.0) for name, sums in parts.items()}
-        self._before = parts
+            operations = dict(self._operations)
+        new = {name: sums - self._before.get(name, 0.0) for name, sums in operations.items()}
+        self._before = operations
         found: dict[str, float] = {}
         if steps.size:
             seconds = float(steps.sum())
@@ -151,11 +152,11 @@ class Clock:
             if self._batch_size:
                 found["examples_per_second"] = self._batch_size * len(steps) / seconds
             found["waiting_share"] = waited / seconds
-            self._judge(seconds, waited, _milliseconds(parts))
+            self._judge(seconds, waited, _milliseconds(operations))
         return found | {f"{name}_ms": value for name, value in _milliseconds(new).items()} | memory()
 
     def _timed(self, stream: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches of a stream, each wait for one measured."""
+        """Batches of a stream, with the wait for each one measured."""
         while True:
             self._asked = self._began = time.monotonic()
             try:
@@ -169,7 +170,7 @@ class Clock:
             yield batch
 
     def _look_out(self, done: threading.Event) -> None:
-        """Warns while a batch does not come, each time after twice as long."""
+        """Watchdog's thread: warns while a batch does not come, each time after twice the wait."""
         asked, due = None, self._patience
         while not done.wait(self._patience / 4):
             now, before = time.monotonic(), asked
@@ -181,47 +182,47 @@ class Clock:
                 _LOG.warning("%s", self._stalled(now, now - asked))
 
     def _stalled(self, now: float, seconds: float) -> str:
-        """The sentence on a batch that does not come."""
+        """Warning about a batch that does not come."""
         with self._lock:
-            running = [(now - began, part) for (_, part), began in self._running.items()]
+            running = [(now - began, operation) for (_, operation), began in self._running.items()]
         if not running:
-            doing = "no part is in progress: see what stands before data.prefetch"
+            doing = "no operation of the input pipeline is running: look at what precedes data.prefetch"
         else:
-            longest, part = max(running)
-            threads = sum(name == part for _, name in running)
+            longest, operation = max(running)
+            threads = sum(name == operation for _, name in running)
             doing = (
-                f"{_PARTS[part].what} goes on ({threads} thread{'s' * (threads > 1)}, the longest for "
-                f"{longest:.0f} s): {_PARTS[part].stalled}"
+                f"{_OPERATIONS[operation].name} is still running ({threads} thread{'s' * (threads > 1)}, the longest "
+                f"for {longest:.0f} s): {_OPERATIONS[operation].stalled}"
             )
         return f"no batch has come for {seconds:.0f} s after step {self._number}, {doing}."
 
-    def _judge(self, seconds: float, waited: float, parts: dict[str, float]) -> None:
-        """Warns once of an input that the steps wait for."""
+    def _judge(self, seconds: float, waited: float, operations: dict[str, float]) -> None:
+        """Warns once if the steps wait too long for the input."""
         self._span, self._span_waited = self._span + seconds, self._span_waited + waited
         if self._warned or self._span < self._patience:
             return
         share, self._span, self._span_waited = self._span_waited / self._span, 0.0, 0.0
         if share > self._share:
             self._warned = True
-            slowest = max(parts, key=lambda name: parts[name], default="read")
-            times = ", ".join(f"{_PARTS[name].what} {value:.1f} ms" for name, value in parts.items())
+            slowest = max(operations, key=lambda name: operations[name], default="read")
+            times = ", ".join(f"{_OPERATIONS[name].name} {value:.1f} ms" for name, value in operations.items())
             _LOG.warning(
-                "up to step %d, %.0f %% of the time went on waiting for data (%s a batch): %s.",
-                *(self._number, 100 * share, times or "no part measured", _PARTS[slowest].slow),
+                "up to step %d, %.0f %% of the time was spent waiting for data (%s a batch): %s.",
+                *(self._number, 100 * share, times or "no operation measured", _OPERATIONS[slowest].slow),
             )
 
 
-def _milliseconds(parts: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Mean time of a batch in each part that any went through."""
-    return {name: float(1e3 * seconds / count) for name, (seconds, count) in parts.items() if count}
+def _milliseconds(operations: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Mean time of each operation that was measured, a batch."""
+    return {name: float(1e3 * seconds / count) for name, (seconds, count) in operations.items() if count}
 
 
 def memory() -> dict[str, float]:
-    """Memory of this process and of its fullest device, in bytes.
+    """Memory in use by this process and on the device that uses most, in bytes.
 
     Returns:
-      `device_bytes` and `device_peak_bytes` where the back end tells them (a CPU does not), and the most that the
-      process ever held, `host_peak_bytes`, on a Unix.
+      `device_bytes` and `device_peak_bytes` where the back end reports them (a CPU does not), and `host_peak_bytes`,
+      the maximum that the process has held so far, on Unix.
     """
     found: dict[str, float] = {}
     stats = [told for device in jax.local_devices() if (told := device.memory_stats())]

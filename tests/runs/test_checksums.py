@@ -75,8 +75,8 @@ def test_differences_name_a_few_and_count_the_rest():
     here = {"b": Entry("int32[3]", 1), "c": Entry("int32[]", 2), "d": Entry("int32[]", 1)}
     assert differences(there, here) == [
         "lacks d",
-        "has too much a0, a1, a2 and 3 more",
-        "holds in another form b (int32[2], not int32[3])",
-        "has other bits than were saved in c",
+        "also holds a0, a1, a2 and 3 more",
+        "holds in another shape or dtype b (int32[2], not int32[3])",
+        "differs from the saved bits in c",
     ]
     assert differences(there, there) == []

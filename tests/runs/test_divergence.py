@@ -61,7 +61,7 @@ def test_ordinary_training_is_left_alone(name):
 def test_exploding_loss_is_stopped_while_it_is_finite(usual, rate):
     noise = np.random.default_rng(1).normal(0, 0.1, 300) * abs(usual)
     growth = max(abs(usual), 1.0) * np.exp(np.minimum(np.arange(400) * np.log(rate), 60))
-    with pytest.raises(DivergenceError, match="explodes: it is") as caught:
+    with pytest.raises(DivergenceError, match="diverges: it is") as caught:
         feed(np.concatenate([usual + noise, growth]))
     step = int(str(caught.value).split("at step ")[1].split()[0])
     assert 350 <= step <= 550
@@ -74,9 +74,9 @@ def test_the_sentence_names_step_value_level_and_student():
     with pytest.raises(DivergenceError) as caught:
         feed(losses, QUICK)
     assert str(caught.value) == (
-        "the loss of student 1 explodes: it is 500 at step 34 and has been far above its usual 1 for 4 steps in a row; "
-        "if it is meant to rise like that, give a Divergence with a factor above 10, else lower the learning rate, "
-        "clip gradients, or check the data."
+        "the loss of student 1 diverges: it is 500 at step 34 and has been far above its usual 1 for 4 steps in a row; "
+        "if such a rise is intended, give a Divergence with a factor above 10, else lower the learning rate, clip "
+        "gradients, or check the data."
     )
 
 

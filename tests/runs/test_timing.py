@@ -95,7 +95,7 @@ def test_a_slow_input_is_named_once_with_what_to_do(hours, caplog):
         drive(watch, hours, [(0.0, 0.6)] * 20, read=0.3, place=0.1)  # 20 s each, 40 % of it waiting
         watch.figures()
     (said,) = [record.getMessage() for record in caplog.records]
-    assert "40 % of the time went on waiting for data" in said
+    assert "40 % of the time was spent waiting for data" in said
     assert "reading the source 300.0 ms, placing on the device 100.0 ms a batch" in said
     assert "data.in_memory" in said
     assert "num_threads" in said
@@ -112,9 +112,9 @@ def test_an_input_that_keeps_up_or_a_short_look_is_left_alone(work, hours, caplo
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        ("read", r"reading the source goes on \(1 thread, the longest for \d+ s\): see whether the disk"),
-        ("transform", "the transform goes on .*: see what the transform waits for"),
-        ("place", "placing on the device goes on .*: see whether the device answers"),
+        ("read", r"reading the source is still running \(1 thread, the longest for \d+ s\): check that the disk"),
+        ("transform", "the transform is still running .*: look for what the transform waits for"),
+        ("place", "placing on the device is still running .*: check that the device answers"),
     ],
 )
 def test_a_stalled_input_is_reported_while_it_hangs(part, said, caplog):
@@ -167,7 +167,7 @@ def test_warnings_of_one_stall_come_ever_more_seldom(hours, caplog):
     watch._asked = hours.now
     watch._look_out(Done())
     assert [r.getMessage().split(" s ")[0].split()[-1] for r in caplog.records] == ["30", "60", "120", "240"]
-    assert "no part is in progress" in caplog.text
+    assert "no operation of the input pipeline is running" in caplog.text
 
 
 def test_nothing_is_said_where_batches_come(caplog):
@@ -191,10 +191,14 @@ def test_threads_measure_side_by_side():
     watch = Clock()
     batches = eval_batches(SOURCE, 4, transform=lambda batch: batch, **ALONE)
     assert len(list(prefetch(batches, dict, num_threads=8, measure=watch.measure))) == 100
-    assert {name: count for name, (_, count) in watch._parts.items()} == {"read": 100, "transform": 100, "place": 100}
+    assert {name: count for name, (_, count) in watch._operations.items()} == {
+        "read": 100,
+        "transform": 100,
+        "place": 100,
+    }
     assert not watch._running
     assert batches[0] is not None
-    assert watch._parts["read"][1] == 100, "who reads without prefetch is not measured"
+    assert watch._operations["read"][1] == 100, "who reads without prefetch is not measured"
 
 
 def test_memory_of_a_device_where_it_is_told(monkeypatch):
