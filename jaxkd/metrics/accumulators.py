@@ -1,9 +1,9 @@
-"""Accumulators: sums over batches that are divided once, so that padding never counts."""
+"""Accumulators of metrics: sums that are added over batches and divided once, so that padding never counts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,59 +15,112 @@ from jaxkd.types import Batch, Outputs
 
 
 class Mean(NamedTuple):
-    """A mean on its way: `total` / `count`."""
+    """Accumulator of a mean.
+
+    Attributes:
+      total: Sum of the weighted values.
+      count: Sum of the weights.
+    """
 
     total: jax.Array
-    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, which is not needed here
 
     def value(self) -> Any:
-        """The mean; 0 where nothing was counted."""
+        """Mean, total / count; 0 if nothing was counted.
+
+        Returns:
+          Scalar, or [S] for stacked students.
+        """
         return ratio(self.total, self.count)
 
 
 class Calibration(NamedTuple):
-    """Reliability bins on their way: sums of confidence and of hits, and counts, each [..., bins]."""
+    """Accumulator of reliability bins.
+
+    Attributes:
+      confidence: Sum of the confidences in each bin, [..., bins].
+      correct: Number of correct predictions in each bin, [..., bins].
+      count: Number of examples in each bin, [..., bins].
+    """
 
     confidence: jax.Array
     correct: jax.Array
     count: jax.Array  # type: ignore[assignment]  # as above
 
     def value(self) -> Any:
-        """Expected calibration error: sum_bins (count / N) |accuracy - confidence|."""
+        """Expected calibration error.
+
+        ECE = sum_b (count_b / N) |accuracy_b - confidence_b|
+
+        Returns:
+          Scalar in 0..1, or [S] for stacked students.
+        """
         gap = np.abs(np.asarray(self.confidence) - np.asarray(self.correct))
         return ratio(gap.sum(axis=-1), np.asarray(self.count).sum(axis=-1))
 
     def bins(self) -> dict[str, np.ndarray]:
-        """Counts, mean confidences and accuracies [bins], over all students, for a reliability diagram."""
+        """Bins of a reliability diagram, pooled over all students.
+
+        Returns:
+          `count`, mean `confidence` and `accuracy`, each [bins], as `jaxkd.reports.plot_reliability` takes them.
+        """
         confidence, correct, count = (np.asarray(a).reshape(-1, np.shape(a)[-1]).sum(axis=0) for a in self)
         return {"count": count, "confidence": ratio(confidence, count), "accuracy": ratio(correct, count)}
 
 
 class PerClass(NamedTuple):
-    """Confusion counts on their way: examples of class i that student and teacher called j, each [..., K, K]."""
+    """Accumulator of two confusion matrices, whose entry (i, j) counts the examples of class i predicted as j.
+
+    Attributes:
+      student: Counts of the student's predictions, [..., K, K].
+      teacher: Counts of the teacher's predictions, [..., K, K].
+    """
 
     student: jax.Array
     teacher: jax.Array
 
     def value(self) -> Any:
-        """The student's accuracy on its worst class, among those that there are examples of."""
+        """Accuracy of the student on its worst class, among the classes that have examples.
+
+        Returns:
+          Scalar in 0..1, or [S] for stacked students.
+        """
         matrix = np.asarray(self.student)
         present = matrix.sum(axis=-1) > 0
         return np.min(np.where(present, self.accuracy(), 1.0), axis=-1)
 
     def accuracy(self) -> np.ndarray:
-        """The student's accuracy on each class [..., K]; 0 where there is no example."""
+        """Accuracy of the student on each class; 0 for classes without examples.
+
+        Returns:
+          Array [..., K] in 0..1.
+        """
         matrix = np.asarray(self.student)
         return ratio(np.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(axis=-1))
 
     def confusion_difference(self) -> np.ndarray:
-        """Share of each class's examples [..., K] whose predictions would have to move to become the teacher's."""
+        """Total variation between the student's and the teacher's predictions on the examples of each class.
+
+        d_i = sum_j |student_ij - teacher_ij| / (2 N_i)
+
+        Returns:
+          Array [..., K] in 0..1.
+        """
         student, teacher = np.asarray(self.student), np.asarray(self.teacher)
         return ratio(np.abs(student - teacher).sum(axis=-1) / 2, student.sum(axis=-1))
 
 
 class CKA(NamedTuple):
-    """Linear centred kernel alignment on its way: sums and products of student's and teacher's features."""
+    """Accumulator of linear centred kernel alignment: sums of the features of both sides and of their products.
+
+    Attributes:
+      count: Sum of the weights.
+      student: Sum of the student's features s, [..., C].
+      teacher: Sum of the teacher's features t, [..., D].
+      student_student: Sum of s s^T, [..., C, C].
+      teacher_teacher: Sum of t t^T, [..., D, D].
+      student_teacher: Sum of s t^T, [..., C, D].
+    """
 
     count: jax.Array  # type: ignore[assignment]  # as above
     student: jax.Array
@@ -77,7 +130,13 @@ class CKA(NamedTuple):
     student_teacher: jax.Array
 
     def value(self) -> Any:
-        """||S^T T||_F^2 / (||S^T S||_F ||T^T T||_F) of the centred features, 0..1; 0 where one side never varies."""
+        """Linear CKA of the centred features S [N, C] and T [N, D]; 0 if one side is constant.
+
+        CKA = ||S^T T||_F^2 / (||S^T S||_F ||T^T T||_F)
+
+        Returns:
+          Scalar in 0..1, or [S] for stacked students.
+        """
         n, s, t, ss, tt, st = (np.asarray(a, np.float64) for a in self)
         n = np.maximum(n, 1)[..., None, None]
 
@@ -89,28 +148,59 @@ class CKA(NamedTuple):
         return ratio(squared(st, s, t), scale)
 
 
-Metric: TypeAlias = Callable[[Outputs, Outputs, Batch], Mean | Calibration | PerClass | CKA]
-
-
 def ratio(total: ArrayLike, count: ArrayLike) -> np.ndarray:
-    """total / count, 0 where nothing was counted."""
+    """Ratio total / count, and 0 where the count is 0.
+
+    Args:
+      total: Any shape.
+      count: Not negative, of a shape that broadcasts to it.
+
+    Returns:
+      Array of the shape of `total`.
+    """
     total, count = np.asarray(total), np.asarray(count)
     return total / np.where(count > 0, count, 1)
 
 
 def weights_of(values: jax.Array, batch: Batch) -> jax.Array:
-    """The batch's mask as weights of the shape of the values [B, ...]; ones without a mask."""
+    """Weights of the values of a batch: its mask, or ones if it has none.
+
+    Args:
+      values: Array [B, ...].
+      batch: The batch; `mask` is [B] or has further axes of the values.
+
+    Returns:
+      Array of the shape of `values`.
+    """
     return jnp.broadcast_to(numerics.per_example(batch.get("mask", 1), values), values.shape)
 
 
 def batch_mean(values: jax.Array, batch: Batch) -> Mean:
-    """Accumulates the mean of values [B, ...] over the examples that the batch's mask keeps."""
+    """Accumulates the mean of values over the examples that the batch's mask keeps.
+
+    Args:
+      values: Array [B, ...].
+      batch: The batch.
+
+    Returns:
+      The accumulator.
+    """
     weight = weights_of(values, batch)
     return Mean(jnp.sum(jnp.where(weight > 0, values, 0) * weight), jnp.sum(weight))
 
 
 def teacher_logits(teacher: Outputs) -> Any:
-    """The teacher's logits, or a sentence where there is no teacher."""
+    """Logits of the teacher, for metrics that need one.
+
+    Args:
+      teacher: Outputs of the teacher.
+
+    Returns:
+      Logits [B, ..., K].
+
+    Raises:
+      ValueError: If there is no teacher.
+    """
     if teacher.logits is None:
         raise ValueError(
             "this metric compares the student with a teacher, but there is none: measure CLASSIFICATION alone, or give "
@@ -120,10 +210,10 @@ def teacher_logits(teacher: Outputs) -> Any:
 
 
 def values(accumulated: Mapping[str, Mean | Calibration | PerClass | CKA]) -> dict[str, Any]:
-    """Values of accumulators.
+    """Computes the values of accumulators.
 
     Args:
-      accumulated: Name -> accumulator, of one student or stacked [S, ...].
+      accumulated: Name -> accumulator, of one student or of stacked students [S, ...].
 
     Returns:
       Name -> float or array [S].

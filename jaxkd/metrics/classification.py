@@ -1,7 +1,4 @@
-"""Evaluation metrics that accumulate as sums over batches and are divided once, so padding never counts.
-
-A metric is a pure function (student, teacher, batch) -> accumulator; accumulators are added leaf by leaf.
-"""
+"""Metrics of classifiers, which compare the student with the labels."""
 
 from __future__ import annotations
 
@@ -11,28 +8,28 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import numerics
-from jaxkd.metrics.accumulators import Calibration, Mean, Metric, PerClass, batch_mean, teacher_logits, weights_of
-from jaxkd.types import Batch, Outputs
+from jaxkd.metrics.accumulators import Calibration, Mean, PerClass, batch_mean, teacher_logits, weights_of
+from jaxkd.types import Batch, Metric, Outputs
 
 
 def _classes(student: Outputs, batch: Batch) -> jax.Array:
-    """Labels as integers [B, ...]: those of the batch, or the largest entry of soft ones."""
+    """Class numbers [B, ...]: the batch's integer labels, or the most probable classes of soft labels."""
     label = jnp.asarray(batch["label"])
     return label if label.ndim < student.logits.ndim else jnp.argmax(label, axis=-1)
 
 
 def _hits(student: Outputs, batch: Batch) -> jax.Array:
-    """1.0 where the largest logit is the label's, else 0.0: [B, ...]."""
+    """Indicator [B, ...] of correct predictions, float32."""
     return (jnp.argmax(student.logits, axis=-1) == _classes(student, batch)).astype(jnp.float32)
 
 
 def accuracy(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
-    """Share of examples whose largest logit is the label's.
+    """Accuracy: fraction of examples whose largest logit is that of the label.
 
     Args:
       student: Outputs with logits [B, ..., K].
       teacher: Not used.
-      batch: Holds `label`, integers [B, ...] or probabilities [B, ..., K] (their largest entry counts).
+      batch: Holds `label`, integers [B, ...] or probabilities [B, ..., K], of which the most probable class counts.
 
     Returns:
       Mean in 0..1.
@@ -41,10 +38,10 @@ def accuracy(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
 
 
 def top_k(k: int) -> Metric:
-    """Share of examples whose label is among the k largest logits.
+    """Top-k accuracy: fraction of examples whose label is among the k largest logits.
 
     Args:
-      k: How many logits count, at least 1.
+      k: Number of logits that count, at least 1.
 
     Returns:
       A metric, Mean in 0..1.
@@ -77,9 +74,9 @@ def nll(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
 
 
 def brier(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
-    """Brier score: squared distance of the probabilities to the label.
+    """Brier score: squared distance between the predicted probabilities and the label.
 
-    sum_k (q_k - y_k)^2
+    sum_k (q_k - y_k)^2 with q = softmax(student) and y the label's distribution
 
     Args:
       student: Outputs with logits [B, ..., K].
@@ -100,7 +97,7 @@ def brier(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
 
 
 def per_class(student: Outputs, teacher: Outputs, batch: Batch) -> PerClass:
-    """Confusion counts of student and teacher; their `value()` is the student's accuracy on its worst class.
+    """Confusion matrices of student and teacher, whose `value()` is the student's accuracy on its worst class.
 
     Args:
       student: Outputs with logits [B, ..., K].
@@ -108,7 +105,7 @@ def per_class(student: Outputs, teacher: Outputs, batch: Batch) -> PerClass:
       batch: Holds `label`, integers [B, ...] or probabilities [B, ..., K].
 
     Returns:
-      Counts [K, K] of both.
+      Counts [K, K] of student and teacher.
 
     Raises:
       ValueError: If there is no teacher.
@@ -125,10 +122,10 @@ def per_class(student: Outputs, teacher: Outputs, batch: Batch) -> PerClass:
 
 
 def calibration(bins: int = 15) -> Metric:
-    """Reliability bins of the top-class confidence; their `value()` is the expected calibration error.
+    """Reliability bins of the confidence (the largest probability), whose `value()` is the expected calibration error.
 
     Args:
-      bins: Number of equal-width bins of the confidence.
+      bins: Number of bins of equal width.
 
     Returns:
       A metric.
@@ -144,7 +141,7 @@ def calibration(bins: int = 15) -> Metric:
         confidence = jnp.where(weight > 0, confidence, 0)
         place = jnp.clip(jnp.ceil(confidence * bins) - 1, 0, bins - 1).astype(jnp.int32)
         member = jax.nn.one_hot(place.ravel(), bins, dtype=z.dtype) * weight.ravel()[:, None]
-        # Sums, not a matrix product, which accelerators would round to fewer digits.
+        # No matrix product, which accelerators would round to fewer digits.
         total, hits = (jnp.sum(member * x.ravel()[:, None], axis=0) for x in (confidence, _hits(student, batch)))
         return Calibration(total, hits, member.sum(axis=0))
 
@@ -152,4 +149,4 @@ def calibration(bins: int = 15) -> Metric:
 
 
 CLASSIFICATION: Mapping[str, Metric] = {"accuracy": accuracy, "nll": nll, "ece": calibration()}
-"""What can be said of a classifier without a teacher."""
+"""Metrics of a classifier that need no teacher."""

@@ -1,4 +1,4 @@
-"""Metrics that compare a student with its teacher."""
+"""Metrics of fidelity, which compare the student with its teacher."""
 
 from __future__ import annotations
 
@@ -8,20 +8,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import numerics
-from jaxkd.metrics.accumulators import CKA, Mean, Metric, batch_mean, teacher_logits, weights_of
-from jaxkd.metrics.classification import (
-    CLASSIFICATION,
-)
-from jaxkd.types import Batch, Outputs
+from jaxkd.metrics.accumulators import CKA, Mean, batch_mean, teacher_logits, weights_of
+from jaxkd.metrics.classification import CLASSIFICATION
+from jaxkd.types import Batch, Metric, Outputs
 
 
 def agreement(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
-    """Share of examples on which student and teacher predict the same class.
+    """Agreement: fraction of examples on which student and teacher predict the same class.
 
     Args:
       student: Outputs with logits [B, ..., K].
       teacher: Outputs with logits [B, ..., K].
-      batch: Its `mask`, if any, leaves padding out.
+      batch: The batch, whose `mask` excludes padding.
 
     Returns:
       Mean in 0..1.
@@ -34,12 +32,14 @@ def agreement(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
 
 
 def kl_to_teacher(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
-    """KL(teacher || student) at temperature 1, in nats: how faithful the student is.
+    """Divergence of the student from its teacher, KL(teacher || student), at temperature 1, in nats.
+
+    sum_k p_k log(p_k / q_k) with p = softmax(teacher) and q = softmax(student)
 
     Args:
       student: Outputs with logits [B, ..., K].
       teacher: Outputs with logits [B, ..., K].
-      batch: Its `mask`, if any, leaves padding out.
+      batch: The batch, whose `mask` excludes padding.
 
     Returns:
       Mean.
@@ -54,12 +54,12 @@ def kl_to_teacher(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
 def total_variation(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
     """Total variation between the teacher's and the student's distributions at temperature 1.
 
-    sum_k |p_k - q_k| / 2
+    sum_k |p_k - q_k| / 2 with p = softmax(teacher) and q = softmax(student)
 
     Args:
       student: Outputs with logits [B, ..., K].
       teacher: Outputs with logits [B, ..., K].
-      batch: Its `mask`, if any, leaves padding out.
+      batch: The batch, whose `mask` excludes padding.
 
     Returns:
       Mean in 0..1.
@@ -73,10 +73,10 @@ def total_variation(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
 
 
 def agreement_at(k: int) -> Metric:
-    """Share of the teacher's k likeliest classes that are among the student's k likeliest.
+    """Top-k agreement: fraction of the teacher's k most probable classes that are among the student's k.
 
     Args:
-      k: How many classes count, at least 1; `agreement` is k = 1.
+      k: Number of classes that count, at least 1; k = 1 is `agreement`.
 
     Returns:
       A metric, Mean in 0..1.
@@ -91,11 +91,11 @@ def agreement_at(k: int) -> Metric:
 
 
 def linear_cka(student: str, teacher: str) -> Metric:
-    """Similarity of two features over a whole split, whatever their widths: linear centred kernel alignment.
+    """Linear centred kernel alignment (CKA): similarity of two features, of any widths, over a whole split.
 
     Args:
-      student: Name of the student's feature, [B, C]; of maps and tokens [B, ..., C] the mean over positions counts.
-      teacher: Name of the teacher's feature, likewise.
+      student: Name of the student's feature, [B, C] or [B, ..., C], of which the mean over positions is taken.
+      teacher: Name of the teacher's feature, [B, D] or [B, ..., D], of which the mean over positions is taken.
 
     Returns:
       A metric, CKA in 0..1.
@@ -121,4 +121,4 @@ def linear_cka(student: str, teacher: str) -> Metric:
 
 
 DISTILLATION: Mapping[str, Metric] = {**CLASSIFICATION, "agreement": agreement, "kl": kl_to_teacher}
-"""The same, and how close the student is to its teacher."""
+"""Metrics of a classifier and of its fidelity to the teacher."""

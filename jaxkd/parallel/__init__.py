@@ -1,4 +1,4 @@
-"""Devices and processes: meshes, compiled steps, and the plans that experiments pass around."""
+"""Devices and processes: meshes, placement of arrays, compilation of steps, and the `Plan` that combines them."""
 
 from jaxkd.parallel import processes
 from jaxkd.parallel.compile import Plan, compile_jit, compile_pmap, with_jit, with_pmap

@@ -1,4 +1,4 @@
-"""Where a step runs: compilation of pure steps for meshes of devices, and the plans that experiments pass around."""
+"""Compilation of pure steps for several devices, with `jit` or `pmap`, and the plans that experiments pass around."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from jaxkd.parallel.mesh import (
     DATA,
     MODEL,
     Rules,
-    fetch,
     fsdp,
     make_mesh,
     put,
@@ -27,76 +26,59 @@ from jaxkd.parallel.mesh import (
 )
 from jaxkd.types import Batch, PyTree, TrainState, Variables
 
-__all__ = [
-    "DATA",
-    "MODEL",
-    "Plan",
-    "Rules",
-    "compile_jit",
-    "compile_pmap",
-    "fetch",
-    "fsdp",
-    "make_mesh",
-    "put",
-    "put_batch",
-    "put_replicated",
-    "put_shards",
-    "replicated",
-    "sharded",
-    "with_jit",
-    "with_pmap",
-]
-
 
 def compile_jit(
     step: Callable[..., Any], mesh: Mesh, *, donate_state: bool = True, student: Rules | None = None
 ) -> Callable[..., Any]:
-    """Compiles a train or evaluation step for a mesh: the batch is split, results are whole on every device.
+    """Compiles a train or evaluation step with `jit` for a mesh: the batch is sharded, the results are replicated.
 
-    State and teacher are whole on every device too, unless the mesh has the axis "model": then they stay split as they
-    are given, and each state among the results is split as `fsdp` says.
+    State and teacher variables are replicated too, unless the mesh has the axis "model". Then they keep the shardings
+    that they are given with, and each state among the results is sharded by `fsdp`.
 
     Args:
-      step: (state, teacher, batch) -> pytrees.
+      step: (state, teacher_variables, batch) -> pytrees.
       mesh: The mesh.
-      donate_state: Whether the state's buffers are reused for the new state; False for evaluation steps.
-      student: Rules for states, those that they were put with.
+      donate_state: True reuses the state's buffers for the new state; evaluation steps need False.
+      student: Rules for states, the same that they were put on the devices with.
 
     Returns:
-      The compiled step; what it gives equals the step on one device up to rounding.
+      The compiled step, whose results equal those of the step on one device up to rounding.
     """
     donated = (0,) if donate_state else ()
     whole, split = replicated(mesh), sharded(mesh)
     if MODEL not in mesh.axis_names:
         return jax.jit(step, in_shardings=(whole, whole, split), out_shardings=whole, donate_argnums=donated)
 
-    def settled(state: PyTree, teacher: PyTree, batch: Batch) -> PyTree:
-        results = step(state, teacher, batch)
+    def constrained(state: PyTree, teacher_variables: PyTree, batch: Batch) -> PyTree:
+        results = step(state, teacher_variables, batch)
         shardings = jax.tree.map(
-            lambda part: fsdp(part, mesh, student) if isinstance(part, TrainState) else whole,
+            lambda node: fsdp(node, mesh, student) if isinstance(node, TrainState) else whole,
             results,
             is_leaf=lambda x: isinstance(x, TrainState),
         )
         return jax.lax.with_sharding_constraint(results, shardings)
 
-    return jax.jit(settled, donate_argnums=donated)
+    return jax.jit(constrained, donate_argnums=donated)
 
 
 def compile_pmap(
     step: Callable[..., Any], devices: Sequence[jax.Device] | None = None, *, donate_state: bool = True
 ) -> Callable[..., Any]:
-    """Compiles a step made with `axis_name=DATA` for `pmap`: one share of the batch a device, results from the first.
+    """Compiles a train or evaluation step with `pmap`: each device gets one shard of the batch.
 
-    Equals `compile_jit` up to rounding, but for two things: dropout draws other units, and batch norm in the student
-    sees one device's share, unless the model was made with `axis_name=DATA`; running statistics are averaged anyway.
+    The results equal those of `compile_jit` up to rounding, with two exceptions. Dropout drops other units. Batch norm
+    in the student normalises by the statistics of one shard, unless the model was made with `axis_name=DATA`; running
+    statistics are averaged over the devices in any case.
 
     Args:
-      step: (state, teacher, batch) -> pytrees, of `make_train_step(..., axis_name=DATA)` or `make_eval_step`.
-      devices: The devices; all of them, of all processes, if None.
-      donate_state: Whether the state's buffers are reused for the new state; False for evaluation steps.
+      step: (state, teacher_variables, batch) -> pytrees, from `make_train_step(..., axis_name=DATA)` or
+        `make_eval_step`.
+      devices: The devices; all devices of all processes if None.
+      donate_state: True reuses the state's buffers for the new state; evaluation steps need False.
 
     Returns:
-      The compiled step; it takes batches as `put_shards` puts them, and states that `put_replicated` put.
+      The compiled step, which takes states from `put_replicated` and batches from `put_shards`. Its results are those
+      of the first device.
     """
     mesh = make_mesh(devices)
     options: dict[str, Any] = {
@@ -109,14 +91,14 @@ def compile_pmap(
     if replicated(mesh).is_fully_addressable:
         return jax.pmap(step, **options)
 
-    def on_raw_keys(state: PyTree, teacher: PyTree, batch: Batch) -> PyTree:
-        return _raw_keys(step(*_typed_keys((state, teacher)), batch))
+    def on_raw_keys(state: PyTree, teacher_variables: PyTree, batch: Batch) -> PyTree:
+        return _raw_keys(step(*_typed_keys((state, teacher_variables)), batch))
 
     mapped = jax.pmap(on_raw_keys, **options)
 
-    def run(state: PyTree, teacher: PyTree, batch: Batch) -> PyTree:
+    def run(state: PyTree, teacher_variables: PyTree, batch: Batch) -> PyTree:
         # pmap would take typed keys through the host, and returns arrays of this process's devices alone.
-        own = mapped(*_raw_keys((state, teacher)), batch)
+        own = mapped(*_raw_keys((state, teacher_variables)), batch)
         return _typed_keys(jax.tree.map(lambda x: _joined(x, mesh), own))
 
     return run
@@ -124,17 +106,19 @@ def compile_pmap(
 
 @flax.struct.dataclass
 class _RawKey:
-    """The bits of a typed PRNG key."""
+    """Typed PRNG key as an array of its bits."""
 
     data: jax.Array
     impl: Any = flax.struct.field(pytree_node=False)
 
 
 def _raw_keys(tree: PyTree) -> PyTree:
+    """Replaces typed PRNG keys by `_RawKey`s."""
     return jax.tree.map(lambda x: _RawKey(jax.random.key_data(x), jax.random.key_impl(x)) if is_key(x) else x, tree)
 
 
 def _typed_keys(tree: PyTree) -> PyTree:
+    """Replaces `_RawKey`s by typed PRNG keys."""
     return jax.tree.map(
         lambda x: jax.random.wrap_key_data(x.data, impl=x.impl) if isinstance(x, _RawKey) else x,
         tree,
@@ -143,20 +127,20 @@ def _typed_keys(tree: PyTree) -> PyTree:
 
 
 def _joined(x: jax.Array, mesh: Mesh) -> jax.Array:
-    """The global array of which each process has a whole copy on each of its devices; nothing is copied."""
+    """Global replicated array, from one that holds a copy on each device of this process; nothing is copied."""
     copies = [shard.data for shard in x.addressable_shards]
     return jax.make_array_from_single_device_arrays(x.shape, replicated(mesh), copies)
 
 
 class Plan(NamedTuple):
-    """How an experiment's steps are spread over devices: `with_jit` or `with_pmap`.
+    """Plan of a training's devices, made by `with_jit` or `with_pmap`: how steps are compiled and arrays are placed.
 
     Attributes:
       mesh: The devices.
-      axis_name: What steps are made with: an axis's name under `pmap`, None under `jit`.
+      axis_name: `axis_name` for `make_train_step`: the name of the mapped axis with `pmap`, None with `jit`.
       compile: (step, donate_state=True) -> compiled step.
-      put: Tree of arrays -> the same tree where the compiled step wants states and teachers.
-      place: Host batch -> the batch as the compiled step wants it.
+      put: State or teacher variables -> the same tree on the devices, as the compiled step takes it.
+      place: Host batch -> batch on the devices, as the compiled step takes it.
     """
 
     mesh: Mesh
@@ -167,14 +151,15 @@ class Plan(NamedTuple):
 
 
 def with_jit(mesh: Mesh | None = None, *, student: Rules | None = None, teacher: Rules | None = None) -> Plan:
-    """`compile_jit` on a mesh: the usual way.
+    """Plan that compiles with `jit` for a mesh, the usual choice.
 
-    `with_jit(make_mesh(model=4), student={r"head/kernel": PartitionSpec("model")})`
+    `with_jit(make_mesh(model=4), student={r"head/kernel": PartitionSpec("model")})` shards the arrays of a state over
+    groups of four devices, and the head's kernel along its first axis.
 
     Args:
-      mesh: The mesh; all devices along "data" if None.
+      mesh: The mesh; all devices along the axis "data" if None.
       student: Rules for states, as `fsdp` takes them.
-      teacher: Rules for variables, a teacher's above all.
+      teacher: Rules for variables outside of states, such as a teacher's.
 
     Returns:
       The plan.
@@ -185,15 +170,15 @@ def with_jit(mesh: Mesh | None = None, *, student: Rules | None = None, teacher:
     mesh = make_mesh() if mesh is None else mesh
     if (student or teacher) and MODEL not in mesh.axis_names:
         raise ValueError(
-            f"there are rules for splitting params but the mesh has no axis {MODEL!r} ({dict(mesh.shape)}): make it "
-            "with make_mesh(model=2) or more."
+            f"there are rules for splitting params but the mesh has no axis {MODEL!r} ({dict(mesh.shape)}): make the "
+            "mesh with make_mesh(model=2) or more."
         )
 
     rules = {TrainState: student, Variables: teacher}
 
     def put_split(tree: PyTree) -> PyTree:
         return jax.tree.map(
-            lambda part: put(part, fsdp(part, mesh, rules.get(type(part)))), tree, is_leaf=lambda x: type(x) in rules
+            lambda node: put(node, fsdp(node, mesh, rules.get(type(node)))), tree, is_leaf=lambda x: type(x) in rules
         )
 
     compiled = functools.partial(compile_jit, mesh=mesh, student=student)
@@ -201,10 +186,10 @@ def with_jit(mesh: Mesh | None = None, *, student: Rules | None = None, teacher:
 
 
 def with_pmap(devices: Sequence[jax.Device] | None = None) -> Plan:
-    """`compile_pmap` on devices: the way without a compiler that splits programs.
+    """Plan that compiles with `pmap`: one program for each device, with explicit communication.
 
     Args:
-      devices: The devices; all of them, of all processes, if None.
+      devices: The devices; all devices of all processes if None.
 
     Returns:
       The plan.

@@ -1,4 +1,4 @@
-"""How arrays lie on devices: meshes, shardings, and putting batches, states and teachers there."""
+"""Meshes, shardings, and the placement of batches, states and teacher variables on devices."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from jaxkd.keys import is_key, plain_words
 from jaxkd.types import Batch, PyTree, leaf_name
 
 DATA = "data"
-"""Name of the mesh axis over which batches are split."""
+"""Name of the mesh axis over which batches are sharded."""
 
 MODEL = "model"
-"""Name of the mesh axis over which params are split as well."""
+"""Name of the mesh axis over which params are sharded; batches are sharded over it as well."""
 
 Rules: TypeAlias = Mapping[str, PartitionSpec]
-"""Regular expression, searched in paths such as "params/student/head/kernel" and
-"opt_state/0/trace/student/head/kernel" -> how that array is split."""
+"""Regular expression -> sharding of the arrays in whose paths it is found.
+
+Paths are such as "params/student/head/kernel" and "opt_state/0/trace/student/head/kernel"."""
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, *, model: int = 1) -> Mesh:
-    """Mesh over all devices there are, with a second axis where params are to be split as well.
+    """Mesh of all devices, with a second axis if params are to be sharded too.
 
     Args:
-      devices: The devices; all of them, of all processes, if None.
-      model: Devices that share one copy of the params.
+      devices: The devices; all devices of all processes if None.
+      model: Number of devices over which one copy of the params is sharded.
 
     Returns:
-      A mesh with the axis "data", and "model" if that has more than one device, in Auto mode (Explicit axes make Gram
-      matrices raise).
+      Mesh with the axis "data" and, if `model` is above 1, the axis "model". Axes are in Auto mode, since Explicit
+      ones make the products of Gram matrices raise.
 
     Raises:
       ValueError: If the devices cannot be divided by `model`.
@@ -51,7 +52,7 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, *, model: int = 1) ->
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Sharding that holds a whole copy on every device.
+    """Sharding that replicates an array on every device.
 
     Args:
       mesh: The mesh.
@@ -63,7 +64,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def sharded(mesh: Mesh) -> NamedSharding:
-    """Sharding that splits the leading axis over the devices, along all axes of the mesh.
+    """Sharding that splits the leading axis of an array over all devices of the mesh.
 
     Args:
       mesh: The mesh.
@@ -75,22 +76,23 @@ def sharded(mesh: Mesh) -> NamedSharding:
 
 
 def fsdp(tree: PyTree, mesh: Mesh, rules: Rules | None = None, *, smallest: int = 2**14) -> PyTree:
-    """How a state or a teacher is split over the axis "model": each array along its largest axis that divides evenly.
+    """FSDP shardings of a state or of teacher variables over the axis "model".
 
-    Moments and averages come out as the params that they belong to, which have the same shapes and ends of paths.
+    Each array is split along the largest of its axes that the number of devices divides. An optimizer's moments and a
+    moving average get the shardings of their params, which have the same shapes and the same ends of paths.
 
     Args:
       tree: Arrays or their shapes.
-      mesh: The mesh; without the axis "model" everything is whole on every device.
-      rules: What is split otherwise; the first pattern found in an array's path decides. Arrays of the optimizer that a
-        rule does not fit (factored moments) are split as if there were none.
-      smallest: Arrays of fewer elements are whole on every device, unless a rule splits them.
+      mesh: The mesh; without the axis "model" all arrays are replicated.
+      rules: Exceptions; the first pattern that is found in an array's path decides. Arrays of the optimizer whose shape
+        does not fit the rule (factored moments) are split as if there were no rule.
+      smallest: Number of elements below which arrays are replicated, unless a rule splits them.
 
     Returns:
       Tree of shardings.
 
     Raises:
-      ValueError: If a rule does not fit an array, or none of the paths has its pattern.
+      ValueError: If a rule does not fit an array, or if its pattern decides over no array.
     """
     if MODEL not in mesh.axis_names:
         return jax.tree.map(lambda _: replicated(mesh), tree)
@@ -122,7 +124,7 @@ def fsdp(tree: PyTree, mesh: Mesh, rules: Rules | None = None, *, smallest: int 
 
 
 def _largest_axis(x: Any, parts: int, smallest: int) -> PartitionSpec:
-    """Splits the largest axis that divides evenly, the last of equals."""
+    """Split along the largest axis that `parts` divides, the last of equal ones; none for small arrays and keys."""
     sizes = [(size, axis) for axis, size in enumerate(x.shape) if size and size % parts == 0]
     if not sizes or np.prod(x.shape) < smallest or is_key(x):
         return PartitionSpec()
@@ -130,7 +132,7 @@ def _largest_axis(x: Any, parts: int, smallest: int) -> PartitionSpec:
 
 
 def _fits(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> bool:
-    """Whether the spec names axes of the mesh, no more than the array has, each of a size that divides the array's."""
+    """Checks a spec against an array: it names axes of the mesh, not more than the array has, that divide its axes."""
     named = [(entry,) if isinstance(entry, str) else entry or () for entry in spec]
     if len(named) > len(shape) or any(name not in mesh.shape for names in named for name in names):
         return False
@@ -139,7 +141,7 @@ def _fits(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> bool:
 
 
 def put_replicated(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Copies a state or a teacher to every device of the mesh.
+    """Replicates a state or teacher variables on every device of a mesh.
 
     Args:
       tree: Arrays, the same in every process.
@@ -152,19 +154,20 @@ def put_replicated(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def put(tree: PyTree, shardings: PyTree) -> PyTree:
-    """Puts arrays, the same in every process, where the shardings say.
+    """Places arrays, which are the same in every process, with given shardings.
 
     Args:
       tree: Arrays.
-      shardings: Their shardings, as `fsdp` gives them.
+      shardings: Their shardings, as `fsdp` returns them.
 
     Returns:
-      The same tree on the devices; arrays that lay there already may share their buffers with it.
+      The same tree on the devices. It may use the buffers of arrays that already have their sharding.
     """
     return jax.tree.map(_put, tree, shardings)
 
 
 def _put(x: Any, sharding: NamedSharding) -> jax.Array:
+    """Places one array."""
     if sharding.is_fully_addressable or not getattr(x, "is_fully_addressable", True):
         return jax.device_put(x, sharding)
     # What only this process sees goes to its own devices: `device_put` would compare all processes' values first.
@@ -176,10 +179,10 @@ def _put(x: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def fetch(tree: PyTree) -> PyTree:
-    """Copies of whole arrays on the host, also of those that are split over several processes.
+    """Copies whole arrays to the host, also those that are split over several processes.
 
     Args:
-      tree: Arrays; every process must ask for the same ones.
+      tree: Arrays; all processes must fetch the same ones.
 
     Returns:
       The same tree of NumPy arrays.
@@ -194,10 +197,10 @@ def fetch(tree: PyTree) -> PyTree:
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """Puts this process's rows of a batch onto the mesh, split over the devices; returns before the copy is done.
+    """Places a batch, split over the devices of a mesh, for `compile_jit`; returns before the copy is done.
 
     Args:
-      batch: Host arrays [B / processes, ...].
+      batch: Host arrays [B / processes, ...], this process's rows.
       mesh: The mesh.
 
     Returns:
@@ -211,34 +214,34 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
 
 
 def put_shards(batch: Batch, mesh: Mesh) -> Batch:
-    """Puts this process's rows of a batch as `compile_pmap` wants them; returns before the copy is done.
+    """Places a batch as one shard for each device, for `compile_pmap`; returns before the copy is done.
 
     Args:
-      batch: Host arrays [B / processes, ...].
+      batch: Host arrays [B / processes, ...], this process's rows.
       mesh: The devices.
 
     Returns:
-      Arrays [devices, B / devices, ...], one share on each device.
+      Arrays [devices, B / devices, ...], one shard on each device.
 
     Raises:
       ValueError: If the rows cannot be split evenly over this process's devices, or a field is text.
     """
     fields, local = _own_rows(batch, mesh)
-    shares = {name: array.reshape(local, len(array) // local, *array.shape[1:]) for name, array in fields.items()}
-    return _placed(shares, sharded(mesh))
+    shards = {name: array.reshape(local, len(array) // local, *array.shape[1:]) for name, array in fields.items()}
+    return _placed(shards, sharded(mesh))
 
 
 def _placed(fields: dict[str, np.ndarray], sharding: NamedSharding) -> Batch:
-    """Arrays of this process's rows on the devices."""
+    """Global arrays on the devices, from this process's rows."""
     if not sharding.is_fully_addressable:
         return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in fields.items()}
-    # `device_put` takes three times as long for a field. It is guarded as what it is, a transfer that was asked for.
+    # `device_put` takes three times as long for a field. The loop's guard against transfers must let this one pass.
     with jax.transfer_guard_host_to_device("allow"):
         return {n: jax.make_array_from_callback(x.shape, sharding, x.__getitem__) for n, x in fields.items()}
 
 
 def _own_rows(batch: Batch, mesh: Mesh) -> tuple[dict[str, np.ndarray], int]:
-    """This process's rows of each field, checked, and over how many of its devices they are split."""
+    """Checked fields of this process's rows, and the number of its devices that they are split over."""
     local = max(1, mesh.size // jax.process_count())
     fields = {name: _on_host(name, value) for name, value in batch.items()}
     for name, array in fields.items():
@@ -247,7 +250,7 @@ def _own_rows(batch: Batch, mesh: Mesh) -> tuple[dict[str, np.ndarray], int]:
 
 
 def _on_host(name: str, value: Any) -> np.ndarray:
-    """A field in the dtype that it will have on a device."""
+    """Host array of the dtype that a field will have on a device."""
     array = np.asarray(value)
     if array.dtype.kind in "OSU":
         raise ValueError(
@@ -258,9 +261,10 @@ def _on_host(name: str, value: Any) -> np.ndarray:
 
 
 def _check_rows(name: str, value: Any, devices: int, multiple: int) -> None:
+    """Checks that the rows of a field can be split evenly over this process's devices."""
     if value.ndim == 0 or value.shape[0] % devices:
         rows = value.shape[0] if value.ndim else "no"
         raise ValueError(
-            f"the batch's field {name!r} has {rows} rows, which {devices} devices cannot share evenly: choose a "
-            f"batch size that is a multiple of {multiple}."
+            f"the batch's field {name!r} has {rows} rows, which cannot be split evenly over {devices} devices: choose "
+            f"a batch size that is a multiple of {multiple}."
         )

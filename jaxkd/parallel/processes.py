@@ -1,4 +1,4 @@
-"""Several processes that run one program together: how they find each other, wait for each other, stop and leave."""
+"""Coordination of several processes that run one program: joining, barriers, agreed stops, and the end."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 LOST = 75
-"""Exit code of a process whose peers are gone: a temporary failure, to be started again."""
+"""Exit code of a process that has lost another one: a temporary failure, after which the run is started again."""
 
 AUTO = "auto"
-"""Coordinator that stands for JAX's own detection of Slurm, MPI, Kubernetes and TPU pods."""
+"""Name of the coordinator that lets JAX detect Slurm, MPI, Kubernetes or a TPU pod."""
 
 _WAIT_SECONDS = 600.0
-_ADVICE = "look at what the others printed last, then run the same command again everywhere to go on"
+_ADVICE = "read the last output of the others, then run the same command again everywhere to go on"
 
 _steps = itertools.count(1)
 
@@ -36,21 +36,21 @@ def start(
     peer_timeout: float = 60.0,
     start_timeout: float = 300.0,
 ) -> None:
-    """Joins the other processes through `jax.distributed`, before anything else touches a device.
+    """Joins the other processes through `jax.distributed`; must be called before anything uses a device.
 
-    From then on, a process that no longer hears of another leaves with one sentence and exit code 75, wherever it
-    waits. On CPUs the processes talk over gloo.
+    From then on, a process that has lost contact with another one prints one sentence and exits with code 75, even
+    while it waits in a collective operation. On CPUs the processes communicate over gloo.
 
     Args:
-      coordinator: Address HOST:PORT of process 0, the same in all of them; "auto" to ask Slurm, MPI, Kubernetes or the
-        TPU; None for a single process, which joins nobody.
-      num_processes: How many there are, where the coordinator is an address.
-      process_id: Which one this is, 0..num_processes-1, where the coordinator is an address.
+      coordinator: Address HOST:PORT of process 0, the same in all processes; "auto" for JAX's detection of Slurm, MPI,
+        Kubernetes or a TPU pod; None for a single process.
+      num_processes: Number of processes, if the coordinator is an address.
+      process_id: Index of this process, 0..num_processes-1, if the coordinator is an address.
       peer_timeout: Seconds without a sign of life after which another process counts as lost.
       start_timeout: Seconds to wait for the others at the start.
 
     Raises:
-      ValueError: If the arguments do not belong together, no cluster is found, or the others do not come.
+      ValueError: If the arguments contradict each other, no cluster is found, or the others do not start in time.
     """
     given = (num_processes, process_id)
     if coordinator is None:
@@ -75,13 +75,14 @@ def start(
     except (RuntimeError, ValueError) as error:
         where = "a cluster that JAX knows" if coordinator == AUTO else f"all {num_processes} processes at {coordinator}"
         raise ValueError(
-            f"did not find {where} ({_reason(error)}): start every process, with the same coordinator and a number of "
-            "its own, or leave --coordinator out to run one."
+            f"did not find {where} ({_reason(error)}): start every process, with the same coordinator and an index of "
+            "its own, or leave --coordinator out to run a single process."
         ) from error
     _watch.begin(peer_timeout)
 
 
 def _check(coordinator: str, num_processes: int | None, process_id: int | None) -> None:
+    """Checks the arguments of `start`."""
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit():
         raise ValueError(f"the coordinator is {coordinator!r}: give HOST:PORT of process 0, or auto.")
@@ -95,20 +96,20 @@ def _check(coordinator: str, num_processes: int | None, process_id: int | None) 
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and prints.
+    """Tells if this process is process 0, which writes and prints for all.
 
     Returns:
-      True in process 0, and where there is only one.
+      True in process 0 and in a single process.
     """
     return jax.process_index() == 0
 
 
 def barrier(name: str, seconds: float = _WAIT_SECONDS) -> None:
-    """Waits until all processes are here; returns at once where there is only one.
+    """Waits until all processes have called it; returns at once in a single process.
 
     Args:
-      name: What the processes wait for, the same in all of them.
-      seconds: How long to wait at most.
+      name: Name of the barrier, the same in all processes.
+      seconds: Time limit.
 
     Raises:
       ValueError: If another process did not come in time.
@@ -123,11 +124,11 @@ def barrier(name: str, seconds: float = _WAIT_SECONDS) -> None:
 
 
 def agree(choice: str, choices: Sequence[str]) -> str:
-    """What process 0 has chosen.
+    """Choice of process 0, for all processes.
 
     Args:
       choice: This process's own choice.
-      choices: What there is to choose from, the same in all processes.
+      choices: All possible choices, the same in all processes.
 
     Returns:
       The choice of process 0.
@@ -138,13 +139,13 @@ def agree(choice: str, choices: Sequence[str]) -> str:
 
 
 def any_of(flags: np.ndarray) -> np.ndarray:
-    """Where any process has a flag.
+    """Logical "or" of flags over all processes.
 
     Args:
-      flags: Booleans [N] of this process, as many in all of them.
+      flags: Booleans [N] of this process; N is the same in all processes.
 
     Returns:
-      Booleans [N], the same in all of them.
+      Booleans [N], the same in all processes.
     """
     if jax.process_count() == 1:
         return flags
@@ -152,7 +153,7 @@ def any_of(flags: np.ndarray) -> np.ndarray:
 
 
 def _exchanged(exchange: Callable[[Any], Any], value: Any) -> Any:
-    """What the processes make of each one's value; a broken connection is always an error of JAX's runtime."""
+    """Result of an exchange of values between processes; a broken connection raises JAX's runtime error."""
     try:
         return exchange(value)
     except ValueError as error:  # where the connection breaks while the operation starts
@@ -160,31 +161,31 @@ def _exchanged(exchange: Callable[[Any], Any], value: Any) -> Any:
 
 
 def stop_agreed() -> bool:
-    """Whether all processes are to stop after this step, since SIGTERM came to one of them.
+    """Tells if all processes are to stop after this step, because one of them has received SIGTERM.
 
-    Every process must ask exactly once a step. The answer is the same in all of them.
+    Each process must call it exactly once a step. The answer is the same in all processes.
 
     Returns:
-      Whether to save and leave; always False where there is only one process.
+      True to save and leave; always false in a single process.
     """
-    # Counted over all trainings of the program: JAX agrees on a number that must not come twice.
+    # Counted over all trainings of the program, since JAX lets processes agree on a number that must not come twice.
     return jax.distributed.is_initialized() and multihost_utils.reached_preemption_sync_point(next(_steps))
 
 
 def run(function: Callable[[], Any]) -> None:
-    """Runs a program's main function; afterwards the processes leave together.
+    """Runs a program's main function, after which all processes leave together.
 
-    A process that fails alone leaves at once, so that the others learn of it, instead of waiting for them.
+    A process that fails alone does not wait for the others: it leaves at once, so that they learn of it.
 
     Args:
-      function: Called without arguments; may call `start`.
+      function: Main function, called without arguments; it may call `start`.
     """
     try:
         function()
     except BaseException as error:
         if not jax.distributed.is_initialized() or _met(3.0):
             raise
-        if _of_the_runtime(error):  # perhaps a broken connection: the watch knows who is gone
+        if _of_the_runtime(error):  # perhaps a broken connection: the watch reports which process is lost
             time.sleep(1.5 * _watch.timeout)
         _watch.end()
         if isinstance(error, SystemExit):
@@ -192,7 +193,7 @@ def run(function: Callable[[], Any]) -> None:
         else:
             traceback.print_exc()
             code = 1
-        if is_first():  # whose end JAX takes for a crash of all: let the others find out in their own words
+        if is_first():  # JAX takes its end for a crash of all processes: let the others report the loss first
             time.sleep(1.5 * _watch.timeout)
         _exit(code)
     barrier("the end")
@@ -200,13 +201,13 @@ def run(function: Callable[[], Any]) -> None:
 
 
 def _of_the_runtime(error: BaseException) -> bool:
-    """Whether JAX's runtime raised it; what breaks while an operation starts is a ValueError with a status in front."""
+    """Tells if JAX's runtime raised an error, also one that it raises as a ValueError while an operation starts."""
     started = isinstance(error, ValueError) and re.match(r"[A-Z_]+: ", str(error)) is not None
     return started or isinstance(error, jax.errors.JaxRuntimeError)
 
 
 def _met(seconds: float) -> bool:
-    """Whether all processes are about to leave."""
+    """Waits for all processes to be about to leave; false if they are not in time."""
     try:
         _wait("the end", seconds)
     except RuntimeError:
@@ -216,7 +217,8 @@ def _met(seconds: float) -> bool:
 
 
 def _wait(name: str, seconds: float) -> None:
-    from jax._src import distributed  # the client has no public door
+    """Waits at a barrier of JAX's coordination service."""
+    from jax._src import distributed  # the client is not public
 
     client = distributed.global_state.client
     if client is not None:
@@ -224,7 +226,7 @@ def _wait(name: str, seconds: float) -> None:
 
 
 class _Watch:
-    """A thread that meets those of the other processes again and again; if one does not come, it is lost."""
+    """Watch over the other processes: a thread that meets theirs at barriers, and takes one that is late for lost."""
 
     def __init__(self) -> None:
         self.timeout = 0.0
@@ -236,10 +238,11 @@ class _Watch:
         threading.Thread(target=self._meet, daemon=True, name="jaxkd-peers").start()
 
     def end(self) -> None:
-        """Stops meeting the others, for this process leaves."""
+        """Stops the thread, since this process leaves."""
         self._ended.set()
 
     def _meet(self) -> None:
+        """Body of the thread."""
         while not self._ended.wait(self.timeout / 4):
             try:
                 _wait("alive", self.timeout)
@@ -256,14 +259,14 @@ _watch = _Watch()
 
 
 def _reason(error: BaseException) -> str:
-    """What JAX says, in the middle of a sentence: who did not come, else its first line."""
+    """Reason of JAX's error, for the middle of a sentence: the missing processes, else the first line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     names = [line for line in lines if line.replace("/", "").isdigit()]
     return f"missing: process {', '.join(names)}" if names else lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def _exit(code: int) -> None:
-    """Leaves without the usual farewell, in which JAX would wait for processes that are gone."""
+    """Exits without Python's usual shutdown, in which JAX would wait for processes that are gone."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

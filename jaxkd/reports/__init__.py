@@ -1,4 +1,4 @@
-"""Reports of a run: tables on a terminal and in Markdown, figures, comparisons of students."""
+"""Reports of runs: tables for a terminal and for Markdown, figures, comparisons of students."""
 
 from jaxkd.reports.compare import by_point, gain, last_and_best
 from jaxkd.reports.figures import plot_curves, plot_reliability

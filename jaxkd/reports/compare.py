@@ -1,28 +1,25 @@
-"""Comparison of students and of runs: gains with their standard errors, last and best values."""
+"""Comparisons of students and of runs: gains with their standard errors, last and best values."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jax.typing import ArrayLike
-
-if TYPE_CHECKING:
-    pass
 
 
 def by_point(
     values: Mapping[str, ArrayLike], points: Mapping[str, ArrayLike] | None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Splits the metrics of a sweep by what its students differ in besides the seed.
+    """Groups the metrics of a sweep by the hyper-parameters of its students, the seed excepted.
 
     Args:
-      values: Metric -> [S].
-      points: Name -> [S], as `students.grid` gives them; None where there is one student.
+      values: Metric -> [S], one value for each student.
+      points: Hyper-parameter -> [S], as `jaxkd.train.students.grid` returns them; None for a single student.
 
     Yields:
-      " temperature=2" (nothing where only the seeds differ), and metric -> the values of those students.
+      Label such as " temperature=2" ("" if only the seeds differ), and metric -> values of the students of the group.
     """
     if points is None:
         yield "", dict(values)
@@ -32,22 +29,23 @@ def by_point(
     count = np.asarray(next(iter(points.values()))).size
     labels = ["".join(f" {n}={c[i]:g}" for n, c in zip(varied, columns, strict=True)) for i in range(count)]
     for label in dict.fromkeys(labels):
-        mine = np.array([other == label for other in labels])
-        yield label, {name: np.asarray(value)[mine] for name, value in values.items()}
+        members = np.array([other == label for other in labels])
+        yield label, {name: np.asarray(value)[members] for name, value in values.items()}
 
 
 def gain(before: ArrayLike, after: ArrayLike, *, unit: str = "points") -> tuple[float, float, str]:
-    """How much better one kind of student is than another, and whether the seeds can tell.
+    """Gain of one group of students over another, with its standard error over seeds.
 
-    gain = mean(after) - mean(before);  error = sqrt(var(before) / S_before + var(after) / S_after)
+    gain = mean(after) - mean(before)
+    error = sqrt(var(before) / S_before + var(after) / S_after)
 
     Args:
-      before: [S], one value a student, at least two of them.
-      after: [S].
+      before: Values [S_before] of the first group, one for each student, at least two.
+      after: Values [S_after] of the second group, at least two.
       unit: Unit of the values.
 
     Returns:
-      The gain, its standard error, and a sentence that claims a gain only above two standard errors.
+      (gain, standard error, sentence); the sentence claims a gain only above two standard errors.
     """
     b, a = np.asarray(before, np.float64), np.asarray(after, np.float64)
     difference = float(a.mean() - b.mean())
@@ -59,17 +57,17 @@ def gain(before: ArrayLike, after: ArrayLike, *, unit: str = "points") -> tuple[
 def last_and_best(
     metrics: Iterable[Mapping[str, Any]], *, metric: str = "accuracy", split: str = "validation"
 ) -> dict[str, dict[str, Any]]:
-    """Finds, for each phase, the last and the best value of a metric that is better when larger.
+    """Last and best value of a metric in each phase, for metrics of which larger values are better.
 
-    The best is each student's own, as where others speak of the best epoch of a run.
+    Each student has a best value of its own, at a step of its own: its best epoch, in the words of many papers.
 
     Args:
-      metrics: Rows as `jaxkd.runs.read_metrics` gives them.
-      metric: The metric's name.
-      split: The split that was measured.
+      metrics: Rows as `jaxkd.runs.read_metrics` returns them.
+      metric: Name of the metric.
+      split: Split on which it was measured.
 
     Returns:
-      Phase -> {"last": value or [S], "best": likewise, "best_step": the steps of the best, likewise}.
+      Phase -> {"last": value, "best": value, "best_step": step}, each a number, or a list [S] for several students.
     """
     found: dict[str, list[tuple[int, Any]]] = {}
     for row in metrics:

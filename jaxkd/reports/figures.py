@@ -1,4 +1,4 @@
-"""Figures of curves and of reliability."""
+"""Figures: curves of logged metrics, and reliability diagrams."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which the colour-blind can tell apart, without their yellow, which is too pale on white.
+# Okabe and Ito's palette for colour-blind readers, without its yellow, which is too pale on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", ":", "-.")
 
@@ -32,21 +32,21 @@ def plot_curves(
     x_label: str = "step (updates)",
     title: str = "",
 ) -> None:
-    """Draws logged metrics over the steps, a panel for each metric and a line for each phase and split.
+    """Draws logged metrics over the steps, with a panel for each metric and a line for each phase and split.
 
-    Phases differ by colour, splits by dashes. Where a row holds one value a student, the line is their mean and the
+    Phases differ by colour, splits by dashes. If rows hold one value for each student, the line is their mean and the
     band around it one standard deviation.
 
     Args:
-      metrics: Rows as `jaxkd.runs.read_metrics` gives them.
-      path: The image; its ending chooses the format (.png, .svg, .pdf).
-      y: The metric's name, or several.
-      labels: Metric name -> label of its axis, with the unit ("loss (nats)"); the name itself by default.
-      x_label: Label of the steps' axis.
-      title: Above the figure.
+      metrics: Rows as `jaxkd.runs.read_metrics` returns them.
+      path: Path of the image, whose suffix chooses the format (.png, .svg, .pdf).
+      y: Name of the metric, or several names.
+      labels: Metric -> label of its axis, with the unit ("loss (nats)"); the name itself by default.
+      x_label: Label of the axis of steps.
+      title: Title of the figure.
 
     Raises:
-      ValueError: If no row has one of the metrics (lists those there are).
+      ValueError: If no row has one of the metrics; the message lists those there are.
       OSError: If the image cannot be written.
     """
     rows, names = list(metrics), [y] if isinstance(y, str) else list(y)
@@ -71,21 +71,22 @@ def plot_curves(
 def plot_reliability(
     bins: Mapping[str, Mapping[str, ArrayLike]], path: str | os.PathLike[str], *, title: str = ""
 ) -> None:
-    """Draws the reliability diagram: accuracy over confidence, with the share of examples in each bin below.
+    """Draws a reliability diagram: accuracy over confidence, and below it the fraction of examples in each bin.
 
-    ECE = sum_b count_b / sum(count) * |accuracy_b - confidence_b|, shown in the legend
+    The legend shows ECE = sum_b count_b / sum(count) * |accuracy_b - confidence_b|.
 
     Args:
       bins: Model -> `count`, `confidence` and `accuracy`, each [bins]: the number of examples whose confidence falls
-        into the bin, their mean confidence and their accuracy, both in [0, 1]; empty bins may hold anything.
-      path: The image; its ending chooses the format (.png, .svg, .pdf).
-      title: Above the figure.
+        into the bin, their mean confidence and their accuracy, both in [0, 1]. Values of empty bins are ignored.
+      path: Path of the image, whose suffix chooses the format (.png, .svg, .pdf).
+      title: Title of the figure.
 
     Raises:
-      ValueError: If there is no model, or the three arrays of a model do not share one shape [bins].
+      ValueError: If there is no model, or if the three arrays of a model are not of one shape [bins].
       OSError: If the image cannot be written.
-    Reference: On Calibration of Modern Neural Networks, C. Guo, G. Pleiss, Y. Sun, K. Q. Weinberger, 2017,
-      https://arxiv.org/abs/1706.04599
+
+    Reference:
+      Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, https://arxiv.org/abs/1706.04599
     """
     if not bins:
         raise ValueError("there is no model to draw the reliability of: give at least one.")
@@ -98,18 +99,20 @@ def plot_reliability(
         )
         if not count.shape == confidence.shape == accuracy.shape or count.ndim != 1:
             shapes = f"{count.shape}, {confidence.shape} and {accuracy.shape}"
-            raise ValueError(f"count, confidence and accuracy of {name!r} have shapes {shapes}: give [bins] each.")
+            raise ValueError(
+                f"count, confidence and accuracy of {name!r} have shapes {shapes}: give all three one shape [bins]."
+            )
         full = count > 0
-        share = count[full] / count.sum() if full.any() else count[full]
+        fraction = count[full] / count.sum() if full.any() else count[full]
         gap = np.abs(accuracy[full] - confidence[full])
         style: dict[str, Any] = {
             "color": _COLOURS[index % len(_COLOURS)],
             "linewidth": 1.8,
             "marker": "osD^vPX"[index % 7],
         }
-        label = f"{name} (ECE {100 * float(share @ gap):.1f} %)"
+        label = f"{name} (ECE {100 * float(fraction @ gap):.1f} %)"
         above.plot(confidence[full], accuracy[full], label=label, markersize=5, **style)
-        below.plot(confidence[full], 100 * share, markersize=4, **style)
+        below.plot(confidence[full], 100 * fraction, markersize=4, **style)
     _dress(above, "", "accuracy (fraction right)")
     above.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     above.tick_params(labelbottom=False)
@@ -119,7 +122,7 @@ def plot_reliability(
 
 
 def _figure(panels: int, size: tuple[float, float], title: str) -> tuple[Figure, list[Axes]]:
-    """A figure of panels side by side, without pyplot and its global state."""
+    """Figure with panels in a row, made without pyplot and its global state."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(size[0] * panels, size[1]), layout="constrained")
@@ -129,7 +132,7 @@ def _figure(panels: int, size: tuple[float, float], title: str) -> tuple[Figure,
 
 
 def _draw_line(axes: Axes, rows: Sequence[Mapping[str, Any]], name: str, label: str, colour: str, dash: str) -> None:
-    """One line, with a band where the rows hold a value for each student."""
+    """Draws one line, with a band if the rows hold a value for each student."""
     steps = np.array([row["step"] for row in rows])
     values = [np.ravel(np.asarray(row[name], np.float64)) for row in rows]
     mean = np.array([v.mean() for v in values])
@@ -142,7 +145,7 @@ def _draw_line(axes: Axes, rows: Sequence[Mapping[str, Any]], name: str, label: 
 
 
 def _dress(axes: Axes, x_label: str, y_label: str, *, legend: bool = True) -> None:
-    """Labels, grid, legend and a light frame."""
+    """Adds labels, a grid, a legend and a light frame."""
     axes.set_xlabel(x_label, fontsize=11)
     axes.set_ylabel(y_label, fontsize=11)
     axes.grid(color="0.88", linewidth=0.8)
@@ -153,7 +156,7 @@ def _dress(axes: Axes, x_label: str, y_label: str, *, legend: bool = True) -> No
 
 
 def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes the image, making its folder; process 0 alone does."""
+    """Writes the image and makes its folder, on process 0 alone."""
     if not processes.is_first():
         return
     with explain_write_errors(path):

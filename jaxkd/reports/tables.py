@@ -1,4 +1,4 @@
-"""What a run is told with: a table, on a terminal and in Markdown, and figures of curves and of reliability."""
+"""Tables of results, for a terminal and for Markdown."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 
 def mean_std(values: ArrayLike, *, scale: float = 1.0, digits: int = 2) -> str:
-    """Formats the mean and the standard deviation over seeds.
+    """Mean and sample standard deviation over seeds, as text.
 
-    std = sqrt(sum_s (v_s - mean)^2 / (S - 1)), the sample's
+    std = sqrt(sum_s (v_s - mean)^2 / (S - 1))
 
     Args:
-      values: [S], one value a seed, or a scalar.
-      scale: Factor before formatting; 100 shows a fraction in percent.
-      digits: Decimals.
+      values: Values [S], one for each seed, or a scalar.
+      scale: Factor that the values are multiplied by; 100 shows a fraction in percent.
+      digits: Number of decimals.
 
     Returns:
-      "91.20 ± 0.35", or the mean alone for a single value.
+      Such as "91.20 ± 0.35"; the mean alone for a single value, "-" for none.
     """
     array = np.ravel(np.asarray(values, np.float64)) * scale
     if array.size == 0:
@@ -42,16 +42,16 @@ def table(
     title: str | None = None,
     caption: str | None = None,
 ) -> rich.table.Table:
-    """Builds the table that an experiment prints.
+    """Builds a table for the terminal.
 
     Args:
-      rows: Key -> value of each row; a missing one shows as "-".
-      columns: Keys in order, or key -> header. The first column is set to the left, the others to the right.
-      title: Above the table.
-      caption: Below it.
+      rows: Key -> value of each row; a missing value shows as "-".
+      columns: Keys in order, or key -> header. The first column is aligned to the left, the others to the right.
+      title: Text above the table.
+      caption: Text below the table.
 
     Returns:
-      A rich table: `rich.print` it.
+      Table of the library rich, for `show` or `rich.print`.
     """
     import rich.box
     import rich.table
@@ -66,12 +66,12 @@ def table(
 
 
 def show(result: rich.table.Table) -> None:
-    """Prints a table: as wide as the terminal allows, 120 columns where the output is no terminal.
+    """Prints a table, on process 0 alone.
 
-    Of several processes the first does.
+    It is as wide as the terminal allows, and at most 120 columns wide where the output is no terminal.
 
     Args:
-      result: From `table`.
+      result: Table from `table`.
     """
     import rich.console
 
@@ -82,14 +82,14 @@ def show(result: rich.table.Table) -> None:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | Mapping[str, str]) -> str:
-    """Writes the same table in Markdown, for a README.
+    """Builds a table in Markdown, for a README.
 
     Args:
       rows: As in `table`.
       columns: As in `table`.
 
     Returns:
-      Lines that end with a line break.
+      Text of the table, which ends with a line break.
     """
     headers = _headers(columns)
     rules = [":--", *["--:"] * (len(headers) - 1)]
@@ -106,22 +106,22 @@ RESULTS: Mapping[str, str] = {
     "agreement": "agrees %",
     "kl": "KL to teacher",
 }
-"""Columns of the table of results; drop those that an experiment has no use for."""
+"""Column -> header of the table of results; an experiment leaves out the columns that it has no values for."""
 
 
 def result(
     network: str, values: Mapping[str, ArrayLike], *, parameters: int, labels: int | None = None
 ) -> dict[str, str]:
-    """One row of the table of results, mean ± std where there are several students.
+    """Row of the table of results, with mean ± std if there are several students.
 
     Args:
-      network: What the row is about.
-      values: Metric -> value or [S]: `accuracy`, `ece` and `agreement` in 0..1, `kl` in nats; those there are.
-      parameters: Trained scalars of one network.
-      labels: Labels that it has seen.
+      network: Name of the network.
+      values: Metric -> value or [S]; of these are shown `accuracy`, `ece` and `agreement` in 0..1, and `kl` in nats.
+      parameters: Number of trained scalars of one network.
+      labels: Number of labels that it was trained with; None leaves the column empty.
 
     Returns:
-      Column -> text.
+      Column -> text, for `table` and `markdown` with the columns `RESULTS`.
     """
     percent = {n: mean_std(values[n], scale=100) for n in ("accuracy", "ece", "agreement") if n in values}
     nats = {"kl": mean_std(values["kl"], digits=3)} if "kl" in values else {}
@@ -130,12 +130,12 @@ def result(
 
 
 def _headers(columns: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
-    """Key -> header."""
+    """Key -> header of each column."""
     return dict(columns) if isinstance(columns, Mapping) else {key: key for key in columns}
 
 
 def _cell(value: Any) -> str:
-    """The text of one cell: thousands apart, four significant digits of other numbers."""
+    """Text of one cell: integers with separated thousands, other numbers with four significant digits."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     if isinstance(value, int | np.integer) and not isinstance(value, bool):

@@ -275,7 +275,7 @@ def broken(batch):
         ({"views": 0}, "views is 0: give at least 1"),
         ({"features": ("stage9",)}, "no feature 'stage9' to write, it has .*pooled: name one of them"),
         ({"top_k": 7}, r"the top 7 of 6 classes were asked for: give 1\.\.6"),
-        ({"batch_size": 3}, "cannot share evenly"),
+        ({"batch_size": 3}, "cannot be split evenly over"),
         (
             {"teacher": TEACHER._replace(apply=lambda v, batch, key, train: broken(batch))},
             "`teacher_logits` of example 21 in view 0 is NaN, so its shard was not written",

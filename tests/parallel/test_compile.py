@@ -124,7 +124,9 @@ def test_a_batch_is_placed_as_it_is_in_the_dtypes_of_devices_and_over_all_of_the
 
 
 def test_batch_that_the_devices_cannot_share_is_refused():
-    with pytest.raises(ValueError, match=r"'image' has 12 rows, which 8 devices.*multiple of 8"):
+    with pytest.raises(
+        ValueError, match=r"'image' has 12 rows, which cannot be split evenly over 8 devices.*multiple of 8"
+    ):
         parallel.put_batch(make_batch(12), parallel.make_mesh())
 
 

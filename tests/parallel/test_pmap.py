@@ -67,5 +67,5 @@ def test_devices_drop_out_different_units():
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():
-    with pytest.raises(ValueError, match=r"has 12 rows, which 8 devices cannot share evenly.*multiple of 8"):
+    with pytest.raises(ValueError, match=r"has 12 rows, which cannot be split evenly over 8 devices.*multiple of 8"):
         parallel.with_pmap().place(make_batch(12))
