@@ -54,7 +54,14 @@ def _bound(text: str | None, size: int, name: str, split: str) -> int | None:
 
 
 def listing(names: Mapping[str, object] | list[str] | tuple[str, ...]) -> str:
-    """Enumeration of names for a sentence: "train, validation and test", or "nothing"."""
+    """Enumeration of names for a sentence.
+
+    Args:
+      names: The names.
+
+    Returns:
+      Such as "train, validation and test"; "nothing" if there are no names.
+    """
     ordered = list(names)
     if len(ordered) < 2:
         return ordered[0] if ordered else "nothing"
@@ -78,7 +85,7 @@ def root_cause(error: BaseException) -> str:
 
 
 def is_text(values: np.ndarray) -> bool:
-    """Tells if an array holds texts (str, bytes or objects), which no device takes.
+    """Tests if an array holds texts (str, bytes or objects), which no device takes.
 
     Args:
       values: Any array.

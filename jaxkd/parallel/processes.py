@@ -96,7 +96,7 @@ def _check(coordinator: str, num_processes: int | None, process_id: int | None) 
 
 
 def is_first() -> bool:
-    """Tells if this process is process 0, which writes and prints for all.
+    """Tests if this process is process 0, which writes and prints for all.
 
     Returns:
       True in process 0 and in a single process.
@@ -161,7 +161,7 @@ def _exchanged(exchange: Callable[[Any], Any], value: Any) -> Any:
 
 
 def stop_agreed() -> bool:
-    """Tells if all processes are to stop after this step, because one of them has received SIGTERM.
+    """Tests if all processes are to stop after this step, because one of them has received SIGTERM.
 
     Each process must call it exactly once a step. The answer is the same in all processes.
 
@@ -201,7 +201,7 @@ def run(function: Callable[[], Any]) -> None:
 
 
 def _of_the_runtime(error: BaseException) -> bool:
-    """Tells if JAX's runtime raised an error, also one that it raises as a ValueError while an operation starts."""
+    """Tests if JAX's runtime raised an error, also one that it raises as a ValueError while an operation starts."""
     started = isinstance(error, ValueError) and re.match(r"[A-Z_]+: ", str(error)) is not None
     return started or isinstance(error, jax.errors.JaxRuntimeError)
 

@@ -163,13 +163,31 @@ class PhaseLogger(NamedTuple):
     progress: Progress | None = None
 
     def write(self, step: int, split: str, metrics: Mapping[str, ArrayLike | Sequence[float]]) -> None:
-        """Writes one line of this phase, as `Logger.write` does, and shows it in the progress bar."""
+        """Writes one line of this phase and shows the split "train" in the progress bar.
+
+        Args:
+          step: Number of updates done in the phase.
+          split: "train", "test", ...; "system" for measurements of the run itself.
+          metrics: Name -> scalar, or [S] with one value for each student.
+
+        Raises:
+          ValueError: As `Logger.write`.
+          OSError: As `Logger.write`.
+        """
         self.logger.write(step, split, metrics, self.name)
         if self.progress is not None and split == "train":
             self.progress.update(step, metrics)
 
     def truncate(self, step: int) -> None:
-        """Removes this phase's lines after a step, as `Logger.truncate` does; the progress bar goes on from there."""
+        """Removes this phase's lines after a step, from which the progress bar continues.
+
+        Args:
+          step: Step that the training resumes from.
+
+        Raises:
+          OSError: As `Logger.truncate`.
+          ValueError: As `Logger.truncate`.
+        """
         self.logger.truncate(self.name, step)
         if self.progress is not None:
             self.progress.resume(step)

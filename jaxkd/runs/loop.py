@@ -42,10 +42,20 @@ class Log(Protocol):
     """Interface of the logger that `fit` takes; `jaxkd.runs.Logger.phase` returns one."""
 
     def write(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
-        """Records the metrics of one step."""
+        """Records metrics.
+
+        Args:
+          step: Number of updates done.
+          split: Split that they were measured on, or "system".
+          metrics: Name -> scalar, or [S] with one value for each student.
+        """
 
     def truncate(self, step: int) -> None:
-        """Removes what was recorded after this step."""
+        """Removes the metrics that were recorded after a step.
+
+        Args:
+          step: Step that the training resumes from.
+        """
 
 
 def evaluate(step: EvalFn, state: TrainState, teacher_variables: Variables, batches: Iterable[Batch]) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def doubled(batch):
     return {**batch, "image": batch["image"] * 2 + batch["image"].mean()}
 
 
-def taught(rows, view):
+def targets(rows, view):
     return {"teacher_logits": np.float32(100 * view + rows)[:, None]}
 
 
@@ -151,7 +151,7 @@ def taught(rows, view):
     [
         lambda **k: train_batches(SOURCE, 6, seed=3, **k),
         lambda **k: train_batches(SOURCE, 6, seed=3, transform=doubled, **k),
-        lambda **k: train_batches(dataclasses.replace(SOURCE, views=2, targets=taught), 6, seed=3, **k),
+        lambda **k: train_batches(dataclasses.replace(SOURCE, views=2, targets=targets), 6, seed=3, **k),
         lambda **k: train_batches(dataclasses.replace(SOURCE, views=2), 6, seed=3, **k),
         lambda **k: eval_batches(SOURCE, 4, **k),
         lambda **k: train_batches(SOURCE, 6, seed=3, **k)[2:].map(doubled),

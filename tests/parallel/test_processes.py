@@ -87,7 +87,9 @@ def test_two_processes_equal_one_device(tmp_path):
     assert "run the same command again everywhere" in said
     assert "\n" not in said
     said = two[1]["sentences"]["rows"]
-    assert "has 3 rows, which 2 devices cannot share evenly: choose a batch size that is a multiple of 4" in said
+    assert (
+        "has 3 rows, which cannot be split evenly over 2 devices: choose a batch size that is a multiple of 4" in said
+    )
 
 
 def targets_are_written_by_all_processes(two):

@@ -142,7 +142,7 @@ def test_of_two_failures_the_first_is_reported(tmp_path, monkeypatch):
         fails(None)
 
 
-def test_stages_have_their_own_checkpoints(tmp_path, monkeypatch):
+def test_phases_have_their_own_checkpoints(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made = directory.open_run(Config())
     teacher, student = made.phase("teacher"), made.phase("distilled")

@@ -99,7 +99,7 @@ def killed():
         yield stack.enter_context
 
 
-def test_a_resumed_run_logs_each_step_of_each_stage_once(tmp_path, killed):
+def test_a_resumed_run_logs_each_step_of_each_phase_once(tmp_path, killed):
     """Three starts, killed after steps 7 and 9, checkpoints every 5: the log equals that of one uninterrupted run."""
 
     def train(path, start, stop):
@@ -120,7 +120,7 @@ def test_a_resumed_run_logs_each_step_of_each_stage_once(tmp_path, killed):
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
 
 
-def test_truncate_touches_only_its_stage_and_only_later_steps(tmp_path):
+def test_truncate_touches_only_its_phase_and_only_later_steps(tmp_path):
     with Logger(tmp_path, tensorboard=False) as logger:
         for phase in ("", "a", "b"):
             for step in (1, 2, 3):
@@ -300,7 +300,7 @@ def test_the_tests_own_reader_agrees_with_the_writer(tmp_path):
     assert [e.step for e in events(tmp_path)] == [3]
 
 
-def test_wandb_offline_keeps_every_stage_over_its_own_step(tmp_path):
+def test_wandb_offline_keeps_every_phase_over_its_own_step(tmp_path):
     """In a process of its own, for W&B leaves threads and hooks behind."""
     code = """
         import sys
@@ -439,7 +439,7 @@ def test_a_terminal_gets_a_bar(clock, total):
     assert ("loss 3  accuracy 0.500  100 examples/s  0:00 left" in shown) == (total == 3)
 
 
-def test_the_stage_shows_training_metrics_and_resumes(tmp_path, clock):
+def test_the_phase_shows_training_metrics_and_resumes(tmp_path, clock):
     out = io.StringIO()
     with Logger(tmp_path, tensorboard=False) as logger, progress(out) as bar:
         phase = logger.phase("distilled", bar)

@@ -91,7 +91,7 @@ def test_comparison_of_resumed_runs_can_fail(tmp_path):
         assert_trees_equal(other.params, whole.params)
 
 
-def test_finished_stage_is_not_trained_again(tmp_path):
+def test_finished_phase_is_not_trained_again(tmp_path):
     first = fit(3, tmp_path)
 
     def forbidden(k):

@@ -165,7 +165,7 @@ def test_a_run_cut_short_with_a_cache_and_one_under_pmap_end_as_a_live_one_under
         (["--tempreture", "3"], "--temperature"),
         (["--teacher", "resnet19"], "there is no network 'resnet19': choose one of mlp, convnet"),
         (["--source", "npz:nowhere.npz"], "nowhere.npz"),
-        (["--batch-size", "12"], "which 8 devices cannot share evenly"),
+        (["--batch-size", "12"], "which cannot be split evenly over 8 devices"),
         (["--train-split", "train[:0]"], "empty"),
         (["--test-split", "tset"], "test"),
         (["--epochs", "0"], "epochs is 0: give at least 1"),

@@ -59,7 +59,7 @@ def prepare_digits(data_dir: str | os.PathLike[str]) -> Path:
 
 
 def _is_prepared(folder: Path) -> bool:
-    """Tells if TFDS has finished a folder: it gets its name only when both files are in it."""
+    """Tests if TFDS has finished a folder: it gets its name only when both files are in it."""
     return all((folder / name).is_file() for name in ("dataset_info.json", "features.json"))
 
 
