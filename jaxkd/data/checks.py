@@ -34,7 +34,7 @@ def split_rows(name: str, split: str, sizes: Mapping[str, int]) -> tuple[str, in
         )
     base = match["name"].strip()
     if base not in sizes:
-        raise ValueError(f"{name} has no split {base!r}: it has {listing(sizes)}.")
+        raise ValueError(f"{name} has no split {base!r}: it has {listing(sizes)}, choose one of these.")
     size = sizes[base]
     first, last = (_bound(match[end], size, name, split) for end in ("start", "stop"))
     start, stop, _ = slice(first, last).indices(size)
@@ -153,5 +153,5 @@ def check_image(name: str, row: int, shape: tuple[int, ...], expected: tuple[int
     if tuple(shape) != tuple(expected):
         raise ValueError(
             f"the image in row {row} of {name} has shape {tuple(shape)} but {tuple(expected)} was expected: "
-            "make all images the same shape, or give image_size=(height, width) to have them resized."
+            "make all images the same shape, or give image_size=(height, width) (--image-size) to have them resized."
         )

@@ -104,7 +104,9 @@ def with_fields(source: Source, **fields: np.ndarray) -> Source:
     have = source.read(np.zeros(1, np.int64))
     for field, values in fields.items():
         if len(values) != source.size:
-            raise ValueError(f"`{field}` has {len(values)} rows but {source.name} has {source.size}: give one each.")
+            raise ValueError(
+                f"`{field}` has {len(values)} rows but {source.name} has {source.size}: give one value for each row."
+            )
         if field in have:
             raise ValueError(f"{source.name} already has the field `{field}`: give another name.")
 

@@ -118,7 +118,7 @@ def barrier(name: str, seconds: float = _WAIT_SECONDS) -> None:
         _wait(name, seconds)
     except RuntimeError as error:
         raise ValueError(
-            f"waited {seconds:g} s at the barrier {name!r} for other processes that did not come "
+            f"waited {seconds:g} s at the barrier {name!r} for other processes, which did not come in time "
             f"({_reason(error)}): {_ADVICE}."
         ) from error
 

@@ -16,7 +16,7 @@ from jaxkd.types import Metrics, TrainState
 
 _LOG = logging.getLogger(__name__)
 
-PATIENCE = 100
+MAX_SKIPPED = 100
 """Number of updates skipped in a row (see `train.make_train_step`) after which a training is given up."""
 
 _MEMORY = 500  # losses that the usual level is computed from
@@ -43,11 +43,11 @@ class Divergence(NamedTuple):
 
     Attributes:
       factor: Distance from the usual level, relative to the scale, above which a loss is high.
-      looks: Number of steps in a row with a high loss that end the training.
+      patience: Number of steps in a row with a high loss that end the training.
     """
 
     factor: float = 100.0
-    looks: int = 50
+    patience: int = 50
 
 
 USUAL = Divergence()
@@ -163,11 +163,11 @@ class LossWatch:
         if "skipped" in metrics:
             broken = self._skipped_too_often(np.asarray(metrics["skipped"]))
             if loss.ndim:
-                broken = self._newly_lost(broken, f"has had no finite update for {PATIENCE} steps", number)
+                broken = self._newly_lost(broken, f"has had no finite update for {MAX_SKIPPED} steps", number)
         if np.any(broken):
             raise NonFiniteError(self._non_finite(number, loss, broken, list(done.each())[place][1]))
         loss = np.where(self._lost, 0.0, loss)
-        if self._guard is not None and (found := self._guard.look(loss)) is not None:
+        if self._guard is not None and (found := self._guard.update(loss)) is not None:
             gone = np.arange(loss.size).reshape(loss.shape) == found[0]
             if "skipped" not in metrics or not loss.ndim or np.any(self._newly_lost(gone, "has diverged", number)):
                 raise DivergenceError(self._diverged(number, loss, found))
@@ -186,7 +186,7 @@ class LossWatch:
         """True for students that have skipped too many updates in a row."""
         before = skipped if self._skipped is None else self._skipped
         self._skipped, self._in_a_row = skipped, np.where(skipped > before, self._in_a_row + 1, 0)
-        return self._in_a_row >= PATIENCE
+        return self._in_a_row >= MAX_SKIPPED
 
     def _non_finite(self, number: int, loss: np.ndarray, broken: np.ndarray, metrics: Metrics) -> str:
         """Error message about a loss or gradients that are not finite."""
@@ -196,7 +196,7 @@ class LossWatch:
         who, worst = _who(loss, student), loss.ravel()[student]
         what = f"gradients{who} are not finite" if np.isfinite(worst) else f"loss{who} became {worst}"
         named = f" (term {', '.join(terms)})" if terms else ""
-        many = f", where {PATIENCE} updates in a row were skipped" if "skipped" in metrics else ""
+        many = f", where {MAX_SKIPPED} updates in a row were skipped" if "skipped" in metrics else ""
         return f"the {what} at step {number}{named}{many}: {self._advice()}"
 
     def _diverged(self, number: int, loss: np.ndarray, found: tuple[int, float, Divergence]) -> str:
@@ -204,7 +204,7 @@ class LossWatch:
         student, usual, limits = found
         return (
             f"the loss{_who(loss, student)} diverges: it is {loss.ravel()[student]:.4g} at step {number} and has been "
-            f"far above its usual {usual:.4g} for {limits.looks} steps in a row; if such a rise is intended, give a "
+            f"far above its usual {usual:.4g} for {limits.patience} steps in a row; if such a rise is intended, give a "
             f"Divergence with a factor above {limits.factor:g}, else {self._advice()}"
         )
 
@@ -227,14 +227,14 @@ class _Guard:
         self._ceiling = np.array(np.inf)
         self.in_a_row = np.zeros((), int)
 
-    def look(self, loss: np.ndarray) -> tuple[int, float, Divergence] | None:
+    def update(self, loss: np.ndarray) -> tuple[int, float, Divergence] | None:
         """Takes in the losses of one step; returns a student whose loss diverges and its usual level, or None."""
         finite = np.isfinite(loss)  # updates with other losses were skipped
         high = finite & (loss > self._ceiling)
         self.in_a_row = np.where(high, self.in_a_row + 1, np.where(finite, 0, self.in_a_row))
         if high.any() or not finite.all():
             student = int(np.argmax(self.in_a_row))
-            gone = self.in_a_row.ravel()[student] >= self._limits.looks
+            gone = self.in_a_row.ravel()[student] >= self._limits.patience
             return (student, float(self._usual.ravel()[student]), self._limits) if gone else None
         if self._memory is None:
             self._memory = np.empty((_MEMORY, *loss.shape))

@@ -157,7 +157,7 @@ def test_a_stage_writes_what_it_measured_beside_its_metrics_and_not_among_them(t
 
 def test_a_stage_that_diverges_is_stopped_unless_its_setting_lets_it(tmp_path):
     """Steps that climb: the loss grows by three orders of magnitude and is finite all the time."""
-    quick = Divergence(factor=3.0, looks=3)
+    quick = Divergence(factor=3.0, patience=3)
     climb = {"rate": lambda step: -1.0 * (step > 24)}
     with pytest.raises(DivergenceError, match="the last good checkpoint is step"):
         train(tmp_path / "watched", steps=60, every=20, divergence=quick, **climb)

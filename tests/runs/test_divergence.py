@@ -10,7 +10,7 @@ from jaxkd.runs import divergence, loop
 from jaxkd.runs.checkpoint import Checkpoints
 from jaxkd.runs.divergence import Divergence, DivergenceError, Done, LossWatch, NonFiniteError
 
-QUICK = Divergence(factor=10.0, looks=4)
+QUICK = Divergence(factor=10.0, patience=4)
 
 
 def feed(losses, divergence=divergence.USUAL, start=0, **more):
@@ -143,7 +143,7 @@ def test_skipped_steps_are_not_looked_at():
 
 
 def test_broken_gradients_under_a_finite_loss_are_called_so(monkeypatch):
-    monkeypatch.setattr(divergence, "PATIENCE", 3)
+    monkeypatch.setattr(divergence, "MAX_SKIPPED", 3)
     with pytest.raises(NonFiniteError, match=r"^the gradients are not finite at step 8, where 3 updates in a row were"):
         feed(np.ones(9), skipped=np.maximum(np.arange(10) - 4, 0))
 
@@ -200,7 +200,7 @@ def test_the_last_state_is_kept_even_if_its_loss_is_high(tmp_path):
 @pytest.mark.parametrize("bad", [1e9, np.nan])
 def test_a_student_of_a_sweep_is_given_up_alone(bad, caplog, monkeypatch):
     """With updates that may be skipped, one student may go; the last one's end is the run's."""
-    monkeypatch.setattr(divergence, "PATIENCE", 5)
+    monkeypatch.setattr(divergence, "MAX_SKIPPED", 5)
     losses = np.random.default_rng(0).uniform(1, 2, (120, 3))
     skipped = np.zeros((121, 3), int)
     for student in (0, 2):

@@ -159,7 +159,7 @@ def test_a_run_that_skips_goes_on_counts_and_keeps_the_count(tmp_path):
 
 
 def test_a_run_that_only_skips_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(divergence, "PATIENCE", 3)
+    monkeypatch.setattr(divergence, "MAX_SKIPPED", 3)
     with pytest.raises(divergence.NonFiniteError, match="became nan at step 4"):
         skipping(tmp_path, {1, 2, 3, 4, 5})
 

@@ -144,7 +144,7 @@ def _checked_fields(name: str, given: Mapping[str, Any], frame: pictures.Frame |
         missing = "label" if "label" not in fields else "image"
         raise ValueError(
             f"{name} has no array `{missing}`: it holds {checks.listing(list(given))}, but `label` and one of `image`, "
-            "`tokens` or a text are needed."
+            "`tokens` or a text are needed: add or rename an array."
         )
     lengths = {key: _length(value) for key, value in fields.items()}
     if len(set(lengths.values())) > 1:
@@ -217,6 +217,7 @@ def _resized(name: str, row: int, image: np.ndarray, frame: pictures.Frame | Non
         return pictures.Picture(image, 1.0)
     if image.ndim != 3:
         raise ValueError(
-            f"the image in row {row} of {name} has shape {image.shape}: image_size needs [height, width, channels]."
+            f"the image in row {row} of {name} has shape {image.shape}, which cannot be resized: give images of shape "
+            "[height, width, channels] or [height, width]."
         )
     return pictures.resize(image, frame)

@@ -37,7 +37,8 @@ def from_pictures(folder: Path, split: str, num_classes: int | None, frame: pict
         raise ValueError(f"{folder} holds no folder of a split: give one like {folder}/train/CLASS/PICTURE.jpg.")
     if frame is None:
         raise ValueError(
-            f"the pictures in {folder} may vary in shape: give image_size=(height, width) to have them resized."
+            f"the pictures in {folder} may vary in shape: give image_size=(height, width) (--image-size) to have them "
+            "resized."
         )
     classes = sorted({path.name for name in splits for path in (folder / name).iterdir() if path.is_dir()})
     number = {name: i for i, name in enumerate(classes)}

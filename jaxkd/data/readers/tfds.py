@@ -138,8 +138,8 @@ def _from_builder(name: str, builder: Any, split: str, num_classes: int | None, 
     channels = features[fields.image].shape[-1] if fields.image else None
     if fields.image and frame is None and None in features[fields.image].shape[:2]:
         raise ValueError(
-            f"the images of {name} vary in shape, {features[fields.image].shape}: give image_size=(height, width) to "
-            "have them resized."
+            f"the images of {name} vary in shape, {features[fields.image].shape}: give image_size=(height, width) "
+            "(--image-size) to have them resized."
         )
     chosen = [fields.label, *fields.texts, *fields.numbers, *([fields.image] if fields.image else [])]
     # Images are taken as their files' bytes, so that Pillow decodes and resizes them, and no other feature is decoded.
