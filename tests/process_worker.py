@@ -8,11 +8,12 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from jaxkd import cache, data, parallel, train
+from jaxkd import cache, data, parallel
 from jaxkd.cache import shards, write
 from jaxkd.experiment.context import Context
 from jaxkd.experiment.evaluator import predict
 from jaxkd.parallel import processes
+from jaxkd.train import devices, step
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -49,10 +50,10 @@ def spread(names, ways, more):
 
 
 def without_gather():
-    """Negative control: each device on its own share, under pmap over all processes."""
+    """Negative control: each device on its own shard, under pmap over all processes."""
     from matrix import parts
 
-    train._gathered = lambda tree, axis_name: tree
+    devices.gathered = step.gathered = lambda tree, axis_name: tree
     _, metrics = parts("couples the batch").run(parallel.with_pmap(), steps=1)
     return parallel.fetch(metrics[0])
 
