@@ -80,8 +80,8 @@ def write_targets(
     """
     if views < 1:
         raise ValueError(f"views is {views}: give at least 1.")
-    shard_size = batch_size // jax.process_count()
-    if shard_size < 1 or batch_size % jax.process_count():
+    own_size = batch_size // jax.process_count()
+    if own_size < 1 or batch_size % jax.process_count():
         raise ValueError(
             f"batch_size is {batch_size}: give a positive multiple of {jax.process_count()}, the number of processes."
         )
@@ -90,15 +90,15 @@ def write_targets(
     manifest = _begin(
         folder, source, prepare, jax.eval_shape(outputs, teacher_variables, _one(source)), made_with, rows
     )
-    choices = list(_choices(_missing(folder, manifest, views), shard_size))
+    choices = list(_choices(_missing(folder, manifest, views), own_size))
     teacher_variables = plan.put(teacher_variables)
     plan = plan if plan.axis_name is None else parallel.with_jit(plan.mesh)
     step = plan.compile(lambda _, variables, batch: outputs(variables, batch), donate_state=False)
-    batches = data.chosen_batches(source, shard_size, [chosen for _, chosen in choices])
+    batches = data.chosen_batches(source, own_size, [chosen for _, chosen in choices])
     with Progress("targets", len(choices), batch_size=batch_size) as progress:
         with contextlib.closing(data.prefetch(batches, plan.place)) as placed:
             compute = functools.partial(step, None, teacher_variables)
-            _write(folder, manifest, _results(compute, choices, placed, shard_size, progress))
+            _write(folder, manifest, _results(compute, choices, placed, own_size, progress))
         rate = progress.examples_per_second
     processes.barrier(f"targets in {path}")
     if processes.is_first() and views > manifest.views:

@@ -75,3 +75,10 @@ def test_a_failed_shard_leaves_nothing(path):
 def test_a_folder_that_cannot_be_written_gets_a_sentence(tmp_path):
     with pytest.raises(ValueError, match=r"b\.array_record cannot be written \(.*No such file or directory"):
         fail(tmp_path / "nowhere", AssertionError("nothing can be written"))
+
+
+def test_unfinished_files_of_a_killed_writer_are_deleted(path):
+    for name in ("b.part", ".manifest.json.17.tmp"):
+        (path.parent / name).write_text("unfinished")
+    shards.clear_parts(path.parent)
+    assert list(path.parent.iterdir()) == [path]
