@@ -9,14 +9,35 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jaxkd import numerics
 from jaxkd.kernels.vocabulary import Pulled, pull
 from jaxkd.losses.sequence import LogitsLoss, check_mask, tempered_kl
+from jaxkd.testing import (
+    COUPLED,
+    DISTANCE,
+    Draw,
+    declare,
+)
 from jaxkd.types import PyTree
 
+__all__ = ["chunked_kl"]
 
+
+def _hidden(draw: Draw) -> dict[str, np.ndarray]:
+    """Hidden states of both sides, and the mask of their tokens."""
+    return {"student_hidden": draw.tokens(), "teacher_hidden": draw.tokens(), "mask": draw.mask()}
+
+
+def _heads(draw: Draw) -> dict[str, np.ndarray]:
+    """One head for both sides, so that equal hidden states give equal logits."""
+    head = draw.normal(draw.sizes.width, draw.sizes.vocabulary)
+    return {"student_head": head, "teacher_head": head}
+
+
+@declare(_hidden, (*COUPLED, *DISTANCE), fixed=_heads, kinds={"mask": "other"}, needs="texts")
 def chunked_kl(
     student_hidden: ArrayLike,
     teacher_hidden: ArrayLike,

@@ -7,9 +7,23 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jaxkd import numerics
+from jaxkd.testing import (
+    BATCH_OF_ONE,
+    COUPLED,
+    FEATURES,
+    JOINT_ROTATION_INVARIANT,
+    NON_NEGATIVE,
+    SCALE_INVARIANT,
+    SYMMETRIC,
+    Draw,
+    declare,
+)
+
+__all__ = ["clip", "clip_affinity", "crd", "info_nce", "info_nce_queue"]
 
 
 class CRDBank(NamedTuple):
@@ -26,6 +40,21 @@ class CRDBank(NamedTuple):
     teacher: jax.Array
     student_z: jax.Array
     teacher_z: jax.Array
+
+
+_POINTS = (*COUPLED, BATCH_OF_ONE, NON_NEGATIVE, SCALE_INVARIANT)
+
+
+def _bank(draw: Draw) -> CRDBank:
+    """A bank after the first batch, whose constants Z are set."""
+    student, teacher = draw.normal(2, 8 * draw.sizes.batch, draw.sizes.width)
+    return CRDBank(student, teacher, jnp.float32(7), jnp.float32(11))
+
+
+def _images_and_texts(draw: Draw) -> tuple[np.ndarray, ...]:
+    """Embeddings of images and of texts; the teacher's are wider."""
+    wider = draw.sizes.width + 1
+    return draw.vectors(), draw.vectors(), draw.examples(wider), draw.examples(wider)
 
 
 def crd_init(key: jax.Array, *, examples: int, width: int) -> CRDBank:
@@ -61,6 +90,13 @@ def crd_indices(key: jax.Array, own: ArrayLike, *, examples: int, negatives: int
     return jnp.concatenate([first, (first + steps) % examples], axis=1)
 
 
+@declare(
+    lambda draw: (draw.vectors(), draw.vectors(), draw.integers(8 * draw.sizes.batch, 64)),
+    (*FEATURES, NON_NEGATIVE, SCALE_INVARIANT),
+    fixed=lambda draw: {"bank": _bank(draw)},
+    kinds={"indices": "other"},
+    own="two embeddings, memory bank as state: `objectives.crd`",
+)
 def crd(
     student_embedding: ArrayLike,
     teacher_embedding: ArrayLike,
@@ -147,6 +183,11 @@ def crd_update(
     return CRDBank(*(a.astype(jnp.asarray(b).dtype) for a, b in zip(new, bank, strict=True)))
 
 
+@declare(
+    lambda draw: (draw.vectors(), draw.vectors()),
+    (*_POINTS, JOINT_ROTATION_INVARIANT),
+    own="embeddings, if widths differ: `linear(width=...)` on both sides",
+)
 def info_nce(student_embedding: ArrayLike, teacher_embedding: ArrayLike, *, temperature: ArrayLike = 0.07) -> jax.Array:
     """InfoNCE within a batch: find the teacher's view of an example among those of the batch; couples the batch.
 
@@ -171,6 +212,12 @@ def info_nce(student_embedding: ArrayLike, teacher_embedding: ArrayLike, *, temp
     return -jnp.mean(jnp.diagonal(numerics.log_softmax(_cosines(s, t), temperature)))
 
 
+@declare(
+    lambda draw: (draw.vectors(), draw.vectors()),
+    (*FEATURES, NON_NEGATIVE, SCALE_INVARIANT),
+    fixed=lambda draw: {"queue": draw.normal(16 * draw.sizes.batch, draw.sizes.width)},
+    own="two embeddings, queue as state: `objectives.info_nce_queue`",
+)
 def info_nce_queue(
     student_embedding: ArrayLike, teacher_embedding: ArrayLike, queue: ArrayLike, *, temperature: ArrayLike = 0.07
 ) -> jax.Array:
@@ -232,6 +279,7 @@ def queue_push(queue: jax.Array, teacher_embedding: ArrayLike) -> jax.Array:
     return jnp.concatenate([queue, numerics.unit(rows).astype(queue.dtype)])[-len(queue) :]
 
 
+@declare(lambda draw: (draw.vectors(), draw.vectors()), (*_POINTS, JOINT_ROTATION_INVARIANT, SYMMETRIC))
 def clip(student_embedding: ArrayLike, teacher_embedding: ArrayLike, *, temperature: ArrayLike = 0.07) -> jax.Array:
     """CLIP's symmetric InfoNCE, for two modalities or two models; couples the batch.
 
@@ -257,6 +305,7 @@ def clip(student_embedding: ArrayLike, teacher_embedding: ArrayLike, *, temperat
     return (there + back) / 2
 
 
+@declare(_images_and_texts, _POINTS, needs="images and texts")
 def clip_affinity(
     student_image: ArrayLike,
     student_text: ArrayLike,

@@ -9,8 +9,25 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxkd import numerics
+from jaxkd.testing import (
+    BATCH_OF_ONE,
+    COUPLED,
+    EXTREME_LOGITS,
+    FLAT_AT_EQUALITY,
+    MASKED_CLASSES,
+    NON_NEGATIVE,
+    OF_PROBABILITIES,
+    SYMMETRIC,
+    ZERO_AT_EQUALITY,
+    declare,
+)
+
+__all__ = ["dist", "mlkd"]
+
+_RELATIONS = (*COUPLED, *OF_PROBABILITIES, BATCH_OF_ONE, EXTREME_LOGITS, MASKED_CLASSES, NON_NEGATIVE)
 
 
+@declare(lambda draw: (draw.logits(), draw.logits()), (*_RELATIONS, SYMMETRIC))
 def dist(
     student_logits: ArrayLike,
     teacher_logits: ArrayLike,
@@ -51,6 +68,7 @@ def dist(
     return T**2 * (beta * inter + gamma * intra)
 
 
+@declare(lambda draw: (draw.logits(), draw.logits()), (*_RELATIONS, ZERO_AT_EQUALITY, FLAT_AT_EQUALITY))
 def mlkd(
     student_logits: ArrayLike,
     teacher_logits: ArrayLike,

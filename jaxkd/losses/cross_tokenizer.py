@@ -4,11 +4,35 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jaxkd import numerics
+from jaxkd.testing import (
+    ALWAYS,
+    BATCH_OF_ONE,
+    DIVERGENCE,
+    EXTREME_LOGITS,
+    INDEPENDENT_ROWS,
+    NON_NEGATIVE,
+    SHIFT_INVARIANT,
+    SYMMETRIC,
+    Draw,
+    declare,
+)
+
+__all__ = ["uld", "uld_answers"]
 
 
+def _answers(draw: Draw) -> tuple[np.ndarray, ...]:
+    """Texts of two tokenizers: another number of tokens and a larger vocabulary on the teacher's side."""
+    B, L, V = draw.sizes.batch, draw.sizes.length, draw.sizes.vocabulary
+    student, teacher = draw.examples(L + 1, V, scale=2), draw.examples(L + 2, V + 2, scale=2)
+    start, length = np.arange(B) % 3, np.array([L - 1, L + 1, 2, 0, L, 1])[np.arange(B) % 6]
+    return student, teacher, start, length, (start + 1) % 4, length[::-1].copy()
+
+
+@declare(lambda draw: (draw.logits(), draw.logits()), (*DIVERGENCE, SYMMETRIC))
 def uld(
     student_logits: ArrayLike,
     teacher_logits: ArrayLike,
@@ -48,6 +72,9 @@ def uld(
     return jnp.sum(jnp.abs(q - p), axis=-1)
 
 
+@declare(
+    _answers, (*ALWAYS, INDEPENDENT_ROWS, BATCH_OF_ONE, EXTREME_LOGITS, SHIFT_INVARIANT, NON_NEGATIVE), needs="texts"
+)
 def uld_answers(
     student_logits: ArrayLike,
     teacher_logits: ArrayLike,

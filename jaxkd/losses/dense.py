@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jaxkd import numerics
+from jaxkd.testing import (
+    CLASS_PERMUTATION_INVARIANT,
+    DISTANCE,
+    DIVERGENCE,
+    EXTREME_LOGITS,
+    FEATURES,
+    MASKED_CLASSES,
+    OF_PROBABILITIES,
+    ROTATION_INVARIANT,
+    SCALE_INVARIANT,
+    SYMMETRIC,
+    Draw,
+    declare,
+)
+
+__all__ = ["cwd", "fgd", "ifvd", "ld", "pixel_kd"]
 
 
 class Context(NamedTuple):
@@ -35,6 +52,26 @@ class Context(NamedTuple):
     fc2_bias: ArrayLike
 
 
+def _segments(draw: Draw) -> tuple[np.ndarray, ...]:
+    """Maps, and class maps of a higher resolution, in which -1 and 4 are no classes."""
+    H, W = draw.sizes.rows, draw.sizes.columns
+    return draw.maps(), draw.maps(), draw.integers(5, 2 * H, 2 * W - 1, start=-1)
+
+
+def _fgd_arguments(draw: Draw) -> dict[str, Any]:
+    """Context blocks, the image's shape, and weights under which every part of the loss counts."""
+    C, M = draw.sizes.width, draw.sizes.width // 2
+    shapes = ((C,), (), (C, M), (M,), (M,), (M,), (M, C), (C,))
+    block = Context(*(draw.normal(*shape) for shape in shapes))
+    weights = dict.fromkeys(("alpha", "beta", "gamma", "lambda_"), 1.0)
+    return {"student_context": block, "teacher_context": block, "image_shape": draw.image_shape, **weights}
+
+
+@declare(
+    lambda draw: (draw.maps(), draw.maps()),
+    (*FEATURES, *DISTANCE, EXTREME_LOGITS, MASKED_CLASSES, *OF_PROBABILITIES),
+    needs="a class for each pixel",
+)
 def pixel_kd(
     student_logits: ArrayLike,
     teacher_logits: ArrayLike,
@@ -76,6 +113,7 @@ def pixel_kd(
     return jax.vmap(numerics.masked_mean)(numerics.per_example(T**2, divergence) * divergence, weights)
 
 
+@declare(lambda draw: (draw.maps(), draw.maps()), (*FEATURES, *DISTANCE, EXTREME_LOGITS, CLASS_PERMUTATION_INVARIANT))
 def cwd(student_feature: ArrayLike, teacher_feature: ArrayLike, *, temperature: ArrayLike = 4.0) -> jax.Array:
     """Channel-wise distillation: KL between the distributions of each channel over the positions, times T^2.
 
@@ -103,6 +141,13 @@ def cwd(student_feature: ArrayLike, teacher_feature: ArrayLike, *, temperature: 
     return T**2 * jnp.mean(numerics.kl_divergence(log_p, log_q), axis=1)
 
 
+@declare(
+    _segments,
+    (*FEATURES, *DISTANCE, SYMMETRIC, SCALE_INVARIANT, ROTATION_INVARIANT),
+    fixed=lambda draw: {"num_classes": 4},
+    kinds={"labels": "other"},
+    needs="a class for each pixel",
+)
 def ifvd(student_feature: ArrayLike, teacher_feature: ArrayLike, labels: ArrayLike, *, num_classes: int) -> jax.Array:
     """Intra-class feature variation: squared difference of each position's cosine with the mean feature of its class.
 
@@ -140,6 +185,9 @@ def ifvd(student_feature: ArrayLike, teacher_feature: ArrayLike, labels: ArrayLi
     return jnp.mean(jnp.square(variation_s - variation_t), axis=1)
 
 
+@declare(
+    lambda draw: (draw.examples(4, draw.sizes.width), draw.examples(4, draw.sizes.width)), DIVERGENCE, needs="boxes"
+)
 def ld(
     student_logits: ArrayLike,
     teacher_logits: ArrayLike,
@@ -175,6 +223,14 @@ def ld(
     return divergence / s.shape[-1] if mean_over_bins else divergence
 
 
+@declare(
+    lambda draw: (draw.maps(), draw.maps(), draw.boxes(4)),
+    (*FEATURES, *DISTANCE),
+    fixed=_fgd_arguments,
+    kinds={"boxes": "other"},
+    own="projection, two context blocks: `objectives.fgd`",
+    needs="boxes",
+)
 def fgd(
     student_feature: ArrayLike,
     teacher_feature: ArrayLike,

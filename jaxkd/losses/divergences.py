@@ -10,8 +10,16 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxkd import numerics
+from jaxkd.testing import (
+    DIVERGENCE,
+    SYMMETRIC,
+    declare,
+)
+
+__all__ = ["jeffreys", "jsd", "reverse_kl", "skew_kl", "skew_reverse_kl", "tvd"]
 
 
+@declare(lambda draw: (draw.logits(), draw.logits()), DIVERGENCE)
 def reverse_kl(student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperature: ArrayLike = 1.0) -> jax.Array:
     """Reverse KL: from the student's distribution to the teacher's, which makes the student seek a mode.
 
@@ -38,6 +46,7 @@ def reverse_kl(student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperat
     return numerics.kl_divergence(log_q, log_p)
 
 
+@declare(lambda draw: (draw.logits(), draw.logits()), (*DIVERGENCE, SYMMETRIC))
 def jeffreys(
     student_logits: ArrayLike,
     teacher_logits: ArrayLike,
@@ -75,6 +84,7 @@ def jeffreys(
     return (1 - lam) * forward + lam * numerics.kl_divergence(log_q, log_p)
 
 
+@declare(lambda draw: (draw.logits(), draw.logits()), (*DIVERGENCE, SYMMETRIC))
 def jsd(
     student_logits: ArrayLike, teacher_logits: ArrayLike, *, beta: ArrayLike = 0.5, temperature: ArrayLike = 1.0
 ) -> jax.Array:
@@ -110,6 +120,7 @@ def jsd(
     return jnp.where(b == 0, 1, b) * of_teacher + jnp.where(b == 1, 1, 1 - b) * of_student
 
 
+@declare(lambda draw: (draw.logits(), draw.logits()), (*DIVERGENCE, SYMMETRIC))
 def tvd(student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperature: ArrayLike = 1.0) -> jax.Array:
     """Total variation distance: the probability mass that one distribution must move to become the other.
 
@@ -134,6 +145,7 @@ def tvd(student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperature: Ar
     return jnp.sum(jnp.abs(jnp.exp(log_p) - jnp.exp(log_q)), axis=-1) / 2
 
 
+@declare(lambda draw: (draw.logits(), draw.logits()), DIVERGENCE)
 def skew_kl(
     student_logits: ArrayLike,
     teacher_logits: ArrayLike,
@@ -169,6 +181,7 @@ def skew_kl(
     return divergence + _entropy(log_p) if keep_teacher_entropy else divergence
 
 
+@declare(lambda draw: (draw.logits(), draw.logits()), DIVERGENCE)
 def skew_reverse_kl(
     student_logits: ArrayLike, teacher_logits: ArrayLike, *, alpha: ArrayLike = 0.1, temperature: ArrayLike = 1.0
 ) -> jax.Array:

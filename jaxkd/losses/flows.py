@@ -12,8 +12,23 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxkd import numerics
+from jaxkd.testing import (
+    CLASS_PERMUTATION_INVARIANT,
+    DISTANCE,
+    FEATURES,
+    JOINT_ROTATION_INVARIANT,
+    SCALE_INVARIANT,
+    SYMMETRIC,
+    declare,
+)
+
+__all__ = ["fsp", "kdsvd"]
 
 
+@declare(
+    lambda draw: ([draw.maps(), draw.maps()], [draw.maps(), draw.maps()]),
+    (*FEATURES, *DISTANCE, SYMMETRIC, JOINT_ROTATION_INVARIANT),
+)
 def fsp(
     student_features: Sequence[ArrayLike], teacher_features: Sequence[ArrayLike], *, max_pool: bool = True
 ) -> jax.Array:
@@ -51,6 +66,10 @@ def fsp(
     return reduce(add, (jnp.mean((flow(*s) - flow(*t)) ** 2, axis=(1, 2)) for s, t in neighbours))
 
 
+@declare(
+    lambda draw: ([draw.maps(), draw.maps()], [draw.maps(), draw.maps()]),
+    (*FEATURES, *DISTANCE, SCALE_INVARIANT, CLASS_PERMUTATION_INVARIANT),
+)
 def kdsvd(student_features: Sequence[ArrayLike], teacher_features: Sequence[ArrayLike], *, k: int = 1) -> jax.Array:
     """KD by singular value decomposition: how a layer's main directions in channel space relate to the layer before.
 

@@ -6,11 +6,43 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jaxkd import numerics
+from jaxkd.testing import (
+    BATCH_OF_ONE,
+    CLASS_PERMUTATION_INVARIANT,
+    COUPLED,
+    DISTANCE,
+    EXTREME_LOGITS,
+    FEATURES,
+    JOINT_ROTATION_INVARIANT,
+    JOINT_SHIFT_INVARIANT,
+    NON_NEGATIVE,
+    OF_DIFFERENCES,
+    SCALE_INVARIANT,
+    SYMMETRIC,
+    Draw,
+    declare,
+)
+
+__all__ = ["cat_kd", "hint", "ickd", "mgd", "pkd_pearson", "review_hcl", "semckd", "simkd", "srd", "srrl"]
+
+_DISTANCE = (*FEATURES, *DISTANCE, SYMMETRIC)
 
 
+def _queries_and_keys(draw: Draw) -> tuple[np.ndarray, ...]:
+    """Queries and keys of three layers on each side, and the loss of each pair of layers."""
+    D = draw.sizes.width
+    return draw.examples(3, D), draw.examples(3, D), abs(draw.examples(3, 3))
+
+
+@declare(
+    lambda draw: (draw.maps(), draw.maps()),
+    (*_DISTANCE, *OF_DIFFERENCES),
+    own="projection, if widths differ: `linear`, `mlp`, `regressor`",
+)
 def hint(student_feature: ArrayLike, teacher_feature: ArrayLike) -> jax.Array:
     """FitNets' hint: mean squared difference between a (projected) student feature and the teacher's.
 
@@ -34,6 +66,9 @@ def hint(student_feature: ArrayLike, teacher_feature: ArrayLike) -> jax.Array:
     return jnp.mean(jnp.square(s - t), axis=tuple(range(1, s.ndim)))
 
 
+@declare(
+    lambda draw: (draw.maps(), draw.maps()), (*_DISTANCE, *OF_DIFFERENCES), own="fusion modules: `objectives.review`"
+)
 def review_hcl(
     student_feature: ArrayLike, teacher_feature: ArrayLike, *, levels: Sequence[int] = (4, 2, 1)
 ) -> jax.Array:
@@ -66,6 +101,7 @@ def review_hcl(
     return sum((w * h for w, h in zip(weights, hints, strict=True)), jnp.zeros((), s.dtype)) / sum(weights)
 
 
+@declare(lambda draw: (draw.maps(), draw.maps()), (*_DISTANCE, *OF_DIFFERENCES), own="generator: `objectives.mgd`")
 def mgd(student_feature: ArrayLike, teacher_feature: ArrayLike, *, alpha: ArrayLike = 7e-5) -> jax.Array:
     """Masked generative distillation: squared distance of the teacher's map and one generated from a masked student's.
 
@@ -91,6 +127,11 @@ def mgd(student_feature: ArrayLike, teacher_feature: ArrayLike, *, alpha: ArrayL
     return jnp.asarray(alpha, s.dtype) * jnp.sum(jnp.square(s - t), axis=tuple(range(1, s.ndim)))
 
 
+@declare(
+    lambda draw: (draw.maps(), draw.maps()),
+    (*_DISTANCE, JOINT_ROTATION_INVARIANT, CLASS_PERMUTATION_INVARIANT),
+    own="embedding: `connector`",
+)
 def ickd(student_feature: ArrayLike, teacher_feature: ArrayLike, *, normalize: bool = False) -> jax.Array:
     """Inter-channel correlation: squared difference of the Gram matrices of the channels.
 
@@ -123,6 +164,11 @@ def ickd(student_feature: ArrayLike, teacher_feature: ArrayLike, *, normalize: b
     return jnp.sum(jnp.square(correlation(s) - correlation(t)), axis=(1, 2)) / s.shape[-1]
 
 
+@declare(
+    lambda draw: (draw.maps(), draw.maps(), draw.logits(), draw.logits()),
+    (*FEATURES, NON_NEGATIVE, EXTREME_LOGITS, *OF_DIFFERENCES),
+    own="connector: `objectives.srrl`",
+)
 def srrl(
     student_feature: ArrayLike,
     teacher_feature: ArrayLike,
@@ -159,6 +205,9 @@ def srrl(
     return hint(*pooled) + jnp.asarray(beta, s.dtype) * hint(z_s, z_t)
 
 
+@declare(
+    lambda draw: (draw.maps(), draw.maps()), (*_DISTANCE, *OF_DIFFERENCES), own="network: `models.reuse_classifier`"
+)
 def simkd(student_feature: ArrayLike, teacher_feature: ArrayLike) -> jax.Array:
     """SimKD: a hint at the last map before the classifier, which the student then takes over from the teacher.
 
@@ -181,6 +230,7 @@ def simkd(student_feature: ArrayLike, teacher_feature: ArrayLike) -> jax.Array:
     return hint(student_feature, teacher_feature)
 
 
+@declare(lambda draw: (draw.maps(), draw.maps()), (*_DISTANCE, SCALE_INVARIANT, CLASS_PERMUTATION_INVARIANT))
 def cat_kd(
     student_feature: ArrayLike, teacher_feature: ArrayLike, *, resolution: int = 2, normalize: bool = True
 ) -> jax.Array:
@@ -211,6 +261,12 @@ def cat_kd(
     return hint(*(numerics.unit(x, axis=(1, 2)) for x in (s, t))) if normalize else hint(s, t)
 
 
+@declare(
+    _queries_and_keys,
+    (*FEATURES, NON_NEGATIVE, EXTREME_LOGITS, JOINT_ROTATION_INVARIANT),
+    kinds={"pair_losses": "other"},
+    own="queries, keys, projections: `objectives.semckd`",
+)
 def semckd(
     student_queries: ArrayLike, teacher_keys: ArrayLike, pair_losses: ArrayLike, *, soft: ArrayLike = 1.0
 ) -> jax.Array:
@@ -245,6 +301,11 @@ def semckd(
     return jnp.mean(jnp.sum(attention * losses, axis=-1), axis=-1)
 
 
+@declare(
+    lambda draw: (draw.vectors(), draw.vectors(), draw.logits(), draw.logits()),
+    (*COUPLED, BATCH_OF_ONE, EXTREME_LOGITS, JOINT_SHIFT_INVARIANT, CLASS_PERMUTATION_INVARIANT),
+    own="projector: `objectives.srd`",
+)
 def srd(
     student_feature: ArrayLike,
     teacher_feature: ArrayLike,
@@ -290,6 +351,9 @@ def srd(
     return 2 * distance + jnp.mean(kl)
 
 
+@declare(
+    lambda draw: (draw.maps(), draw.maps()), (*COUPLED, BATCH_OF_ONE, *DISTANCE, SYMMETRIC, CLASS_PERMUTATION_INVARIANT)
+)
 def pkd_pearson(student_feature: ArrayLike, teacher_feature: ArrayLike, *, loss_weight: ArrayLike = 1.0) -> jax.Array:
     """PKD: squared difference of maps standardised per channel over batch and positions; couples the batch.
 

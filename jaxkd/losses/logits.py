@@ -8,8 +8,26 @@ import optax
 from jax.typing import ArrayLike
 
 from jaxkd import numerics
+from jaxkd.testing import (
+    ALWAYS,
+    BATCH_OF_ONE,
+    CLASS_PERMUTATION_INVARIANT,
+    DISTANCE,
+    DIVERGENCE,
+    INDEPENDENT_ROWS,
+    LEADING_AXES,
+    LOGITS,
+    NON_NEGATIVE,
+    OF_PROBABILITIES,
+    SHIFT_INVARIANT,
+    SYMMETRIC,
+    declare,
+)
+
+__all__ = ["cross_entropy", "kd", "logits_mse", "mft", "spherical_kd", "standardize_logits", "tfkd_reg"]
 
 
+@declare(lambda draw: (draw.logits(), draw.labels()), (*LOGITS, *OF_PROBABILITIES, NON_NEGATIVE))
 def cross_entropy(logits: ArrayLike, labels: ArrayLike, *, label_smoothing: ArrayLike = 0.0) -> jax.Array:
     """Cross-entropy with hard labels (integers) or soft labels (probabilities).
 
@@ -45,6 +63,7 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike, *, label_smoothing: Arra
     return optax.safe_softmax_cross_entropy(z, (1 - smoothing) * y + smoothing / z.shape[-1])
 
 
+@declare(lambda draw: (draw.logits(), draw.logits()), DIVERGENCE)
 def kd(student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperature: ArrayLike = 4.0) -> jax.Array:
     """Knowledge distillation: KL from the tempered teacher to the tempered student, times T^2.
 
@@ -72,6 +91,7 @@ def kd(student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperature: Arr
     return numerics.per_example(temperature, divergence) ** 2 * divergence
 
 
+@declare(lambda draw: (draw.logits(), draw.logits()), (*LOGITS, *DISTANCE, SYMMETRIC, CLASS_PERMUTATION_INVARIANT))
 def logits_mse(student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperature: ArrayLike = 1.0) -> jax.Array:
     """Mean squared difference of the (tempered) logits, averaged over the classes.
 
@@ -99,6 +119,7 @@ def logits_mse(student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperat
     return jnp.mean(jnp.square(difference), axis=-1)
 
 
+@declare(lambda draw: (draw.logits(),), (*ALWAYS, INDEPENDENT_ROWS, LEADING_AXES, BATCH_OF_ONE, SHIFT_INVARIANT))
 def standardize_logits(logits: ArrayLike, *, epsilon: float = 1e-7) -> jax.Array:
     """Logit standardisation, which goes before any logits loss: zero mean and unit deviation over the classes.
 
@@ -123,6 +144,7 @@ def standardize_logits(logits: ArrayLike, *, epsilon: float = 1e-7) -> jax.Array
     return jnp.where(jnp.isneginf(z), -jnp.inf, centred / (deviation + epsilon))
 
 
+@declare(lambda draw: (draw.logits(), draw.logits()), DIVERGENCE)
 def spherical_kd(
     student_logits: ArrayLike,
     teacher_logits: ArrayLike,
@@ -162,6 +184,7 @@ def spherical_kd(
     return numerics.per_example(alpha, divergence) * divergence
 
 
+@declare(lambda draw: (draw.logits(), draw.labels()), (*LOGITS, *OF_PROBABILITIES, NON_NEGATIVE))
 def tfkd_reg(
     student_logits: ArrayLike,
     labels: ArrayLike,
@@ -209,6 +232,7 @@ def tfkd_reg(
     return (1 - alpha) * cross_entropy(s, y) + alpha * multiplier * divergence
 
 
+@declare(lambda draw: (draw.logits(), draw.logits(), draw.labels()), (*LOGITS, *OF_PROBABILITIES, NON_NEGATIVE))
 def mft(
     student_logits: ArrayLike,
     teacher_logits: ArrayLike,

@@ -15,11 +15,31 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxkd import numerics
+from jaxkd.testing import (
+    CLASS_PERMUTATION_INVARIANT,
+    DISTANCE,
+    FEATURES,
+    FLAT_AT_EQUALITY,
+    JOINT_SHIFT_INVARIANT,
+    NON_NEGATIVE,
+    ROTATION_INVARIANT,
+    SCALE_INVARIANT,
+    SYMMETRIC,
+    ZERO_AT_EQUALITY,
+    declare,
+)
+
+__all__ = ["ab", "attention_transfer", "ft", "ft_repdistiller", "nst", "ofd", "vid"]
+
+# Norms and absolute values of a difference have a kink at equality, where rounding chooses the gradient.
+_KINKED = (NON_NEGATIVE, ZERO_AT_EQUALITY)
+_ATTENTION = (*FEATURES, *_KINKED, SYMMETRIC, SCALE_INVARIANT, ROTATION_INVARIANT)
 
 Maps: TypeAlias = ArrayLike | Sequence[ArrayLike]
 """One feature map [B, H, W, C], or one for each layer."""
 
 
+@declare(lambda draw: (draw.maps(), draw.maps()), _ATTENTION)
 def attention_transfer(
     student_features: Maps,
     teacher_features: Maps,
@@ -64,6 +84,10 @@ def attention_transfer(
     return _over_layers(layer, student_features, teacher_features, weights)
 
 
+@declare(
+    lambda draw: (draw.maps(), draw.maps()),
+    (*FEATURES, *DISTANCE, SYMMETRIC, SCALE_INVARIANT, CLASS_PERMUTATION_INVARIANT),
+)
 def nst(student_features: Maps, teacher_features: Maps) -> jax.Array:
     """Neuron selectivity transfer: squared MMD between the channels' normalised activation patterns.
 
@@ -98,6 +122,11 @@ def nst(student_features: Maps, teacher_features: Maps) -> jax.Array:
     return _over_layers(layer, student_features, teacher_features)
 
 
+@declare(
+    lambda draw: (draw.maps(), draw.maps()),
+    (*FEATURES, NON_NEGATIVE, CLASS_PERMUTATION_INVARIANT),
+    own="connectors: `objectives.ab`",
+)
 def ab(
     student_features: Maps,
     teacher_features: Maps,
@@ -140,6 +169,11 @@ def ab(
     return _over_layers(layer, student_features, teacher_features, weights)
 
 
+@declare(
+    lambda draw: (draw.maps(), draw.maps()),
+    (*FEATURES, *_KINKED, SYMMETRIC, SCALE_INVARIANT, CLASS_PERMUTATION_INVARIANT),
+    own="paraphraser (teacher), translator: `objectives.paraphrase`, `objectives.ft`",
+)
 def ft(student_factor: ArrayLike, teacher_factor: ArrayLike, *, p: int = 1) -> jax.Array:
     """Factor transfer: mean absolute difference of the normalised factors of translator and paraphraser.
 
@@ -168,6 +202,7 @@ def ft(student_factor: ArrayLike, teacher_factor: ArrayLike, *, p: int = 1) -> j
     return jnp.mean(numerics.safe_abs(_direction(s) - _direction(t)) ** p, axis=-1)
 
 
+@declare(lambda draw: (draw.maps(), draw.maps()), _ATTENTION)
 def ft_repdistiller(student_feature: ArrayLike, teacher_feature: ArrayLike, *, p1: int = 2, p2: int = 1) -> jax.Array:
     """Factor transfer as the CIFAR-100 benchmark codes it, on attention maps: not the paper's loss, for which see `ft`.
 
@@ -230,6 +265,12 @@ def _over_layers(
     return reduce(add, (jnp.asarray(scale, value.dtype) * value for scale, value in zip(w, values, strict=True)))
 
 
+@declare(
+    lambda draw: (draw.maps(), draw.maps()),
+    (*FEATURES, *DISTANCE),
+    fixed=lambda draw: {"margin": -abs(draw.normal(draw.sizes.width))},
+    own="connectors: `objectives.ofd`",
+)
 def ofd(student_feature: ArrayLike, teacher_feature: ArrayLike, margin: ArrayLike) -> jax.Array:
     """Overhaul of feature distillation: partial L2 distance to the teacher's response after a margin ReLU.
 
@@ -259,6 +300,12 @@ def ofd(student_feature: ArrayLike, teacher_feature: ArrayLike, margin: ArrayLik
     return jnp.sum(jnp.where((s > t) | (t > 0), (s - t) ** 2, 0), axis=tuple(range(1, s.ndim)))
 
 
+@declare(
+    lambda draw: (draw.maps(), draw.maps()),
+    (*FEATURES, FLAT_AT_EQUALITY, SYMMETRIC, JOINT_SHIFT_INVARIANT),
+    fixed=lambda draw: {"log_scale": -abs(draw.normal(draw.sizes.width))},
+    own="mean network, variances: `objectives.vid`",
+)
 def vid(
     student_mean: ArrayLike, teacher_feature: ArrayLike, log_scale: ArrayLike, *, eps: ArrayLike = 1e-5
 ) -> jax.Array:

@@ -12,8 +12,27 @@ import optax
 from jax.typing import ArrayLike
 
 from jaxkd import numerics
+from jaxkd.testing import (
+    BATCH_OF_ONE,
+    BATCH_PERMUTATION,
+    COUPLED,
+    DISTANCE,
+    FLAT_AT_EQUALITY,
+    NON_NEGATIVE,
+    ROTATION_INVARIANT,
+    SCALE_INVARIANT,
+    SYMMETRIC,
+    ZERO_AT_EQUALITY,
+    declare,
+)
+
+__all__ = ["cc", "cc_neighbours", "dark_rank_hard", "dark_rank_soft", "pkt", "rkd", "rkd_angle", "rkd_distance", "sp"]
+
+_COUPLED = (*COUPLED, BATCH_OF_ONE, NON_NEGATIVE)
+_RELATIONS = (*_COUPLED, ZERO_AT_EQUALITY, FLAT_AT_EQUALITY, SYMMETRIC, ROTATION_INVARIANT)
 
 
+@declare(lambda draw: (draw.maps(), draw.maps()), (*_RELATIONS, SCALE_INVARIANT))
 def sp(student_feature: ArrayLike, teacher_feature: ArrayLike) -> jax.Array:
     """Similarity-preserving distillation: squared difference of the row-normalised Gram matrices; couples the batch.
 
@@ -36,6 +55,7 @@ def sp(student_feature: ArrayLike, teacher_feature: ArrayLike) -> jax.Array:
     return jnp.mean(jnp.square(numerics.unit(_gram(s)) - numerics.unit(_gram(t))))
 
 
+@declare(lambda draw: (draw.vectors(), draw.vectors()), (*_RELATIONS, SCALE_INVARIANT))
 def rkd_distance(student_embedding: ArrayLike, teacher_embedding: ArrayLike) -> jax.Array:
     """RKD's distance-wise loss: Huber difference of the relative pairwise distances; couples the batch.
 
@@ -65,6 +85,7 @@ def rkd_distance(student_embedding: ArrayLike, teacher_embedding: ArrayLike) -> 
     return jnp.mean(optax.huber_loss(relative(s), relative(t)))
 
 
+@declare(lambda draw: (draw.vectors(), draw.vectors()), (*_RELATIONS, SCALE_INVARIANT))
 def rkd_angle(student_embedding: ArrayLike, teacher_embedding: ArrayLike) -> jax.Array:
     """RKD's angle-wise loss: Huber difference of the cosines of all triangles' angles; couples the batch.
 
@@ -94,6 +115,7 @@ def rkd_angle(student_embedding: ArrayLike, teacher_embedding: ArrayLike) -> jax
     return jnp.mean(optax.huber_loss(angles(s), angles(t)))
 
 
+@declare(lambda draw: (draw.vectors(), draw.vectors()), (*_RELATIONS, SCALE_INVARIANT))
 def rkd(
     student_embedding: ArrayLike,
     teacher_embedding: ArrayLike,
@@ -160,6 +182,7 @@ def gaussian_kernel(x: jax.Array, *, gamma: ArrayLike = 0.4, order: int = 2) -> 
     )
 
 
+@declare(lambda draw: (draw.vectors(scale=0.5), draw.vectors(scale=0.5)), _RELATIONS)
 def cc(
     student_embedding: ArrayLike,
     teacher_embedding: ArrayLike,
@@ -192,6 +215,10 @@ def cc(
     return norm / len(s) ** 2
 
 
+@declare(
+    lambda draw: (draw.vectors(), draw.vectors()),
+    (*(p for p in COUPLED if p is not BATCH_PERMUTATION), BATCH_OF_ONE, *DISTANCE, SYMMETRIC),
+)
 def cc_neighbours(student_embedding: ArrayLike, teacher_embedding: ArrayLike) -> jax.Array:
     """Correlation congruence as RepDistiller benchmarks it: products of neighbours' errors; couples the batch.
 
@@ -219,6 +246,7 @@ def cc_neighbours(student_embedding: ArrayLike, teacher_embedding: ArrayLike) ->
     return jnp.sum(d[:-1] * d[1:]) / max(len(d) - 1, 1)
 
 
+@declare(lambda draw: (draw.vectors(), draw.vectors()), (*_COUPLED, ZERO_AT_EQUALITY, ROTATION_INVARIANT))
 def pkt(student_embedding: ArrayLike, teacher_embedding: ArrayLike, *, keep_diagonal: bool = False) -> jax.Array:
     """Probabilistic knowledge transfer: KL between the distributions over an example's neighbours; couples the batch.
 
@@ -258,6 +286,7 @@ def pkt(student_embedding: ArrayLike, teacher_embedding: ArrayLike, *, keep_diag
     return jnp.sum(rows) / len(s) ** 2
 
 
+@declare(lambda draw: (draw.vectors(scale=0.3), draw.vectors(scale=0.3)), (*_COUPLED, ROTATION_INVARIANT))
 def dark_rank_hard(
     student_embedding: ArrayLike,
     teacher_embedding: ArrayLike,
@@ -293,6 +322,10 @@ def dark_rank_hard(
     return -jnp.mean(_log_likelihood(s_scores))
 
 
+@declare(
+    lambda draw: (draw.vectors(scale=0.3), draw.vectors(scale=0.3)),
+    (*_COUPLED, ZERO_AT_EQUALITY, FLAT_AT_EQUALITY, ROTATION_INVARIANT),
+)
 def dark_rank_soft(
     student_embedding: ArrayLike,
     teacher_embedding: ArrayLike,

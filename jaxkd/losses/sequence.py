@@ -8,15 +8,44 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
 from jaxkd import numerics
+from jaxkd.losses.logits import kd
+from jaxkd.testing import (
+    COUPLED,
+    DISTANCE,
+    EXTREME_LOGITS,
+    FEATURES,
+    MASKED_CLASSES,
+    NON_NEGATIVE,
+    OF_PROBABILITIES,
+    Draw,
+    declare,
+)
+
+__all__ = ["masked_token_kl", "sequence_kd", "token_level"]
 
 LogitsLoss: TypeAlias = Callable[..., jax.Array]
-"""(student_logits [..., K], teacher_logits [..., K], **hyper) -> [...]."""
+"""(student_logits [..., K], teacher_logits [..., K], **hyper) -> [...]; a loss that keeps leading axes."""
+
+_OF_LOGITS = (*OF_PROBABILITIES, EXTREME_LOGITS)
 
 
+def _sentences(draw: Draw) -> tuple[np.ndarray, ...]:
+    """The student's logits, the tokens that the teacher wrote, and the mask of both."""
+    return draw.token_logits(), draw.integers(draw.sizes.vocabulary, draw.sizes.length), draw.mask()
+
+
+@declare(
+    lambda draw: (draw.token_logits(), draw.token_logits(), draw.mask()),
+    (*FEATURES, *_OF_LOGITS, *DISTANCE, MASKED_CLASSES),
+    kinds={"mask": "other"},
+    needs="texts",
+    example_of=lambda turn: turn(kd),
+)
 def token_level(loss: LogitsLoss) -> LogitsLoss:
     """Turns a loss on logits into one on sequences: its mean over the valid tokens of each sequence.
 
@@ -28,6 +57,9 @@ def token_level(loss: LogitsLoss) -> LogitsLoss:
 
     Returns:
       (student_logits, teacher, mask [B, S] | None, **hyper) -> [B]; 0 for a sequence without a valid token.
+
+    Reference:
+      No paper.
     """
 
     @functools.wraps(loss)
@@ -41,6 +73,12 @@ def token_level(loss: LogitsLoss) -> LogitsLoss:
     return on_sequences
 
 
+@declare(
+    lambda draw: (draw.token_logits(), draw.token_logits(), draw.mask()),
+    (*COUPLED, *_OF_LOGITS, *DISTANCE, MASKED_CLASSES),
+    kinds={"mask": "other"},
+    needs="texts",
+)
 def masked_token_kl(
     student_logits: ArrayLike, teacher_logits: ArrayLike, mask: ArrayLike, *, temperature: ArrayLike = 1.0
 ) -> jax.Array:
@@ -69,6 +107,7 @@ def masked_token_kl(
     return numerics.masked_mean(values, mask)
 
 
+@declare(_sentences, (*FEATURES, *_OF_LOGITS, NON_NEGATIVE), kinds={"mask": "other"}, needs="texts")
 def sequence_kd(student_logits: ArrayLike, teacher_tokens: ArrayLike, mask: ArrayLike | None = None) -> jax.Array:
     """Sequence-level knowledge distillation: how unlikely the student finds the sequence that the teacher wrote.
 

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxkd import numerics
+from jaxkd.testing import (
+    BATCH_OF_ONE,
+    COUPLED,
+    DIVERGENCE,
+    EXTREME_LOGITS,
+    GRADIENT,
+    LOGITS,
+    MASKED_CLASSES,
+    NON_NEGATIVE,
+    OF_PROBABILITIES,
+    Property,
+    declare,
+)
+
+__all__ = ["dkd", "nkd", "uskd", "wsld"]
 
 
+def _without_gradient(properties: Sequence[Property]) -> tuple[Property, ...]:
+    """Properties of a loss with a weight that counts as constant, which finite differences would move."""
+    return tuple(one for one in properties if one is not GRADIENT)
+
+
+@declare(lambda draw: (draw.logits(), draw.logits(), draw.labels()), DIVERGENCE)
 def dkd(
     student_logits: ArrayLike,
     teacher_logits: ArrayLike,
@@ -53,6 +76,7 @@ def dkd(
     return T**2 * (alpha * tckd + beta * nckd)
 
 
+@declare(lambda draw: (draw.logits(), draw.logits(), draw.labels()), (*LOGITS, *OF_PROBABILITIES, NON_NEGATIVE))
 def nkd(
     student_logits: ArrayLike,
     teacher_logits: ArrayLike,
@@ -95,6 +119,11 @@ def nkd(
     return target + gamma * T**2 * rest
 
 
+@declare(
+    lambda draw: (draw.logits(), draw.logits(), draw.labels()),
+    (*_without_gradient(COUPLED), *OF_PROBABILITIES, BATCH_OF_ONE, EXTREME_LOGITS, MASKED_CLASSES, NON_NEGATIVE),
+    own="weak head: `objectives.uskd`",
+)
 def uskd(
     student_logits: ArrayLike,
     weak_logits: ArrayLike,
@@ -150,6 +179,10 @@ def uskd(
     return jnp.mean(-alpha * P * log_q_y + beta * rest + mu * weak)
 
 
+@declare(
+    lambda draw: (draw.logits(), draw.logits(), draw.labels()),
+    (*_without_gradient(LOGITS), *OF_PROBABILITIES, NON_NEGATIVE),
+)
 def wsld(
     student_logits: ArrayLike,
     teacher_logits: ArrayLike,

@@ -8,11 +8,35 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jaxkd import numerics
+from jaxkd.testing import (
+    BATCH_OF_ONE,
+    COUPLED,
+    EXTREME_LOGITS,
+    LOGITS,
+    NON_NEGATIVE,
+    OF_PROBABILITIES,
+    Draw,
+    declare,
+)
+
+__all__ = ["ranking_hinge", "ranking_logistic", "topk_kl_both_renorm", "topk_kl_tail_bucket", "topk_kl_teacher_renorm"]
+
+_TRUNCATED = (*LOGITS, *OF_PROBABILITIES, NON_NEGATIVE)
+_RANKING = (*COUPLED, *OF_PROBABILITIES, EXTREME_LOGITS, BATCH_OF_ONE, NON_NEGATIVE)
 
 
+def _ranked(draw: Draw) -> tuple[np.ndarray, ...]:
+    """Kept classes with fewer pairs in the first row, so that the mean over pairs is not one over rows."""
+    ids, log_p = draw.top_k()
+    log_p[0, -1] = -30
+    return draw.logits(), ids, log_p
+
+
+@declare(lambda draw: (draw.logits(), *draw.top_k()), _TRUNCATED, kinds={"teacher_logprobs": "other"})
 def topk_kl_teacher_renorm(
     student_logits: ArrayLike, teacher_ids: ArrayLike, teacher_logprobs: ArrayLike, *, temperature: ArrayLike = 1.0
 ) -> jax.Array:
@@ -46,6 +70,7 @@ def topk_kl_teacher_renorm(
     return numerics.per_example(temperature, divergence) ** 2 * divergence
 
 
+@declare(lambda draw: (draw.logits(), *draw.top_k()), _TRUNCATED, kinds={"teacher_logits": "other"})
 def topk_kl_both_renorm(
     student_logits: ArrayLike, teacher_ids: ArrayLike, teacher_logits: ArrayLike, *, temperature: ArrayLike = 1.0
 ) -> jax.Array:
@@ -76,6 +101,7 @@ def topk_kl_both_renorm(
     return numerics.per_example(temperature, divergence) ** 2 * divergence
 
 
+@declare(lambda draw: (draw.logits(), *draw.top_k()), _TRUNCATED, kinds={"teacher_logprobs": "other"})
 def topk_kl_tail_bucket(
     student_logits: ArrayLike,
     teacher_ids: ArrayLike,
@@ -119,6 +145,7 @@ def topk_kl_tail_bucket(
     return numerics.per_example(temperature, divergence) ** 2 * divergence
 
 
+@declare(_ranked, _RANKING, kinds={"teacher_logprobs": "other"})
 def ranking_hinge(
     student_logits: ArrayLike,
     teacher_ids: ArrayLike,
@@ -158,6 +185,7 @@ def ranking_hinge(
     return jnp.sum(jnp.where(valid, hinge, 0)) / (jnp.sum(valid, dtype=hinge.dtype) + 1e-8)
 
 
+@declare(_ranked, _RANKING, kinds={"teacher_logprobs": "other"})
 def ranking_logistic(
     student_logits: ArrayLike, teacher_ids: ArrayLike, teacher_logprobs: ArrayLike, mask: ArrayLike | None = None
 ) -> jax.Array:

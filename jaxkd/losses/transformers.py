@@ -13,8 +13,39 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxkd import numerics
+from jaxkd.testing import (
+    ACCUMULATION,
+    ALWAYS,
+    BATCH_OF_ONE,
+    CLASS_PERMUTATION_INVARIANT,
+    DISTANCE,
+    EXTREME_LOGITS,
+    FEATURES,
+    INDEPENDENT_ROWS,
+    JOINT_ROTATION_INVARIANT,
+    JOINT_SHIFT_INVARIANT,
+    KEEPS_LEADING_AXES,
+    LEADING_AXES,
+    NON_NEGATIVE,
+    OF_DIFFERENCES,
+    SCALE_INVARIANT,
+    SYMMETRIC,
+    declare,
+)
+
+__all__ = ["attention_mse", "cosine", "hidden_mse", "minilm", "minilmv2", "pkd", "tinybert", "vitkd"]
+
+_TOKENS = (*ALWAYS, *DISTANCE, SYMMETRIC, LEADING_AXES, INDEPENDENT_ROWS, ACCUMULATION, BATCH_OF_ONE, EXTREME_LOGITS)
+_OF_DIRECTIONS = (SCALE_INVARIANT, JOINT_ROTATION_INVARIANT, CLASS_PERMUTATION_INVARIANT)
+_RELATIONS = (*FEATURES, *DISTANCE, EXTREME_LOGITS)
 
 
+@declare(
+    lambda draw: (draw.tokens(), draw.tokens()),
+    (*_TOKENS, KEEPS_LEADING_AXES, *OF_DIFFERENCES),
+    own="projection, if widths differ: `linear`",
+    needs="texts",
+)
 def hidden_mse(student_hidden: ArrayLike, teacher_hidden: ArrayLike) -> jax.Array:
     """TinyBERT's hidden-state loss: mean squared difference of each token's vectors.
 
@@ -39,6 +70,7 @@ def hidden_mse(student_hidden: ArrayLike, teacher_hidden: ArrayLike) -> jax.Arra
     return jnp.mean(jnp.square(s - t), axis=-1)
 
 
+@declare(lambda draw: (draw.attention(), draw.attention()), (*_TOKENS, JOINT_SHIFT_INVARIANT), needs="texts")
 def attention_mse(
     student_attention: ArrayLike, teacher_attention: ArrayLike, *, padding_score: ArrayLike = -jnp.inf
 ) -> jax.Array:
@@ -81,6 +113,12 @@ def pair_mask(mask: ArrayLike) -> jax.Array:
     return m[..., :, None] & m[..., None, :]
 
 
+@declare(
+    lambda draw: (draw.attention(2), draw.attention(2), draw.tokens(3), draw.tokens(3)),
+    (*FEATURES, NON_NEGATIVE, EXTREME_LOGITS, JOINT_SHIFT_INVARIANT, JOINT_ROTATION_INVARIANT),
+    own="projection: `objectives.tinybert`",
+    needs="texts",
+)
 def tinybert(
     student_attention: ArrayLike, teacher_attention: ArrayLike, student_hidden: ArrayLike, teacher_hidden: ArrayLike
 ) -> jax.Array:
@@ -118,6 +156,7 @@ def tinybert(
     return jnp.sum(attention, axis=1) + jnp.sum(hidden, axis=1)
 
 
+@declare(lambda draw: (draw.tokens(), draw.tokens()), (*_TOKENS, KEEPS_LEADING_AXES, *_OF_DIRECTIONS))
 def cosine(student_hidden: ArrayLike, teacher_hidden: ArrayLike) -> jax.Array:
     """DistilBERT's cosine loss: one minus the cosine between each token's vectors.
 
@@ -143,6 +182,11 @@ def cosine(student_hidden: ArrayLike, teacher_hidden: ArrayLike) -> jax.Array:
     return 1 - jnp.sum(s * t, axis=-1)
 
 
+@declare(
+    lambda draw: (draw.examples(2, draw.sizes.width), draw.examples(2, draw.sizes.width)),
+    (*FEATURES, *DISTANCE, SYMMETRIC, *_OF_DIRECTIONS),
+    needs="texts",
+)
 def pkd(student_hidden: ArrayLike, teacher_hidden: ArrayLike, *, normalized: bool = True) -> jax.Array:
     """Patient KD: mean squared difference of (normalised) first-token states of the matched layers.
 
@@ -169,6 +213,13 @@ def pkd(student_hidden: ArrayLike, teacher_hidden: ArrayLike, *, normalized: boo
     return jnp.mean(jnp.square(s - t), axis=tuple(range(1, s.ndim)))
 
 
+@declare(
+    lambda draw: (draw.qkv(), draw.qkv(), draw.mask()),
+    _RELATIONS,
+    fixed=lambda draw: {"relation_heads": draw.sizes.heads},
+    kinds={"mask": "other"},
+    needs="texts",
+)
 def minilmv2(
     student_qkv: ArrayLike,
     teacher_qkv: ArrayLike,
@@ -209,6 +260,13 @@ def minilmv2(
     return jnp.sum(each * jnp.asarray([weight for *_, weight in relations], s.dtype)[None], axis=1)
 
 
+@declare(
+    lambda draw: (draw.qkv(), draw.qkv(), draw.mask()),
+    _RELATIONS,
+    fixed=lambda draw: {"attention_heads": draw.sizes.heads},
+    kinds={"mask": "other"},
+    needs="texts",
+)
 def minilm(
     student_qkv: ArrayLike, teacher_qkv: ArrayLike, mask: ArrayLike | None = None, *, attention_heads: int = 12
 ) -> jax.Array:
@@ -236,6 +294,13 @@ def minilm(
     return minilmv2(student_qkv, teacher_qkv, mask, relations=terms, relation_heads=attention_heads)
 
 
+@declare(
+    lambda draw: (draw.tokens(2), draw.tokens(2), draw.tokens(), draw.tokens(), draw.mask()),
+    (*FEATURES, NON_NEGATIVE, *OF_DIFFERENCES),
+    kinds={"mask": "other"},
+    own="projections, generator: `objectives.vitkd`",
+    needs="patches as tokens",
+)
 def vitkd(
     student_low: ArrayLike,
     teacher_low: ArrayLike,

@@ -6,6 +6,8 @@ assert report, str(report)
 
 from jaxkd.testing.case import Case
 from jaxkd.testing.check import check_loss, check_no_teacher_gradient
+from jaxkd.testing.declaration import Declaration, Example, Reference, declaration_of, declarations, declare
+from jaxkd.testing.draw import Draw, Sizes
 from jaxkd.testing.outcome import Finding, NotRun, Report, Result
 from jaxkd.testing.properties import (
     ACCUMULATION,
@@ -15,6 +17,8 @@ from jaxkd.testing.properties import (
     CLASS_PERMUTATION_INVARIANT,
     COUPLED,
     COUPLES_THE_BATCH,
+    DISTANCE,
+    DIVERGENCE,
     DTYPE,
     DTYPE_PROMOTION,
     EQUAL_ROWS,
@@ -33,6 +37,8 @@ from jaxkd.testing.properties import (
     LOGITS,
     MASKED_CLASSES,
     NON_NEGATIVE,
+    OF_DIFFERENCES,
+    OF_PROBABILITIES,
     ONE_VALUE_PER_EXAMPLE,
     PMAP,
     RANK_PROMOTION,
@@ -56,6 +62,8 @@ __all__ = [
     "CLASS_PERMUTATION_INVARIANT",
     "COUPLED",
     "COUPLES_THE_BATCH",
+    "DISTANCE",
+    "DIVERGENCE",
     "DTYPE",
     "DTYPE_PROMOTION",
     "EQUAL_ROWS",
@@ -74,6 +82,8 @@ __all__ = [
     "LOGITS",
     "MASKED_CLASSES",
     "NON_NEGATIVE",
+    "OF_DIFFERENCES",
+    "OF_PROBABILITIES",
     "ONE_VALUE_PER_EXAMPLE",
     "PMAP",
     "RANK_PROMOTION",
@@ -87,11 +97,19 @@ __all__ = [
     "ZERO_AT_EQUALITY",
     "ZERO_ROWS",
     "Case",
+    "Declaration",
+    "Draw",
+    "Example",
     "Finding",
     "NotRun",
     "Property",
+    "Reference",
     "Report",
     "Result",
+    "Sizes",
     "check_loss",
     "check_no_teacher_gradient",
+    "declaration_of",
+    "declarations",
+    "declare",
 ]

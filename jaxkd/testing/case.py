@@ -34,7 +34,7 @@ class Case:
       names: Names of the inputs, in order.
       kinds: Name -> "side" (what models put out: logits or features), "probabilities" (soft labels), "labels"
         (integers in 0..K-1) or "other" (left alone, but for its batch axis).
-      arrays: Name -> example input.
+      arrays: Name -> example input; the arrays of an input with several layers are stacked to [B, layers, ...].
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Case:
         self._keyword = isinstance(inputs, Mapping)
         given = dict(inputs) if isinstance(inputs, Mapping) else dict(zip(_names(fn, inputs), inputs, strict=True))
         self.names = tuple(given)
+        self._layers = {name: len(value) for name, value in given.items() if _is_layers(value)}
         self.arrays: Arrays = _trim({name: _as_array(name, value) for name, value in given.items()})
         self.kinds = {n: "side" if _is_floating(a) else "labels" for n, a in self.arrays.items()} | dict(kinds or {})
         _check_kinds(self.kinds, self.names)
@@ -70,7 +71,9 @@ class Case:
 
     def call(self, arrays: Mapping[str, Any]) -> jax.Array:
         """The loss itself, of inputs by name."""
-        return self._fn(**arrays) if self._keyword else self._fn(*(arrays[name] for name in self.names))
+        given: dict[str, Any] = {n: arrays[n] for n in self.names}
+        given |= {n: [arrays[n][:, i] for i in range(count)] for n, count in self._layers.items()}
+        return self._fn(**given) if self._keyword else self._fn(*given.values())
 
     def values(self, arrays: Arrays, dtype: Any = np.float64) -> np.ndarray:
         """The loss, compiled, with floating inputs cast to `dtype`; the result is float64, for comparisons."""
@@ -255,8 +258,17 @@ def _widened(arrays: Mapping[str, Any]) -> dict[str, Any]:
     return {n: a.astype(np.float32) if _is_floating(a) else a for n, a in arrays.items()}
 
 
+def _is_layers(value: Any) -> bool:
+    """Whether an input is a list or tuple of arrays, one for each layer."""
+    return isinstance(value, (list, tuple)) and any(np.ndim(v) > 1 and hasattr(v, "shape") for v in value)
+
+
 def _as_array(name: str, value: Any) -> np.ndarray:
-    """One input as numpy array, in float64 if it is floating."""
+    """One input as NumPy array, in float64 if it is floating; several layers are stacked to [B, layers, ...]."""
+    if _is_layers(value):
+        if len(shapes := {np.shape(v) for v in value}) > 1:
+            raise ValueError(f"the layers of input {name!r} have shapes {sorted(shapes)}: give examples of one shape.")
+        value = np.stack(value, axis=1)
     array = np.asarray(value)
     if array.ndim == 0:
         raise ValueError(f"input {name!r} is a scalar, expected a batch axis: bind it with functools.partial instead.")

@@ -32,7 +32,8 @@ def check_loss(
     Args:
       fn: The loss, a pure function of the inputs; bind hyper-parameters with `functools.partial`.
       inputs: Example arrays, all [B, ...] with B >= 2: a tuple for positional or a mapping for keyword arguments, the
-        student's side first, the teacher's second. At most eight rows are used. Values must be finite.
+        student's side first, the teacher's second. At most eight rows are used. Values must be finite. A list of
+        arrays of one shape stands for an argument that takes several layers.
       properties: What is declared: `LOGITS`, `FEATURES`, `COUPLED` or `ALWAYS`, plus single properties.
       kinds: Name of an argument -> "side" (what models put out; default of floating inputs), "probabilities" (soft
         labels), "labels" (classes; default of integers) or "other" (weights and masks). Only sides are varied.
@@ -78,7 +79,7 @@ def check_no_teacher_gradient(step_loss: Callable[[PyTree], jax.Array], teacher_
 def _subject(fn: Callable[..., Any]) -> str:
     """The function's name, with bound hyper-parameters."""
     if isinstance(fn, functools.partial):
-        bound = ", ".join(f"{k}={v}" for k, v in fn.keywords.items())
+        bound = ", ".join(f"{k}={v}" if len(str(v)) < 40 else f"{k}=..." for k, v in fn.keywords.items())
         return f"{_subject(fn.func)}({bound})"
     return getattr(fn, "__name__", type(fn).__name__)
 

@@ -111,15 +111,27 @@ ALWAYS = (
     PMAP,
     GRADIENT,
 )
-"""What every loss is expected to have."""
+"""Properties that every loss is expected to have."""
 
 _PER_EXAMPLE = (INDEPENDENT_ROWS, ACCUMULATION, BATCH_OF_ONE)
 
 LOGITS = (*ALWAYS, KEEPS_LEADING_AXES, LEADING_AXES, *_PER_EXAMPLE, EXTREME_LOGITS, MASKED_CLASSES)
-"""What a loss on logits is expected to have, which reduces the class axis and keeps the others."""
+"""Properties of a loss on logits, which reduces the class axis and keeps the others."""
 
 FEATURES = (*ALWAYS, ONE_VALUE_PER_EXAMPLE, *_PER_EXAMPLE)
-"""What a loss on features is expected to have, which gives one value for each example."""
+"""Properties of a loss on features, which gives one value for each example."""
 
 COUPLED = (*ALWAYS, SCALAR, COUPLES_THE_BATCH)
-"""What a loss is expected to have that couples the batch and gives a scalar."""
+"""Properties of a loss that couples the batch and gives a scalar."""
+
+DISTANCE = (NON_NEGATIVE, ZERO_AT_EQUALITY, FLAT_AT_EQUALITY)
+"""Properties of a smooth distance: at least 0, and 0 with zero gradient where the sides are equal."""
+
+OF_PROBABILITIES = (SHIFT_INVARIANT, CLASS_PERMUTATION_INVARIANT)
+"""Properties of a function of softmax(logits): it ignores a constant added to a row, and the order of the classes."""
+
+OF_DIFFERENCES = (JOINT_SHIFT_INVARIANT, JOINT_ROTATION_INVARIANT, CLASS_PERMUTATION_INVARIANT)
+"""Properties of a function of the sides' Euclidean distance: it ignores what is done to both of them alike."""
+
+DIVERGENCE = (*LOGITS, *OF_PROBABILITIES, *DISTANCE)
+"""Properties of a divergence between the distributions of two logits."""

@@ -54,10 +54,15 @@ def jointly(done: str, change: Callable[[np.ndarray], np.ndarray]) -> Changes:
 
 
 def permuted_classes(case: Case, arrays: Arrays) -> Iterator[tuple[str, Arrays]]:
-    """The classes of all inputs in another order, labels renamed accordingly."""
-    order = np.random.default_rng(0).permutation(arrays[case.sides[0]].shape[-1])
-    inputs = {**arrays, **{n: arrays[n][..., order] for n in (*case.sides, *case.of_kind("probabilities"))}}
-    inputs |= {n: np.argsort(order).astype(arrays[n].dtype)[arrays[n]] for n in case.of_kind("labels")}
+    """The classes of all inputs in another order, labels renamed accordingly; sides of one width share one order."""
+
+    def order(classes: int) -> np.ndarray:
+        return np.random.default_rng(0).permutation(classes)
+
+    moved = {n: arrays[n] for n in (*case.sides, *case.of_kind("probabilities"))}
+    inputs = {**arrays, **{n: a[..., order(a.shape[-1])] for n, a in moved.items()}}
+    renamed = np.argsort(order(arrays[case.sides[0]].shape[-1]))
+    inputs |= {n: renamed.astype(arrays[n].dtype)[arrays[n]] for n in case.of_kind("labels")}
     yield "reordering the classes", inputs
 
 

@@ -66,9 +66,9 @@ def numpy_pool(x, rows, columns):
 )
 def test_review_hcl_averages_hints_of_the_levels_below_the_height(x64, shape, levels, weights):
     s, t = draw(2, *shape, 3), draw(2, *shape, 3, seed=1)
-    hints = [np.square(s - t).mean((1, 2, 3))]
-    hints += [np.square(numpy_pool(s, n, n) - numpy_pool(t, n, n)).mean((1, 2, 3)) for n in levels[1:]]
-    want = sum(w * h for w, h in zip(weights, hints, strict=True)) / sum(weights)
+    distances = [np.square(s - t).mean((1, 2, 3))]
+    distances += [np.square(numpy_pool(s, n, n) - numpy_pool(t, n, n)).mean((1, 2, 3)) for n in levels[1:]]
+    want = sum(w * h for w, h in zip(weights, distances, strict=True)) / sum(weights)
     np.testing.assert_allclose(run(hints.review_hcl, s, t), want, rtol=1e-12)
 
 

@@ -1,41 +1,32 @@
-"""The property table: what each loss declares holds, and a loss that declares nothing fails."""
+"""What each loss declares holds, and a loss that declares nothing fails."""
 
-import functools
 import inspect
+import pathlib
 
 import pytest
-from losses import declared_features, declared_logits, declared_maps, declared_relations, declared_sequence
 
 from jaxkd import losses, testing
 
-DECLARED = {
-    **declared_logits.DECLARED,
-    **declared_sequence.DECLARED,
-    **declared_maps.DECLARED,
-    **declared_features.DECLARED,
-    **declared_relations.DECLARED,
-}
-# Not losses of arrays but ways to make one: they turn logits or losses into others.
-TRANSFORMATIONS = {losses.standardize_logits, losses.token_level}
+FILES = {p.stem for p in pathlib.Path(losses.__file__).parent.glob("*.py")} - {"__init__", "table"}
 
 
-def original(function):
-    """The library's function under a test's binding of arguments."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return inspect.unwrap(function)
-
-
-@pytest.mark.parametrize("loss", DECLARED, ids=lambda f: original(f).__name__)
-def test_what_a_loss_declares_holds(loss):
-    declared = DECLARED[loss]
+@pytest.mark.parametrize("name", losses.__all__)
+def test_what_a_loss_declares_holds(name):
     # All else is evaluated compiled; uncompiled calls, whose operations each compile alone, the twins' tests make.
-    properties = [one for one in declared.properties if one is not testing.JIT]
-    report = testing.check_loss(loss, declared.inputs(), properties=properties, **declared.options)
+    report = testing.declaration_of(getattr(losses, name)).check(leave_out=(testing.JIT,))
     assert report, str(report)
 
 
-def test_every_loss_declares_its_properties():
-    declared = {original(loss) for loss in DECLARED} | TRANSFORMATIONS
-    missing = [name for name in losses.__all__ if getattr(losses, name) not in declared]
-    assert not missing, f"add a declaration for {missing}"
+@pytest.mark.parametrize("name", losses.__all__)
+def test_a_loss_says_whether_it_couples_the_batch(name):
+    declared = testing.declaration_of(getattr(losses, name))
+    first_line = inspect.getdoc(declared.loss).splitlines()[0]
+    assert ("couples the batch" in first_line) == (declared.kind == "couples the batch")
+
+
+def test_every_loss_of_every_module_is_one_of_the_library():
+    modules = [getattr(losses, name) for name in sorted(FILES)]
+    assert sorted(losses.__all__) == sorted(name for module in modules for name in module.__all__)
+    for module in modules:
+        functions = [f for _, f in inspect.getmembers(module, inspect.isfunction) if f.__module__ == module.__name__]
+        assert {f.__name__ for f in functions if "__declaration__" in vars(f)} == set(module.__all__)

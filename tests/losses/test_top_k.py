@@ -1,4 +1,4 @@
-"""Losses on kept tokens and on differing vocabularies: float64 NumPy twins and the relations they must obey."""
+"""Losses on kept tokens: float64 NumPy twins and the relations they must obey."""
 
 import jax
 import numpy as np
@@ -7,7 +7,6 @@ from losses.programs import differentiated, run
 from scipy.special import log_softmax, rel_entr, softmax
 
 from jaxkd.losses import logits, top_k
-from jaxkd.losses.cross_tokenizer import uld, uld_answers
 
 TOP_K = [top_k.topk_kl_teacher_renorm, top_k.topk_kl_both_renorm, top_k.topk_kl_tail_bucket]
 RANKING = [top_k.ranking_hinge, top_k.ranking_logistic]
@@ -23,7 +22,7 @@ def draw(shape, seed, scale=2.0):
     return scale * np.random.default_rng(seed).standard_normal(shape)
 
 
-def top_k(teacher, k):
+def kept_by(teacher, k):
     """Ids and log-probabilities [..., k] of the teacher's likeliest tokens."""
     log_p = log_softmax(teacher, -1)
     ids = np.argsort(-log_p, axis=-1)[..., :k]
@@ -43,7 +42,7 @@ def numpy_tail_bucket(s, ids, kept, T):
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 3.0])
 def test_top_k_divergences_equal_their_twins(temperature):
     s = draw((2, 4, 9), 0)
-    ids, kept = top_k(draw((2, 4, 9), 1), 3)
+    ids, kept = kept_by(draw((2, 4, 9), 1), 3)
     p = softmax(kept / temperature, -1)
     log_q = np.take_along_axis(log_softmax(s / temperature, -1), ids, -1)
     q = softmax(np.take_along_axis(s, ids, -1) / temperature, -1)
@@ -61,7 +60,7 @@ def test_top_k_divergences_equal_their_twins(temperature):
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_keeping_the_whole_vocabulary_gives_kd(loss, temperature):
     s, t = draw((5, 7), 2), draw((5, 7), 3)
-    ids, kept = top_k(t, 7)
+    ids, kept = kept_by(t, 7)
     with jax.enable_x64(True):
         value = run(loss, s, ids, kept, temperature=temperature)
         np.testing.assert_allclose(value, run(logits.kd, s, t, temperature=temperature), rtol=1e-5)
@@ -70,7 +69,7 @@ def test_keeping_the_whole_vocabulary_gives_kd(loss, temperature):
 def test_the_three_tails_differ_in_what_they_see():
     """The bucket bounds KL from below and is 0 at equality; renormalising both sides is blind to the tail."""
     s, t = draw((5, 9), 4), draw((5, 9), 5)
-    ids, kept = top_k(t, 4)
+    ids, kept = kept_by(t, 4)
     tail = np.ones(s.shape, bool)
     np.put_along_axis(tail, ids, False, axis=-1)
     raised = np.where(tail, s + 5, s)
@@ -88,7 +87,7 @@ def test_the_three_tails_differ_in_what_they_see():
 @pytest.mark.parametrize("case", ["huge", "all mass kept", "none left", "absent slots"])
 def test_value_and_gradients_are_finite_where_a_tail_is_empty(loss, case):
     s = draw((3, 6), 6)
-    ids, kept = top_k(draw((3, 6), 7), 6 if case == "none left" else 3)
+    ids, kept = kept_by(draw((3, 6), 7), 6 if case == "none left" else 3)
     if case == "huge":
         s = 1e4 * np.sign(s)
     elif case == "all mass kept":
@@ -119,7 +118,7 @@ def numpy_ranking(values, kept, mask, pair, epsilon):
 @pytest.mark.parametrize("masked", [False, True])
 def test_ranking_losses_equal_their_twins(masked):
     s = draw((2, 4, 9), 8)
-    ids, kept = top_k(draw((2, 4, 9), 9), 4)
+    ids, kept = kept_by(draw((2, 4, 9), 9), 4)
     kept[0, 0, 1] = kept[0, 0, 2]  # a tie: no pair
     kept[0, 1, 3] = -25.0  # below both thresholds
     mask = np.array([[True, True, False, True], [False, True, True, False]]) if masked else np.ones((2, 4), bool)
@@ -137,7 +136,7 @@ def test_ranking_losses_equal_their_twins(masked):
 
 def test_ranking_hinge_is_zero_for_the_teachers_own_gaps():
     t = draw((3, 8), 10)
-    ids, kept = top_k(t, 4)
+    ids, kept = kept_by(t, 4)
     with jax.enable_x64(True):
         np.testing.assert_allclose(run(top_k.ranking_hinge, t, ids, kept), 0, atol=1e-15)
         assert run(top_k.ranking_hinge, t, ids, kept, margin=0.9) > 0.1
@@ -147,7 +146,7 @@ def test_ranking_hinge_is_zero_for_the_teachers_own_gaps():
 @pytest.mark.parametrize("loss", RANKING)
 def test_ranking_of_nothing_is_zero_and_a_masked_token_cannot_hurt(loss):
     s = draw((3, 6), 11).astype(np.float32)
-    ids, kept = top_k(draw((3, 6), 12).astype(np.float32), 3)
+    ids, kept = kept_by(draw((3, 6), 12).astype(np.float32), 3)
     nothing = np.zeros(3, bool)
     value, (grad,) = differentiated(loss, 0)(s, ids, kept, nothing)
     assert value == 0
@@ -158,38 +157,10 @@ def test_ranking_of_nothing_is_zero_and_a_masked_token_cannot_hurt(loss):
     assert all(np.all(np.isfinite(g)) for g in grads)
 
 
-def test_uld_equals_its_twin_and_ignores_the_order_of_either_vocabulary():
-    s, t = draw((3, 4, 6), 13), draw((3, 4, 9), 14)
-    q, p = -np.sort(-softmax(s / 2, -1), -1), -np.sort(-softmax(t / 3, -1), -1)
-    expected = np.abs(np.pad(q, [(0, 0), (0, 0), (0, 3)]) - p).sum(-1)
-    options = {"student_temperature": 2.0, "teacher_temperature": 3.0}
-    with jax.enable_x64(True):
-        np.testing.assert_allclose(run(uld, s, t, **options), expected, rtol=1e-12)
-        shuffled = run(uld, s[..., [3, 1, 5, 0, 2, 4]], t[..., ::-1], **options)
-        np.testing.assert_allclose(shuffled, expected, rtol=1e-12)
-        back = run(uld, t, s, student_temperature=3.0, teacher_temperature=2.0)
-        np.testing.assert_allclose(back, expected, rtol=1e-12)
-        padded = np.concatenate([s, np.full((3, 4, 2), -np.inf)], -1)
-        np.testing.assert_allclose(run(uld, padded, s), np.zeros((3, 4)), atol=1e-15)
-
-
-def test_uld_of_answers_walks_both_spans():
-    s, t = draw((4, 5, 6), 15), draw((4, 7, 8), 16)
-    spans = np.array([1, 0, 4, 2]), np.array([3, 5, 1, 0]), np.array([0, 3, 6, 2]), np.array([5, 4, 1, 2])
-    q, p = np.pad(-np.sort(-softmax(s / 2, -1), -1), [(0, 0), (0, 0), (0, 2)]), -np.sort(-softmax(t, -1), -1)
-    expected = np.zeros(4)
-    for b, (i, n, j, m) in enumerate(zip(*spans, strict=True)):
-        k = min(n, m)
-        expected[b] = 1.5 * np.abs(q[b, i : i + k] - p[b, j : j + k]).sum() / max(k, 1)
-    with jax.enable_x64(True):
-        value = run(uld_answers, s, t, *spans, student_temperature=2.0, weight=1.5)
-        np.testing.assert_allclose(value, expected, rtol=1e-12)
-
-
 @pytest.mark.parametrize("loss", TOP_K)
 def test_one_temperature_a_row_that_can_be_learned(loss):
     s = draw((2, 3, 6), 17).astype(np.float32)
-    ids, kept = top_k(draw((2, 3, 6), 18).astype(np.float32), 3)
+    ids, kept = kept_by(draw((2, 3, 6), 18).astype(np.float32), 3)
     T = np.array([1.0, 4.0], np.float32)
     each = [run(loss, s[i], ids[i], kept[i], temperature=float(T[i])) for i in range(2)]
 
@@ -211,11 +182,7 @@ def test_what_does_not_fit_is_named(loss):
         run(loss, s, kept, kept)
 
 
-def test_what_does_not_fit_is_named_elsewhere():
+def test_a_mask_that_does_not_fit_is_named():
     s, kept = np.zeros((4, 9), np.float32), np.zeros((4, 3), np.float32)
     with pytest.raises(ValueError, match=r"mask has shape \(3,\), expected \(4,\)"):
         run(top_k.ranking_hinge, s, np.zeros((4, 3), int), kept, np.ones(3, bool))
-    with pytest.raises(ValueError, match=r"\(4, 9\).*\(3, 9\).*only the vocabularies may differ"):
-        run(uld, s, s[:3])
-    with pytest.raises(ValueError, match=r"\(4, 9\).*four \[B\]"):
-        run(uld_answers, s, s, *[np.zeros(4, int)] * 4)
