@@ -14,6 +14,7 @@ from _terms import Method
 
 from jaxkd import losses, numerics, objectives
 from jaxkd.pytorch import CIFAR100_BENCHMARK
+from jaxkd.testing import declarations
 
 LOGITS = {
     "kd": Method(term.tempered(losses.kd, temperature=4.0), 0.9, "R", label=0.1),
@@ -24,23 +25,17 @@ LOGITS = {
     "wsld": Method(term.labelled(losses.wsld, temperature=2.0)),
     "mft": Method(term.labelled(losses.mft)),
     "dist": Method(term.tempered(losses.dist), 2.0, "D"),
-    "mlkd": Method(term.tempered(losses.mlkd)),
     "logits_mse": Method(term.tempered(losses.logits_mse), 0.1),
-    "spherical_kd": Method(term.tempered(losses.spherical_kd)),
     "jeffreys": Method(term.tempered(losses.jeffreys, temperature=4.0)),
-    "jsd": Method(term.tempered(losses.jsd)),
-    "tvd": Method(term.tempered(losses.tvd)),
-    "reverse_kl": Method(term.tempered(losses.reverse_kl)),
-    "skew_kl": Method(term.tempered(losses.skew_kl)),
-    "skew_reverse_kl": Method(term.tempered(losses.skew_reverse_kl)),
     "topk_kl": Method(term.kept(losses.topk_kl_tail_bucket)),
     "topk_kl_both_renorm": Method(term.kept(losses.topk_kl_both_renorm)),
     "topk_kl_teacher_renorm": Method(term.kept(losses.topk_kl_teacher_renorm)),
     "ranking_hinge": Method(term.kept(losses.ranking_hinge)),
     "ranking_logistic": Method(term.kept(losses.ranking_logistic)),
-    "uld": Method(term.tempered(losses.uld)),
     "tfkd_reg": Method(lambda p: objectives.from_labels(losses.tfkd_reg), label=0.0),  # no teacher
 }
+# Every other loss on both sides' logits is a method too, with its default hyper-parameters.
+LOGITS = {d.name: Method(term.tempered(d.loss)) for d in declarations(losses) if d.compares_logits} | LOGITS
 FEATURES = {
     "fitnet": Method(term.one(losses.hint, 1, project=objectives.regressor(norm=True)), 100.0, "R"),
     "at": Method(term.every(losses.attention_transfer, as_released=True), 1000.0, "R"),

@@ -19,6 +19,7 @@ from _pair import Pair, alike
 
 from jaxkd import losses, models
 from jaxkd.pytorch import CIFAR100_BENCHMARK
+from jaxkd.testing import declarations
 from jaxkd.types import Outputs, Variables
 
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
@@ -30,25 +31,6 @@ BATCH = {
 # The deeper networks of a family have the shapes of the shallower ones.
 SHALLOW = {"resnet32": "resnet20", "resnet56": "resnet20", "resnet110": "resnet20", "resnet32x4": "resnet8x4"}
 SHALLOW |= {"wrn_40_2": "wrn_16_2", "wrn_40_1": "wrn_16_1", "vgg13": "vgg8"}
-# Losses that a pair of image classifiers has no use for, and what they need.
-ELSEWHERE = {
-    "texts": {
-        "sequence_kd",
-        "masked_token_kl",
-        "token_level",
-        "chunked_kl",
-        "attention_mse",
-        "minilm",
-        "minilmv2",
-        "hidden_mse",
-        "pkd",
-        "tinybert",
-    },
-    "images and texts": {"clip_affinity"},
-    "patches as tokens": {"vitkd"},
-    "a class for each pixel": {"pixel_kd", "ifvd"},
-    "boxes": {"fgd", "ld"},
-}
 
 
 def network(name):
@@ -148,11 +130,10 @@ def test_congruence_is_of_unit_vectors():
 
 def test_every_loss_has_its_method_or_its_reason():
     written = "".join((EXPERIMENTS / name).read_text() for name in ("_methods.py", "_terms.py"))
-    used = set(re.findall(r"\b(?:losses|objectives)\.(\w+)", written))
+    used = set(re.findall(r"\b(?:losses|objectives)\.(\w+)", written)) | set(_methods.LOGITS)
     parts = {"rkd_distance", "rkd_angle", "review_hcl"}  # of rkd and review
-    elsewhere = set().union(*ELSEWHERE.values())
-    for loss in losses.__all__:
-        assert (loss in used) != (loss in elsewhere) or loss in parts, loss
+    for declared in declarations(losses):
+        assert (declared.name in used) != bool(declared.needs) or declared.name in parts, declared.name
 
 
 def test_weights_of_the_benchmark():
