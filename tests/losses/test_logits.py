@@ -9,7 +9,7 @@ from losses.programs import compiled, differentiated, run
 from scipy.special import log_softmax, rel_entr, softmax
 
 from jaxkd import losses
-from jaxkd.losses.logits import mft, spherical_kd, standardize_logits, tfkd_reg
+from jaxkd.losses.logits import kd, mft, spherical_kd, standardize_logits, tfkd_reg, ttm, wttm
 
 HALF_MASKED = np.array([[1.0, -np.inf, 2.0, -np.inf], [0.5, -np.inf, -1.0, -np.inf]], np.float32)
 
@@ -242,9 +242,40 @@ def test_mft_puts_the_label_above_a_wrong_teachers_choice_by_the_threshold():
         np.testing.assert_allclose(run(mft, corrected, t, np.array([1]), threshold=0.25), 0, atol=1e-12)
 
 
-@pytest.mark.parametrize("loss", [spherical_kd, mft])
+@pytest.mark.parametrize("gamma", [0.1, 0.5, 1.0, 2.0])
+def test_ttm_and_wttm_equal_their_numpy_twin(gamma):
+    s, t = draw((4, 3, 7), 30).astype(np.float64), draw((4, 3, 7), 31).astype(np.float64)
+    powers = softmax(t, -1) ** gamma
+    U = powers.sum(-1)
+    expected = rel_entr(powers / U[..., None], softmax(s, -1)).sum(-1)
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(run(ttm, s, t, temperature=1 / gamma), expected, rtol=1e-12)
+        np.testing.assert_allclose(run(wttm, s, t, temperature=1 / gamma), U * expected, rtol=1e-12)
+        if gamma == 1:
+            np.testing.assert_allclose(run(wttm, s, t, temperature=1.0), run(kd, s, t, temperature=1.0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_wttm_weighs_a_one_hot_teacher_with_1_and_a_uniform_one_with_a_power_of_the_classes(masked):
+    s = draw((2, 6), 32)
+    t = np.stack([np.where(np.arange(6) == 2, 1e4, 0), np.zeros(6)]).astype(np.float32)
+    if masked:
+        s, t = (np.where(np.arange(6) == 5, np.float32(-np.inf), z) for z in (s, t))
+    ratio = run(wttm, s, t, temperature=4.0) / run(ttm, s, t, temperature=4.0)
+    np.testing.assert_allclose(ratio, [1, (5 if masked else 6) ** 0.75], rtol=1e-6)
+
+    def total(s, t, T):
+        return jnp.sum(wttm(s, t, temperature=T))
+
+    s[0] *= 1e4
+    value, gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(s, t, np.float32([4, 4]))
+    assert np.isfinite(value)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("loss", [spherical_kd, mft, wttm])
 def test_new_losses_name_shapes_that_do_not_fit(loss):
-    labels = () if loss is spherical_kd else (np.zeros(4, np.int32),)
+    labels = (np.zeros(4, np.int32),) if loss is mft else ()
     with pytest.raises(ValueError, match=r"different numbers of classes \(10 and 7"):
         loss(draw((4, 10)), draw((4, 7)), *labels)
     with pytest.raises(ValueError, match=r"labels have shape \(3,\).*integers of shape \(4,\)"):
