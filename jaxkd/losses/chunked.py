@@ -1,4 +1,4 @@
-"""Losses on hidden states and heads that never hold the logits of all tokens."""
+"""Losses on hidden states and output heads, computed without all logits in memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from jax.typing import ArrayLike
 
 from jaxkd import numerics
 from jaxkd.kernels.vocabulary import Pulled, pull
-from jaxkd.losses.sequence import LogitsLoss, check_mask, tempered_kl
+from jaxkd.losses.logits import kd
+from jaxkd.losses.sequence import LogitsLoss, check_mask
 from jaxkd.testing import (
     COUPLED,
     DISTANCE,
@@ -50,11 +51,11 @@ def chunked_kl(
     teacher_bias: ArrayLike | None = None,
     chunk: int | None = None,
 ) -> jax.Array:
-    """`masked_token_kl` from hidden states, a chunk of tokens at a time; it couples the batch through their number.
+    """`masked_token_kl` from hidden states, one chunk of tokens at a time; the number of tokens couples the batch.
 
     T^2 * sum_n mask_n KL(softmax(z_t / T) || softmax(z_s / T))_n / sum_n mask_n,  z = h W + b
 
-    `chunked_loss` says how it is done.
+    See `chunked_loss` for the method and its costs.
 
     Args:
       student_hidden: [..., D_s] floating, the tokens' last hidden states.
@@ -65,7 +66,8 @@ def chunked_kl(
       mask: Booleans or non-negative weights over the leading axes, or None.
       student_bias: [K] or None.
       teacher_bias: [K] or None.
-      chunk: Tokens whose logits are held at a time; a power of two, 64 to 1024 and about a twelfth of them, if None.
+      chunk: Tokens whose logits are in memory at a time; if None, a power of two from 64 to 1024, about a twelfth of
+        the tokens.
 
     Returns:
       Scalar in nats, times T^2; 0 where no token is valid.
@@ -78,7 +80,7 @@ def chunked_kl(
       https://arxiv.org/abs/1503.02531
     """
     return chunked_loss(
-        tempered_kl,
+        kd,
         student_hidden,
         teacher_hidden,
         student_head,
@@ -104,20 +106,20 @@ def chunked_loss(
     chunk: int | None = None,
     **hyper: ArrayLike,
 ) -> jax.Array:
-    """Mean of a logits loss over the valid tokens, never holding all logits; it couples the batch through their number.
+    """Mean of a loss on logits over the valid tokens, without all logits in memory; their number couples the batch.
 
     sum_n mask_n loss(h_s W_s + b_s, h_t W_t + b_t)_n / sum_n mask_n
 
-    The tokens are walked in chunks. Because the result is one scalar, a chunk's gradient is known up to a common factor
-    as soon as its logits are: the forward pass of a differentiated call adds it up there and then, and no logits are
-    computed twice. That costs as many matrix products as the dense loss, and the memory of one chunk besides the
-    gradients themselves. Only what is differentiated is paid for: a frozen teacher or head costs nothing, and a call
-    outside `jax.grad` no gradient at all. All inputs have their exact gradient, the teacher's side and the numbers too;
-    forward-mode differentiation (`jax.jvp`) is not possible.
+    The tokens are processed in chunks. The result is one scalar, so a chunk's gradient is known up to a common factor
+    as soon as its logits are. A differentiated call therefore sums gradients in its forward pass, and computes no
+    logits twice. It takes as many matrix products as the dense loss, and the memory of the gradients and of one chunk.
+    Inputs that are not differentiated (a frozen teacher, a frozen head) cost nothing, and a call outside `jax.grad`
+    computes no gradient. Gradients are exact, for the teacher's side and the hyper-parameters too. Forward-mode
+    differentiation (`jax.jvp`) is not supported.
 
     Args:
       loss: (student_logits [N, K], teacher_logits [N, K], **hyper) -> [N], one of `losses.logits` that keeps leading
-        axes; what it closes over must not be traced.
+        axes; variables that it closes over must not be traced.
       student_hidden: [..., D_s] floating, the tokens' last hidden states.
       teacher_hidden: [..., D_t] floating, with the same leading axes.
       student_head: [D_s, K], the student's output matrix; the transposed embedding if they are tied.
@@ -125,11 +127,12 @@ def chunked_loss(
       mask: Booleans or non-negative weights over the leading axes, or None.
       student_bias: [K] or None.
       teacher_bias: [K] or None.
-      chunk: Tokens whose logits are held at a time; a power of two, 64 to 1024 and about a twelfth of them, if None.
-      **hyper: Numbers for the loss: scalars, or arrays over leading axes.
+      chunk: Tokens whose logits are in memory at a time; if None, a power of two from 64 to 1024, about a twelfth of
+        the tokens.
+      **hyper: Hyper-parameters of the loss: scalars, or arrays over leading axes.
 
     Returns:
-      Scalar in at least float32, as all the arithmetic; 0 where no token is valid.
+      Scalar, computed in at least float32; 0 where no token is valid.
 
     Raises:
       ValueError: If the shapes do not fit.
@@ -166,7 +169,7 @@ class _Head(NamedTuple):
 
 
 class _Tokens(NamedTuple):
-    """What differs from token to token; the student's hidden states first. Leading axis: tokens, or chunks of them."""
+    """Arrays with an entry for each token, the student's first. Their leading axis: tokens, or chunks of tokens."""
 
     hidden: tuple[Any, ...]
     weight: Any
@@ -174,7 +177,7 @@ class _Tokens(NamedTuple):
 
 
 class _Shared(NamedTuple):
-    """What all tokens share; the student's head first."""
+    """Arrays that are the same for all tokens; the student's head first."""
 
     heads: tuple[_Head, ...]
     hyper: Any
@@ -217,7 +220,7 @@ def _cutter(lead: tuple[int, ...], chunk: int | None) -> Callable[..., jax.Array
     def cut(x: jax.Array, mode: str = "constant") -> jax.Array:
         flat = x.reshape(N, *x.shape[len(lead) :])
         padded = jnp.pad(flat, [(0, size * chunks - N)] + [(0, 0)] * (flat.ndim - 1), mode=mode)
-        # A chunk takes every chunks-th token, so that each device of a batch-sharded mesh has a share in each chunk.
+        # A chunk takes every chunks-th token, so that each device of a batch-sharded mesh works on each chunk.
         return jnp.moveaxis(padded.reshape(size, chunks, *flat.shape[1:]), 1, 0)
 
     return cut
@@ -247,12 +250,12 @@ def _walk(loss: LogitsLoss, tokens: _Tokens, shared: _Shared) -> jax.Array:
 
 
 def _kept(wanted: PyTree, tree: PyTree) -> PyTree:
-    """The leaves that are wanted; None, which is no leaf, in place of the others."""
+    """The tree with None, which is no leaf, in place of the leaves that are not wanted."""
     return jax.tree.map(lambda w, x: x if w else None, wanted, tree)
 
 
 def _pulled(want_hidden: bool, total: _Head, hidden: jax.Array, head: _Head, d_logits: jax.Array) -> tuple[Any, _Head]:
-    """A chunk's gradient of the hidden states, and the sum of the head's so far, with the chunk's share."""
+    """A chunk's gradient of the hidden states, and the sum of the head's gradients up to this chunk."""
     start = Pulled(jnp.zeros_like(hidden) if want_hidden else None, total.kernel)
     d_hidden, kernel = start
     if jax.tree.leaves(start):

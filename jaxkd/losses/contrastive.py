@@ -1,4 +1,4 @@
-"""Contrastive losses between student and teacher, and the memories that some of them carry as explicit state."""
+"""Contrastive losses between student and teacher, and the memories that some of them keep as explicit state."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ __all__ = ["clip", "clip_affinity", "crd", "info_nce", "info_nce_queue"]
 
 
 class CRDBank(NamedTuple):
-    """What CRD remembers between steps.
+    """Memory that CRD keeps between steps.
 
     Attributes:
-      student: [N, D], one row of unit length an example of the data set.
-      teacher: [N, D] likewise.
+      student: [N, D], a row of unit length for each example of the data set.
+      teacher: [N, D], the teacher's rows.
       student_z: Scalar, the constant that normalises the student's scores; below 0 until the first update.
-      teacher_z: Scalar likewise.
+      teacher_z: Scalar, the same for the teacher.
     """
 
     student: jax.Array
@@ -105,7 +105,7 @@ def crd(
     *,
     temperature: ArrayLike = 0.07,
 ) -> jax.Array:
-    """Contrastive representation distillation: tell an example's own row of the other side's bank from K others.
+    """Contrastive representation distillation: finds an example's own row of the other side's bank among K others.
 
     L(o) = -log( o_0 / (o_0 + K/N + e) ) - sum_{k=1..K} log( (K/N) / (o_k + K/N + e) ),  L = L(o_s) + L(o_t),
     o_s,k = exp(<v_s, m_t,k> / T) / Z_s,  o_t,k = exp(<v_t, m_s,k> / T) / Z_t,  e = 1e-7
@@ -115,7 +115,7 @@ def crd(
 
     Args:
       student_embedding: [B, D] floating, already projected to the bank's width.
-      teacher_embedding: [B, D] floating, likewise; the paper trains this projection too.
+      teacher_embedding: [B, D] floating, projected as well; the paper trains this projection too.
       indices: [B, 1 + K] integers, rows of the bank, the example's own first (see `crd_indices`).
       bank: The bank as it was before this step; `crd_update` makes the next one.
       temperature: T > 0.
@@ -189,7 +189,7 @@ def crd_update(
     own="embeddings, if widths differ: `linear(width=...)` on both sides",
 )
 def info_nce(student_embedding: ArrayLike, teacher_embedding: ArrayLike, *, temperature: ArrayLike = 0.07) -> jax.Array:
-    """InfoNCE within a batch: find the teacher's view of an example among those of the batch; couples the batch.
+    """InfoNCE within a batch: finds an example's teacher embedding among those of the batch; couples the batch.
 
     -(1/B) sum_i log( exp(c_ii / T) / sum_j exp(c_ij / T) ),  c_ij = cos(student_i, teacher_j)
 
@@ -221,7 +221,7 @@ def info_nce(student_embedding: ArrayLike, teacher_embedding: ArrayLike, *, temp
 def info_nce_queue(
     student_embedding: ArrayLike, teacher_embedding: ArrayLike, queue: ArrayLike, *, temperature: ArrayLike = 0.07
 ) -> jax.Array:
-    """InfoNCE with a queue: find the teacher's view of an example among those of earlier batches.
+    """InfoNCE with a queue: finds an example's teacher embedding among those of earlier batches.
 
     -log( exp(cos(s, t) / T) / (exp(cos(s, t) / T) + sum_q exp(cos(s, q) / T)) )
 

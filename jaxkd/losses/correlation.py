@@ -1,4 +1,4 @@
-"""Losses on logits that also compare how the examples of a batch relate to one another."""
+"""Losses on logits that also compare relations between the examples of a batch."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def mlkd(
     sum_T [ T^2 * mean_b KL(p_b || q_b) + (1/B) ||p p' - q q'||_F^2 + (1/K) ||p' p - q' q||_F^2 ]
     p, q = softmax(z / T) of teacher and student as matrices [B, K],  ' the transpose
 
-    The released trainer's confidence masks only rescale terms that are already reduced, and are left out.
+    The confidence masks of the released trainer only rescale terms that are already reduced; they are left out.
 
     Args:
       student_logits: [..., K] floating; leading axes count as one batch.

@@ -1,4 +1,4 @@
-"""Losses between two vocabularies that have no common order."""
+"""Losses between two vocabularies that differ in size and order."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def uld(
       student_logits: [..., V_s] floating.
       teacher_logits: [..., V_t] floating, the same positions as the student's; see `uld_answers` where they differ.
       student_temperature: T_s > 0, a scalar or an array over leading axes.
-      teacher_temperature: T_t > 0, likewise.
+      teacher_temperature: T_t > 0, a scalar or an array over leading axes.
 
     Returns:
       [...] in 0..2.
@@ -87,7 +87,7 @@ def uld_answers(
     teacher_temperature: ArrayLike = 1.0,
     weight: ArrayLike = 1.0,
 ) -> jax.Array:
-    """Universal logit distillation of answers that lie elsewhere and have other lengths on the two sides.
+    """Universal logit distillation of answers whose positions and lengths differ between student and teacher.
 
     weight * (1/n) sum_{i < n} uld(student at student_start + i, teacher at teacher_start + i),  n the shorter length
 
@@ -100,7 +100,7 @@ def uld_answers(
       teacher_length: [B] integers.
       student_temperature: T_s > 0, a scalar.
       teacher_temperature: T_t > 0, a scalar.
-      weight: A factor on the value; the paper adds this loss to the cross-entropy with 1.5.
+      weight: Factor on the value; the paper adds this loss to the cross-entropy with weight 1.5.
 
     Returns:
       [B]; 0 where an answer is empty.
@@ -139,6 +139,6 @@ def _sorted_probabilities(log_p: jax.Array, size: int) -> jax.Array:
 
 
 def _from(logits: jax.Array, start: jax.Array, count: int) -> jax.Array:
-    """`count` positions from each row's start on; those past the end repeat the last."""
+    """`count` positions from each row's start on; positions past the end repeat the last one."""
     position = jnp.minimum(start[:, None] + jnp.arange(count)[None], logits.shape[1] - 1)
     return jnp.take_along_axis(logits, position[..., None], axis=1)

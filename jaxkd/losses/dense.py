@@ -1,4 +1,4 @@
-"""Losses for dense prediction (segmentation, detection): maps are [B, H, W, C], and one value an example remains."""
+"""Losses for dense prediction (segmentation, detection) on maps [B, H, W, C]; one value for each example."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Context(NamedTuple):
       fc1_bias: [M].
       ln_scale: [M].
       ln_bias: [M].
-      fc2_kernel: [M, C]; starts at zero, so that the block starts as the identity.
-      fc2_bias: [C]; likewise.
+      fc2_kernel: [M, C]; initialised to zero, so that the block starts as the identity.
+      fc2_bias: [C]; initialised to zero.
     """
 
     mask_kernel: ArrayLike
@@ -83,7 +83,7 @@ def pixel_kd(
 
     T^2 / |M| sum_{i in M} KL(softmax(z_t,i / T) || softmax(z_s,i / T)),  M = the positions that the mask keeps
 
-    The paper has T = 1, where T^2 says nothing.
+    The paper has T = 1.
 
     Args:
       student_logits: [B, ..., K] floating.
@@ -106,7 +106,7 @@ def pixel_kd(
     weights = jnp.ones(s.shape[:-1], s.dtype) if mask is None else jnp.asarray(mask, s.dtype)
     if weights.shape != s.shape[:-1]:
         raise ValueError(f"the mask has shape {weights.shape} but logits have shape {s.shape}: give {s.shape[:-1]}.")
-    # What a dropped position holds, NaN included, must reach neither the value nor the gradient.
+    # A dropped position may hold NaN, which must reach neither the value nor the gradient.
     s, t = (jnp.where(weights[..., None] > 0, z, 0) for z in (s, t))
     T = jnp.asarray(temperature, s.dtype)
     divergence = numerics.kl_divergence(numerics.log_softmax(t, T), numerics.log_softmax(s, T))
@@ -197,7 +197,7 @@ def ld(
 ) -> jax.Array:
     """Localization distillation: KL between the distributions over a box edge's bins, times T^2.
 
-    T^2 * KL(softmax(z_t / T) || softmax(z_s / T)), an edge; a detector has four of them a location
+    T^2 * KL(softmax(z_t / T) || softmax(z_s / T)) of each edge; a detector has four edges for each location
 
     Args:
       student_logits: [..., J] floating, over the J bins of an edge.
@@ -343,7 +343,7 @@ def fgd_masks(
 
 
 def fgd_context(x: ArrayLike, block: Context) -> jax.Array:
-    """FGD's global context block: adds to every position what a small network makes of the attended mean position.
+    """FGD's global context block: adds to every position a small network's output for the attention-weighted mean.
 
     x + W_2 relu(LN(W_1 g + b_1)) + b_2,  g = sum_i softmax_i(<k, x_i> + b) x_i,  LN with eps = 1e-5
 

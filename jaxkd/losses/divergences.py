@@ -21,7 +21,7 @@ __all__ = ["jeffreys", "jsd", "reverse_kl", "skew_kl", "skew_reverse_kl", "tvd"]
 
 @declare(lambda draw: (draw.logits(), draw.logits()), DIVERGENCE)
 def reverse_kl(student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperature: ArrayLike = 1.0) -> jax.Array:
-    """Reverse KL: from the student's distribution to the teacher's, which makes the student seek a mode.
+    """Reverse KL: from the student's distribution to the teacher's, which leads the student to one mode of the teacher.
 
     KL(q || p) = sum_k q_k (log q_k - log p_k)
 
@@ -63,7 +63,7 @@ def jeffreys(
       student_logits: [..., K] floating.
       teacher_logits: [..., K] floating.
       lam: Weight of the reverse direction, in [0, 1], a scalar or an array over leading axes.
-      temperature: T > 0, likewise.
+      temperature: T > 0, a scalar or an array over leading axes.
       keep_teacher_entropy: Whether the forward part is a cross-entropy, as in DistiLLM's released code: the same
         gradient in the student, but not 0 at equality.
 
@@ -100,7 +100,7 @@ def jsd(
       student_logits: [..., K] floating.
       teacher_logits: [..., K] floating.
       beta: Weight of the teacher in the mixture, in [0, 1], a scalar or an array over leading axes.
-      temperature: T > 0, likewise.
+      temperature: T > 0, a scalar or an array over leading axes.
 
     Returns:
       [...] in nats.
@@ -122,7 +122,7 @@ def jsd(
 
 @declare(lambda draw: (draw.logits(), draw.logits()), (*DIVERGENCE, SYMMETRIC))
 def tvd(student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperature: ArrayLike = 1.0) -> jax.Array:
-    """Total variation distance: the probability mass that one distribution must move to become the other.
+    """Total variation distance: the probability mass in which the two distributions differ.
 
     (1/2) sum_k |p_k - q_k|
 
@@ -162,7 +162,7 @@ def skew_kl(
       student_logits: [..., K] floating.
       teacher_logits: [..., K] floating.
       alpha: Weight of the teacher in the mixture, in [0, 1), a scalar or an array over leading axes.
-      temperature: T > 0, likewise.
+      temperature: T > 0, a scalar or an array over leading axes.
       keep_teacher_entropy: Whether it is a cross-entropy, as in the released code: the same gradient in the student,
         but not 0 at equality.
 
@@ -193,7 +193,7 @@ def skew_reverse_kl(
       student_logits: [..., K] floating.
       teacher_logits: [..., K] floating.
       alpha: Weight of the student in the mixture, in [0, 1), a scalar or an array over leading axes; 0 is reverse KL.
-      temperature: T > 0, likewise.
+      temperature: T > 0, a scalar or an array over leading axes.
 
     Returns:
       [...] in nats.

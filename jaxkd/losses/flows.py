@@ -1,4 +1,4 @@
-"""Losses on how a layer's feature map relates to the map of the layer before; one value per example."""
+"""Losses on relations between the feature maps of neighbouring layers; one value for each example."""
 
 from __future__ import annotations
 
@@ -36,8 +36,7 @@ def fsp(
 
     sum_i mean_mn (G_s - G_t)^2,  G[m, n] = (1 / HW) sum_hw F_i[h, w, m] F_i+1[h, w, n]
 
-    The larger map of two neighbours is pooled to the size of the smaller one. The paper sums over m
-    and n.
+    The larger map of two neighbours is pooled to the size of the smaller one. The paper sums over m and n.
 
     Args:
       student_features: At least two floating [B, H_i, W_i, C_i].
@@ -71,7 +70,7 @@ def fsp(
     (*FEATURES, *DISTANCE, SCALE_INVARIANT, CLASS_PERMUTATION_INVARIANT),
 )
 def kdsvd(student_features: Sequence[ArrayLike], teacher_features: Sequence[ArrayLike], *, k: int = 1) -> jax.Array:
-    """KD by singular value decomposition: how a layer's main directions in channel space relate to the layer before.
+    """KD by singular value decomposition: relations between the main channel directions of neighbouring layers.
 
     sum over layers i > 0 and m, n, j of (R_s - R_t)^2,  R[m, n, j] = exp(-(v_j^i[m] - v_j^(i-1)[n])^2 / 8)
 

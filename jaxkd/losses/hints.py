@@ -1,4 +1,4 @@
-"""Losses on intermediate features: they reduce everything but the batch axis (the first)."""
+"""Losses on intermediate features: one value for each example, or a scalar where they couple the batch."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def review_hcl(
 
 @declare(lambda draw: (draw.maps(), draw.maps()), (*_DISTANCE, *OF_DIFFERENCES), own="generator: `objectives.mgd`")
 def mgd(student_feature: ArrayLike, teacher_feature: ArrayLike, *, alpha: ArrayLike = 7e-5) -> jax.Array:
-    """Masked generative distillation: squared distance of the teacher's map and one generated from a masked student's.
+    """Masked generative distillation: squared distance to the teacher's map of one generated from the masked student's.
 
     alpha * sum (G(f_s * mask) - f_t)^2
 
@@ -177,7 +177,7 @@ def srrl(
     *,
     beta: ArrayLike = 1.0,
 ) -> jax.Array:
-    """Softmax regression representation learning: the student's feature must serve the teacher's classifier.
+    """Softmax regression representation learning: distances of features and of the teacher's classifier on them.
 
     (1/C) ||mean_hw f_s - mean_hw f_t||^2 + beta (1/K) ||z_s - z_t||^2; the paper has no 1/C, its code has.
 
@@ -209,7 +209,7 @@ def srrl(
     lambda draw: (draw.maps(), draw.maps()), (*_DISTANCE, *OF_DIFFERENCES), own="network: `models.reuse_classifier`"
 )
 def simkd(student_feature: ArrayLike, teacher_feature: ArrayLike) -> jax.Array:
-    """SimKD: a hint at the last map before the classifier, which the student then takes over from the teacher.
+    """SimKD: a hint at the last map before the classifier; the student then uses the teacher's classifier.
 
     (1/N) sum_i (P(f_s)_i - f_t,i)^2
 
@@ -315,7 +315,7 @@ def srd(
     exponent: ArrayLike = 4.0,
     temperature: ArrayLike = 1.0,
 ) -> jax.Array:
-    """A simple recipe with a batch-normalised projector: log of a power sum, and KL; couples the batch.
+    """SRD: logarithm of a power sum of batch-normalised features' differences, and KL; couples the batch.
 
     2 log sum_bi |f_s - f_t|^e + (1/B) sum_b KL(softmax(z_t / T) || softmax(z_s / T)), without T^2
 
@@ -328,8 +328,8 @@ def srd(
       temperature: T > 0.
 
     Returns:
-      Scalar, may be negative. Equal features, where the logarithm has no value, count as a largest difference of the
-      least positive normal number, with zero gradient.
+      Scalar, may be negative. For equal features, where the logarithm is not defined, the largest difference counts as
+      the smallest positive normal number, and the gradient is 0.
 
     Raises:
       ValueError: If shapes differ.

@@ -158,7 +158,7 @@ def wttm(student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperature: A
 def logits_mse(student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperature: ArrayLike = 1.0) -> jax.Array:
     """Mean squared difference of the (tempered) logits, averaged over the classes.
 
-    (1/K) sum_k (z_s,k / T - z_t,k / T)^2; the paper sums and halves, this is the element mean that is in common use.
+    (1/K) sum_k (z_s,k / T - z_t,k / T)^2; the paper has half the sum, common code has this mean.
 
     Args:
       student_logits: [..., K] floating.
@@ -184,7 +184,7 @@ def logits_mse(student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperat
 
 @declare(lambda draw: (draw.logits(),), (*ALWAYS, INDEPENDENT_ROWS, LEADING_AXES, BATCH_OF_ONE, SHIFT_INVARIANT))
 def standardize_logits(logits: ArrayLike, *, epsilon: float = 1e-7) -> jax.Array:
-    """Logit standardisation, which goes before any logits loss: zero mean and unit deviation over the classes.
+    """Logit standardisation, applied before a loss on logits: zero mean and unit standard deviation over the classes.
 
     Z(z) = (z - mean(z)) / (std(z) + epsilon), std with the divisor K - 1
 
@@ -220,15 +220,15 @@ def spherical_kd(
 
     alpha * T^2 * KL(softmax(r u_t / T) || softmax(r u_s / T)),  u = (z - mean(z)) / ||z - mean(z)||
 
-    r is the teacher's own norm in each row, as in the released code. The paper has its average over the training set,
-    which can be given.
+    By default r is the norm of the teacher's centred logits in each row, as in the released code. The paper takes the
+    average of that norm over the training set; give it as `norm`.
 
     Args:
       student_logits: [..., K] floating.
       teacher_logits: [..., K] floating.
-      alpha: Weight beside the label's 1 - alpha, a scalar or an array over leading axes.
-      temperature: T > 0, likewise.
-      norm: r > 0, likewise, or None for the teacher's own.
+      alpha: Weight, a scalar or an array over leading axes; the cross-entropy with the label has the weight 1 - alpha.
+      temperature: T > 0, a scalar or an array over leading axes.
+      norm: r > 0, a scalar or an array over leading axes, or None for the teacher's own.
 
     Returns:
       [...] in nats, times T^2.
@@ -258,22 +258,22 @@ def tfkd_reg(
     correct_probability: float = 0.99,
     released: bool = False,
 ) -> jax.Array:
-    """Teacher-free KD: the label's cross-entropy, regularised towards a virtual teacher that is made of the label.
+    """Teacher-free KD: cross-entropy with the label, and KL from a virtual teacher that is made from the label.
 
     (1 - alpha) CE(y, softmax(z)) + alpha * multiplier * KL(softmax(u / T) || softmax(z / T))
     u = correct_probability at the label and (1 - correct_probability) / (K - 1) elsewhere
 
-    The published numbers come from released code in which the student is not tempered and the KL is divided by K,
-    which a multiplier of 1, 50 or 100 makes up for: `released` reproduces that.
+    The published numbers come from code in which the student is not tempered and the KL is divided by K, with a
+    multiplier of 1, 50 or 100 to compensate. `released` computes the loss of that code.
 
     Args:
       student_logits: [..., K] floating, K >= 2.
       labels: [...] integers in 0..K-1.
       alpha: Weight of the regulariser, a scalar or an array over leading axes.
-      temperature: T > 0 of the virtual teacher, likewise.
-      multiplier: Factor on the KL, likewise.
-      correct_probability: What the virtual teacher gives to the label, before it is tempered.
-      released: Whether to compute what the released code does.
+      temperature: T > 0, a scalar or an array over leading axes.
+      multiplier: Factor on the KL, a scalar or an array over leading axes.
+      correct_probability: Probability that the virtual teacher gives to the label, before it is tempered.
+      released: Whether to compute the loss of the released code.
 
     Returns:
       [...] in nats: the whole objective, which needs no other term.
@@ -304,20 +304,20 @@ def mft(
     temperature: ArrayLike = 1.0,
     threshold: ArrayLike = 0.2,
 ) -> jax.Array:
-    """Minifinetuning: KL from a teacher that is corrected towards the label by no more than it needs.
+    """Minifinetuning: KL from a teacher whose probabilities are moved towards the label, as little as necessary.
 
     T^2 * KL(p' || softmax(z_s / T)),  p' = (1 - f) p + f [k = y],  p = softmax(z_t / T),  a = argmax p
     f = (p_a - p_y + th) / (1 + p_a - p_y + 1e-7)        where the teacher is wrong, a != y
     f = (min(1, p_y + th) - p_y) / (1 - p_y + 1e-7)      where it is right
 
-    so that p'_y ends th above the likeliest wrong class, or th above where it was.
+    so that p'_y exceeds the likeliest wrong class, or its own former value, by th.
 
     Args:
       student_logits: [..., K] floating.
       teacher_logits: [..., K] floating.
       labels: [...] integers in 0..K-1.
       temperature: T > 0, a scalar or an array over leading axes.
-      threshold: th in 0..1, likewise.
+      threshold: th in 0..1, a scalar or an array over leading axes.
 
     Returns:
       [...] in nats, times T^2.

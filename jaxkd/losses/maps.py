@@ -1,4 +1,4 @@
-"""Losses on feature maps [B, H, W, C]: of one pair of layers, or summed over several; one value per example.
+"""Losses on feature maps [B, H, W, C] of one layer, or summed over several; one value for each example.
 
 Where a loss takes `Maps`, one array stands for one layer and a sequence for several.
 """
@@ -48,7 +48,7 @@ def attention_transfer(
     weights: Sequence[ArrayLike] | None = None,
     as_released: bool = False,
 ) -> jax.Array:
-    """Attention transfer: distance between the normalised spatial attention maps, whatever the channel numbers.
+    """Attention transfer: distance between the normalised spatial attention maps; numbers of channels may differ.
 
     sum over layers of w || a_s - a_t ||_2,  a = A / max(||A||_2, 1e-12),  A = vec(sum_c |F_c|^p)
 
@@ -134,7 +134,7 @@ def ab(
     margin: ArrayLike = 1.0,
     as_released: bool = False,
 ) -> jax.Array:
-    """Activation boundary transfer: a squared hinge that puts the student on the teacher's side of every neuron's zero.
+    """Activation boundary transfer: squared hinge that gives every neuron of the student the teacher's sign.
 
     sum over layers of sum_i ([t_i > 0] max(m - s_i, 0)^2 + [t_i <= 0] max(m + s_i, 0)^2)
 
@@ -204,12 +204,12 @@ def ft(student_factor: ArrayLike, teacher_factor: ArrayLike, *, p: int = 1) -> j
 
 @declare(lambda draw: (draw.maps(), draw.maps()), _ATTENTION)
 def ft_repdistiller(student_feature: ArrayLike, teacher_feature: ArrayLike, *, p1: int = 2, p2: int = 1) -> jax.Array:
-    """Factor transfer as the CIFAR-100 benchmark codes it, on attention maps: not the paper's loss, for which see `ft`.
+    """Factor transfer on attention maps, as in the CIFAR-100 benchmark; the paper's loss is `ft`.
 
     mean_hw |a_s - a_t|^p2,  a = A / max(||A||_2, 1e-12),  A = vec(mean_c F_c^p1)
 
-    The channel mean loses what the paper's factors hold, but the benchmark's published numbers were made with it, with
-    weight 200. A larger map is averaged to the size of the smaller one.
+    The benchmark's published numbers were made with this form, with weight 200. A larger map is averaged to the size of
+    the smaller one.
 
     Args:
       student_feature: [B, Hs, Ws, Cs] floating.
@@ -237,7 +237,7 @@ def ft_repdistiller(student_feature: ArrayLike, teacher_feature: ArrayLike, *, p
 
 
 def _direction(x: jax.Array) -> jax.Array:
-    """[B, ...] as [B, N], each row over its norm."""
+    """x [B, ...] as [B, N], each row divided by its norm."""
     return numerics.unit(x.reshape(len(x), -1))
 
 

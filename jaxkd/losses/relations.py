@@ -1,4 +1,4 @@
-"""Losses on relations between the examples of a batch: each couples the batch, and widths need not agree."""
+"""Losses on relations between the examples of a batch; all couple the batch, and most allow different widths."""
 
 from __future__ import annotations
 
@@ -220,11 +220,11 @@ def cc(
     (*(p for p in COUPLED if p is not BATCH_PERMUTATION), BATCH_OF_ONE, *DISTANCE, SYMMETRIC),
 )
 def cc_neighbours(student_embedding: ArrayLike, teacher_embedding: ArrayLike) -> jax.Array:
-    """Correlation congruence as RepDistiller benchmarks it: products of neighbours' errors; couples the batch.
+    """Correlation congruence as in the CIFAR-100 benchmark: products of neighbours' errors; couples the batch.
 
     (1/(B-1)) sum_{b<B} <d_b, d_{b+1}>,  d_b = |x_s,b - x_t,b| elementwise
 
-    Far from the paper's kernel matrices (see `cc`): only neighbours are paired, so that the order of the batch matters.
+    Unlike the paper's kernel matrices (see `cc`), only neighbours are paired, so the order of the batch matters.
 
     Args:
       student_embedding: [B, ...] floating, already projected to the teacher's width.
@@ -379,7 +379,7 @@ def _gram(x: jax.Array) -> jax.Array:
 
 
 def _diagonal(x: jax.Array) -> jax.Array:
-    """Which of the [B, B] pairs are an example with itself."""
+    """Mask [B, B] of the pairs of an example with itself."""
     return jnp.eye(len(x), dtype=bool)
 
 

@@ -1,4 +1,4 @@
-"""Losses on sequences: per-token losses under masks, and the same without ever holding [tokens, vocabulary]."""
+"""Losses on sequences of tokens, under masks of the tokens that count."""
 
 from __future__ import annotations
 
@@ -49,8 +49,10 @@ def _sentences(draw: Draw) -> tuple[np.ndarray, ...]:
 def token_level(loss: LogitsLoss) -> LogitsLoss:
     """Turns a loss on logits into one on sequences: its mean over the valid tokens of each sequence.
 
-    sum_s mask_bs loss_bs / sum_s mask_bs; every sequence counts alike. Where every token of the batch shall count
-    alike, as in `masked_token_kl`, take `numerics.masked_mean(loss(student, teacher), mask)` instead.
+    sum_s mask_bs loss_bs / sum_s mask_bs
+
+    Every sequence has the same weight. For the same weight of every token of the batch, as in `masked_token_kl`, take
+    `numerics.masked_mean(loss(student, teacher), mask)`.
 
     Args:
       loss: (student_logits [B, S, K], teacher [B, S, ...], **hyper) -> [B, S], any loss that keeps leading axes.
@@ -82,7 +84,7 @@ def token_level(loss: LogitsLoss) -> LogitsLoss:
 def masked_token_kl(
     student_logits: ArrayLike, teacher_logits: ArrayLike, mask: ArrayLike, *, temperature: ArrayLike = 1.0
 ) -> jax.Array:
-    """Token-level knowledge distillation, the mean over all valid tokens; it couples the batch through their number.
+    """Token-level knowledge distillation: mean KL over all valid tokens, whose number couples the batch.
 
     T^2 * sum_bs mask_bs KL(softmax(z_t / T) || softmax(z_s / T))_bs / sum_bs mask_bs
 
@@ -102,17 +104,18 @@ def masked_token_kl(
       Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", NeurIPS 2014 Deep Learning Workshop,
       https://arxiv.org/abs/1503.02531
     """
-    values = tempered_kl(student_logits, teacher_logits, temperature=temperature)
+    values = kd(student_logits, teacher_logits, temperature=temperature)
     check_mask(mask, values.shape)
     return numerics.masked_mean(values, mask)
 
 
 @declare(_sentences, (*FEATURES, *_OF_LOGITS, NON_NEGATIVE), kinds={"mask": "other"}, needs="texts")
 def sequence_kd(student_logits: ArrayLike, teacher_tokens: ArrayLike, mask: ArrayLike | None = None) -> jax.Array:
-    """Sequence-level knowledge distillation: how unlikely the student finds the sequence that the teacher wrote.
+    """Sequence-level knowledge distillation: the student's negative log-likelihood of what the teacher wrote.
 
-    -sum_s mask_bs log softmax(z_bs)[y_bs],  y the output of the teacher's beam search. Position s of the logits scores
-    y_bs: for a causal language model take y from `next_tokens`.
+    -sum_s mask_bs log softmax(z_bs)[y_bs],  y = output of the teacher's beam search
+
+    Position s of the logits predicts y_bs. For a causal language model take y from `next_tokens`.
 
     Args:
       student_logits: [B, S, K] floating.
@@ -141,15 +144,15 @@ def sequence_kd(student_logits: ArrayLike, teacher_tokens: ArrayLike, mask: Arra
 
 
 def next_tokens(tokens: ArrayLike, mask: ArrayLike | None = None) -> tuple[jax.Array, jax.Array]:
-    """What each position of a causal language model has to predict, and where there is something to predict.
+    """Labels of a causal language model: the next token of each position, and the mask of positions that have one.
 
     Args:
       tokens: Integers [B, S].
       mask: [B, S], true on tokens that are no padding, or None.
 
     Returns:
-      Labels [B, S], labels[:, s] = tokens[:, s + 1], and booleans [B, S], true where both tokens are valid; the last
-      position predicts nothing.
+      Labels [B, S], labels[:, s] = tokens[:, s + 1], and booleans [B, S], true where both tokens are valid, false at
+      the last position.
 
     Raises:
       ValueError: If the mask has another shape.
@@ -161,16 +164,14 @@ def next_tokens(tokens: ArrayLike, mask: ArrayLike | None = None) -> tuple[jax.A
 
 
 def check_mask(mask: ArrayLike, shape: tuple[int, ...]) -> None:
-    """Raises a sentence unless the mask has one entry for each token."""
+    """Raises unless a mask has one entry for each token.
+
+    Args:
+      mask: Array.
+      shape: Shape of the tokens.
+
+    Raises:
+      ValueError: If the shapes differ.
+    """
     if jnp.shape(mask) != shape:
         raise ValueError(f"mask has shape {jnp.shape(mask)} but the tokens have shape {shape}: give one entry a token.")
-
-
-def tempered_kl(student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperature: ArrayLike) -> jax.Array:
-    """T^2 KL(teacher || student) of each token."""
-    s, t = numerics.promote(student_logits, teacher_logits)
-    numerics.check_same_shape(s, t, "logits")
-    T = jnp.asarray(temperature, s.dtype)
-    # A temperature over the sequences holds for all their tokens.
-    squared = numerics.per_example(T, s[..., 0]) ** 2
-    return squared * numerics.kl_divergence(numerics.log_softmax(t, T), numerics.log_softmax(s, T))

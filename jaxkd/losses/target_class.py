@@ -1,4 +1,4 @@
-"""Losses on logits that treat the labelled (target) class and the other classes apart."""
+"""Losses on logits that treat the labelled (target) class and the other classes separately."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def dkd(
     beta: ArrayLike = 8.0,
     temperature: ArrayLike = 4.0,
 ) -> jax.Array:
-    """Decoupled knowledge distillation: KL of target against the rest, and KL within the rest, weighted apart.
+    """Decoupled knowledge distillation: weighted sum of KL on target against other classes, and KL among the others.
 
     T^2 * (alpha * TCKD + beta * NCKD)
     TCKD = KL(b_t || b_s),  b = (p_y, 1 - p_y),  p = softmax(z / T)
@@ -55,8 +55,8 @@ def dkd(
       teacher_logits: [..., K] floating.
       labels: [...] integers in 0..K-1.
       alpha: Weight of TCKD, a scalar or an array over leading axes.
-      beta: Weight of NCKD, likewise; the paper tunes it between 1 and 10 for each pair of networks.
-      temperature: T > 0, likewise.
+      beta: Weight of NCKD, a scalar or an array over leading axes; the paper tunes it between 1 and 10 by pair.
+      temperature: T > 0, a scalar or an array over leading axes.
 
     Returns:
       [...] in nats, times T^2.
@@ -97,7 +97,7 @@ def nkd(
       teacher_logits: [..., K] floating.
       labels: [...] integers in 0..K-1.
       gamma: Weight of the second part, a scalar or an array over leading axes.
-      temperature: T > 0, likewise.
+      temperature: T > 0, a scalar or an array over leading axes.
 
     Returns:
       [...] in nats.
@@ -134,7 +134,7 @@ def uskd(
     mu: ArrayLike = 0.005,
     log_ranking: bool = False,
 ) -> jax.Array:
-    """Universal self-distillation: soft labels made of the student's own outputs; couples the batch.
+    """Universal self-distillation: soft labels made from the student's own outputs; couples the batch.
 
     mean_b [ - alpha * P log q_y - beta * sum_{c != y} z_c log q~_c - mu * sum_c y'_c log w_c ]
     q = softmax(student),  w = softmax(weak),  q~ = softmax(student) over the classes other than y
@@ -191,7 +191,7 @@ def wsld(
     alpha: ArrayLike = 2.25,
     temperature: ArrayLike = 4.0,
 ) -> jax.Array:
-    """Weighted soft labels: tempered cross-entropy, less of it where the student already knows the label better.
+    """Weighted soft labels: tempered cross-entropy, with less weight where the student fits the label better.
 
     - alpha * T^2 * w * sum_k p_k log q_k,  p, q = softmax(z / T) of teacher and student
     w = 1 - exp(- CE_s / (CE_t + 1e-7)),  CE = - log softmax(z)_y
@@ -202,8 +202,8 @@ def wsld(
       student_logits: [..., K] floating.
       teacher_logits: [..., K] floating.
       labels: [...] integers in 0..K-1.
-      alpha: Weight beside the label's cross-entropy, a scalar or an array over leading axes.
-      temperature: T > 0, likewise.
+      alpha: Weight, a scalar or an array over leading axes; the cross-entropy with the label has the weight 1.
+      temperature: T > 0, a scalar or an array over leading axes.
 
     Returns:
       [...] in nats, times T^2.
@@ -238,7 +238,7 @@ def _within_rest(logits: jax.Array, labels: jax.Array, temperature: ArrayLike = 
 
 
 def _without_target(x: jax.Array, labels: jax.Array) -> jax.Array:
-    """The same, with -inf at the target."""
+    """x with -inf at the target class."""
     return jnp.where(jax.nn.one_hot(labels, x.shape[-1], dtype=bool), -jnp.inf, x)
 
 

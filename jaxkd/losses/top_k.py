@@ -1,6 +1,6 @@
-"""Losses on parts of a vocabulary: the teacher's top-k tokens, or two vocabularies that have no common order.
+"""Losses on the teacher's top-k tokens.
 
-The teacher's side of a top-k loss is what a cache of its outputs holds: the K ids that were kept, and their
+The teacher's side has the form in which a cache keeps it: the ids of the K tokens that were kept, and their
 log-probabilities over the whole vocabulary at temperature 1.
 """
 
@@ -44,7 +44,7 @@ def topk_kl_teacher_renorm(
 
     T^2 * sum_k p_k (log p_k - log q_id(k)),  p = softmax(l / T) over the kept,  q = softmax(z_s / T) over all
 
-    Not 0 at equality: the student is drawn to the kept tokens only.
+    Not 0 at equality: the student learns to give all probability to the kept tokens.
 
     Args:
       student_logits: [..., V] floating.
@@ -78,7 +78,7 @@ def topk_kl_both_renorm(
 
     T^2 * KL(softmax(z_t / T) || softmax(z_s,id / T)) over the K kept tokens
 
-    0 at equality, but blind to what the student gives to tokens that were not kept.
+    0 at equality, but independent of the probability that the student gives to tokens that were not kept.
 
     Args:
       student_logits: [..., V] floating.
@@ -123,7 +123,7 @@ def topk_kl_tail_bucket(
       student_logits: [..., V] floating.
       teacher_ids: [..., K] integers in 0..V-1, distinct.
       teacher_logprobs: [..., K] floating, l, log-probabilities at T = 1 over the whole vocabulary.
-      teacher_tail: [...] floating, l_tail where it is known better than the complement of rounded l gives it.
+      teacher_tail: [...] floating, l_tail, if it was stored; computed from l, which may be rounded, if None.
       temperature: T > 0, a scalar or an array over leading axes.
 
     Returns:
@@ -154,7 +154,7 @@ def ranking_hinge(
     *,
     margin: ArrayLike | None = None,
 ) -> jax.Array:
-    """Hinge on each pair of kept tokens that the teacher ranks: a mean over pairs, so it couples the batch.
+    """Hinge loss on the teacher's order of the kept tokens, averaged over pairs of tokens; couples the batch.
 
     sum_{t_k > t_l} max(0, M_kl - (q_k - q_l)) / number of such pairs,  M_kl = margin, or t_k - t_l if there is none
     t = exp(l),  q = softmax(z_s)_id over the whole vocabulary
@@ -166,7 +166,7 @@ def ranking_hinge(
       teacher_ids: [..., K] integers in 0..V-1, distinct.
       teacher_logprobs: [..., K] floating, l, log-probabilities over the whole vocabulary.
       mask: [...] booleans, true where a row counts; all of them by default.
-      margin: Probability by which the student's must differ, a scalar, or None for the teacher's own gap.
+      margin: Least difference of the student's probabilities, a scalar, or None for the teacher's difference.
 
     Returns:
       Scalar in units of probability; 0 if there is no pair.
@@ -189,7 +189,7 @@ def ranking_hinge(
 def ranking_logistic(
     student_logits: ArrayLike, teacher_ids: ArrayLike, teacher_logprobs: ArrayLike, mask: ArrayLike | None = None
 ) -> jax.Array:
-    """Logistic loss on each pair of kept tokens that the teacher ranks: a mean over pairs, so it couples the batch.
+    """Logistic loss on the teacher's order of the kept tokens, averaged over pairs of tokens; couples the batch.
 
     sum_{t_k > t_l} log(1 + exp(-(z_k - z_l))) / number of such pairs,  t = exp(l),  z = z_s,id
 
@@ -208,8 +208,8 @@ def ranking_logistic(
       ValueError: If the shapes do not fit.
 
     Reference:
-      No paper; as in arcee-ai/DistillKit, 2025, https://github.com/arcee-ai/DistillKit, after Burges et al., "Learning
-      to Rank using Gradient Descent", ICML 2005, https://doi.org/10.1145/1102351.1102363
+      Burges et al., "Learning to Rank using Gradient Descent", ICML 2005, https://doi.org/10.1145/1102351.1102363; on a
+      teacher's top k as in arcee-ai/DistillKit, 2025, https://github.com/arcee-ai/DistillKit
     """
     s, ids, kept = _top_k(student_logits, teacher_ids, teacher_logprobs)
     _, valid = _teacher_pairs(kept, mask, 1e-9)
@@ -261,7 +261,7 @@ def _log_complement(log_p: jax.Array) -> jax.Array:
 
 
 def _tail(log_p: ArrayLike, kept: jax.Array) -> jax.Array:
-    """A given tail with an axis beside the kept tokens."""
+    """The given tail [..., 1], to be joined to the kept tokens."""
     if jnp.shape(log_p) != kept.shape[:-1]:
         raise ValueError(
             f"the teacher's tail has shape {jnp.shape(log_p)}, expected {kept.shape[:-1]}: give the logarithm of one "
@@ -271,6 +271,6 @@ def _tail(log_p: ArrayLike, kept: jax.Array) -> jax.Array:
 
 
 def _floor_tail(log_p: jax.Array) -> jax.Array:
-    """The same with the last entry kept in 1e-8 .. 1 - 1e-8."""
+    """log_p with its last entry clipped to 1e-8 .. 1 - 1e-8."""
     tail = jnp.clip(log_p[..., -1:], jnp.log(1e-8), jnp.log1p(-1e-8))
     return jnp.concatenate([log_p[..., :-1], tail], axis=-1)

@@ -1,6 +1,6 @@
-"""Losses on what transformers compute inside: hidden states, attention scores, relations of queries, keys and values.
+"""Losses on inner values of transformers: hidden states, attention scores, relations of queries, keys and values.
 
-Losses on tokens give one value a token; a mask of real tokens enters as the weight of the mean, as it does for logits.
+Losses on tokens give one value for each token; the mask of real tokens is the weight of the mean taken afterwards.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def attention_mse(
 
 
 def pair_mask(mask: ArrayLike) -> jax.Array:
-    """Which pairs (row, column) of tokens are both real.
+    """Mask of the pairs (row, column) of tokens that are both real.
 
     Args:
       mask: [..., L], 1 (or True) for real tokens.
@@ -312,7 +312,7 @@ def vitkd(
     beta: ArrayLike = 3e-6,
     lam: ArrayLike = 0.5,
 ) -> jax.Array:
-    """ViTKD: mimics the first two blocks, and generates the last block's hidden tokens.
+    """ViTKD: distance of the first two blocks' tokens, and of the last block's hidden tokens from generated ones.
 
     alpha ||F_s,low - F_t,low||^2 + (beta / lam) sum_{masked tokens} ||G(F_s,high) - F_t,high||^2
 
@@ -324,7 +324,7 @@ def vitkd(
       mask: [B, N], 1 (or True) where a token was hidden.
       alpha: Weight of the first part.
       beta: Weight of the second part.
-      lam: The share of tokens that is hidden, in (0, 1].
+      lam: Fraction of tokens that is hidden, in (0, 1].
 
     Returns:
       [B]; sums over elements, so they grow with N and D.

@@ -1,4 +1,4 @@
-"""A property kit for losses: declare what should hold, check it in one call, read the counter-example.
+"""Property kit for losses: declare what should hold, check it in one call, read the counter-example.
 
 report = check_loss(my_loss, (student, teacher), properties=LOGITS + (ZERO_AT_EQUALITY,))
 assert report, str(report)

@@ -20,7 +20,7 @@ Arrays: TypeAlias = Mapping[str, np.ndarray]
 """Name of an input -> array [B, ...]; floating ones are float64 until they are cast for an evaluation."""
 
 Check: TypeAlias = "Callable[[Case, Arrays], Outcome]"
-"""What looks for a counter-example: (case, arrays) -> outcome."""
+"""Search for a counter-example: (case, arrays) -> outcome."""
 
 KINDS = ("side", "probabilities", "labels", "other")
 _ROWS = 8
@@ -94,7 +94,7 @@ class Case:
             return jax.eval_shape(self.jitted, cast(arrays, dtype))
 
     def widens_first(self, arrays: Arrays, dtype: Any) -> bool:
-        """Whether the program of `dtype` is float32's after a cast of each input, and so its value float32's."""
+        """True if the program of `dtype` casts each input to float32 and then is that of float32, with its value."""
         with settings(dtype):
             given = cast(arrays, dtype)
             own = str(self.jitted.trace(given).jaxpr)
@@ -103,7 +103,7 @@ class Case:
 
     @functools.cached_property
     def strictly(self) -> bool:
-        """Whether the loss can be traced under all strict settings at once, and so under each of them."""
+        """True if the loss can be traced under all strict settings at once, and so under each of them."""
         try:
             with settings(np.float32, rank_promotion="raise", dtype_promotion="strict"):
                 jax.eval_shape(self.jitted, cast(self.arrays, np.float32))
@@ -123,12 +123,12 @@ class Case:
 
     @functools.cached_property
     def vmapped(self) -> Callable[[Mapping[str, Any]], jax.Array]:
-        """The loss over batches stacked in front."""
+        """The loss mapped over a new first axis of batches."""
         return jax.jit(jax.vmap(self.jitted), compiler_options=self._options)
 
     @functools.cached_property
     def pmapped(self) -> Callable[[Mapping[str, Any]], jax.Array]:
-        """The loss over two batches, one a device."""
+        """The loss mapped over two batches on two devices."""
         return jax.pmap(self.jitted, devices=jax.local_devices()[:2])
 
     def _differentiate(self, arrays: Mapping[str, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -141,7 +141,7 @@ class Case:
 
 
 def cast(arrays: Arrays, dtype: Any) -> dict[str, np.ndarray]:
-    """The same arrays with the floating ones in `dtype`."""
+    """Casts the floating arrays to `dtype`."""
     return {n: np.asarray(a, dtype) if _is_floating(a) else a for n, a in arrays.items()}
 
 
@@ -165,12 +165,12 @@ def rows(arrays: Arrays) -> int:
 
 
 def each(arrays: Arrays, change: Callable[[np.ndarray], np.ndarray]) -> dict[str, np.ndarray]:
-    """The same change to every input."""
+    """Applies one change to every input."""
     return {name: change(array) for name, array in arrays.items()}
 
 
 def first(findings: Iterable[Finding | None]) -> Finding | None:
-    """The first that is one."""
+    """The first finding that is not None, or None."""
     return next((finding for finding in findings if finding), None)
 
 
@@ -194,7 +194,7 @@ def disagreement(
     *,
     whole: bool = False,
 ) -> Finding | None:
-    """Where two results differ by more than `tolerance` of the largest entry: the smallest such row, or None.
+    """The smallest row in which two results differ by more than `tolerance` of the largest entry, or None.
 
     Args:
       case: The case that they were made from.
@@ -259,7 +259,7 @@ def _widened(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_layers(value: Any) -> bool:
-    """Whether an input is a list or tuple of arrays, one for each layer."""
+    """True if an input is a list or tuple of arrays, one for each layer."""
     return isinstance(value, (list, tuple)) and any(np.ndim(v) > 1 and hasattr(v, "shape") for v in value)
 
 

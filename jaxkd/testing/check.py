@@ -34,7 +34,7 @@ def check_loss(
       inputs: Example arrays, all [B, ...] with B >= 2: a tuple for positional or a mapping for keyword arguments, the
         student's side first, the teacher's second. At most eight rows are used. Values must be finite. A list of
         arrays of one shape stands for an argument that takes several layers.
-      properties: What is declared: `LOGITS`, `FEATURES`, `COUPLED` or `ALWAYS`, plus single properties.
+      properties: `LOGITS`, `FEATURES`, `COUPLED`, `ALWAYS`, ... and single properties that should hold.
       kinds: Name of an argument -> "side" (what models put out; default of floating inputs), "probabilities" (soft
         labels), "labels" (classes; default of integers) or "other" (weights and masks). Only sides are varied.
 

@@ -34,7 +34,7 @@ _ATTRIBUTE = "__declaration__"
 
 
 class Reference(NamedTuple):
-    """Where a loss comes from.
+    """Source of a loss.
 
     Attributes:
       title: Title of the paper, or the docstring's summary where there is no paper.
@@ -87,7 +87,7 @@ class Declaration:
 
     @property
     def name(self) -> str:
-        """The function's name."""
+        """Name of the function."""
         return self.loss.__name__
 
     @property
@@ -97,7 +97,7 @@ class Declaration:
 
     @property
     def compares_logits(self) -> bool:
-        """Whether the loss takes both sides' logits of any classifier, and no other array."""
+        """True if the loss takes both sides' logits of any classifier, and no other array."""
         return not self.needs and _takes(self.loss) == ["student_logits", "teacher_logits"]
 
     @property

@@ -13,7 +13,7 @@ from jaxkd.testing.outcome import Finding, NotRun, Outcome
 
 
 def shape(expected: Callable[[tuple[int, ...]], tuple[int, ...]], meaning: str) -> Check:
-    """The result's shape follows from the first side's."""
+    """Check that the result's shape follows from the first side's."""
 
     def check(case: Case, arrays: Arrays) -> Outcome:
         side = arrays[case.sides[0]].shape
@@ -26,7 +26,7 @@ def shape(expected: Callable[[tuple[int, ...]], tuple[int, ...]], meaning: str) 
 
 
 def dtype(case: Case, arrays: Arrays) -> Outcome:
-    """At least float32 comes out of every dtype, the arithmetic is no coarser, and float64 stays float64."""
+    """Result and arithmetic in at least float32 for every dtype; float64 stays float64."""
     what = "the loss must be computed in at least float32, and float64 must stay float64"
     half, single, double = np.dtype(jnp.bfloat16), np.dtype(np.float32), np.dtype(np.float64)
     for given, wanted in ((single, single), (np.dtype(np.float16), single), (half, single), (double, double)):
@@ -46,7 +46,7 @@ def dtype(case: Case, arrays: Arrays) -> Outcome:
 
 
 def strict(**promotion: str) -> Check:
-    """JAX raises nothing under strict promotion; what it raises is what the report says."""
+    """Check that JAX raises nothing under strict promotion; the report quotes what it raises."""
 
     def check(case: Case, arrays: Arrays) -> Outcome:
         if not case.strictly:
@@ -58,7 +58,7 @@ def strict(**promotion: str) -> Check:
 
 
 def not_finite(case: Case, arrays: Arrays, what: str) -> Finding | None:
-    """Where the value or a gradient is not finite in float32."""
+    """The first value or gradient that is not finite in float32, or None."""
     values, gradients = case.gradients(arrays, np.float32)
     if found := locate(case, arrays, f"{what}, the value must be finite", ~np.isfinite(values), {"value": values}):
         return found
@@ -71,25 +71,25 @@ def not_finite(case: Case, arrays: Arrays, what: str) -> Finding | None:
 
 
 def finite(case: Case, arrays: Arrays) -> Outcome:
-    """Of the inputs as they are."""
+    """Finite value and gradients for the inputs as they are."""
     return not_finite(case, arrays, "for ordinary inputs")
 
 
 def finite_at_equality(case: Case, arrays: Arrays) -> Outcome:
-    """Of equal sides, where roots and norms of a difference have no derivative."""
+    """Finite value and gradients for equal sides, where roots and norms of a difference have no derivative."""
     equal = equal_sides(case, arrays)
     return equal if isinstance(equal, NotRun) else not_finite(case, equal, "for equal sides")
 
 
 def equal_rows(case: Case, arrays: Arrays) -> Outcome:
-    """Of two equal rows, and of nothing but equal rows."""
+    """Finite value and gradients for two equal rows, and for a batch of equal rows."""
     two = each(arrays, lambda a: np.concatenate([a[:1], a[:1], a[2:]]))
     every = each(arrays, lambda a: np.repeat(a[:1], len(a), axis=0))
     return not_finite(case, two, "for two equal rows") or not_finite(case, every, "for a batch of equal rows")
 
 
 def zero_rows(case: Case, arrays: Arrays) -> Outcome:
-    """Of rows that are zero on one side or on all."""
+    """Finite value and gradients for rows that are zero on one side or on all."""
     row = {n: np.concatenate([np.zeros_like(arrays[n][:1]), arrays[n][1:]]) for n in case.sides}
     tried = [({n: row[n]}, f"for a row of zeros in {n}") for n in case.sides]
     tried += [(row, "for a row of zeros on every side")]
@@ -98,12 +98,12 @@ def zero_rows(case: Case, arrays: Arrays) -> Outcome:
 
 
 def batch_of_one(case: Case, arrays: Arrays) -> Outcome:
-    """Of the first row alone."""
+    """Finite value and gradients for the first row alone."""
     return not_finite(case, each(arrays, lambda a: a[:1]), "for a batch of one")
 
 
 def extreme_logits(case: Case, arrays: Arrays) -> Outcome:
-    """Of logits of +-1e4 and one-hot distributions, where float32 must also give float64's value."""
+    """Finite value and gradients for logits of +-1e4 and one-hot distributions, and float64's value in float32."""
     for what, extreme in _extremes(case, arrays):
         if found := not_finite(case, extreme, what):
             return found
@@ -115,7 +115,7 @@ def extreme_logits(case: Case, arrays: Arrays) -> Outcome:
 
 
 def _extremes(case: Case, arrays: Arrays) -> Iterator[tuple[str, Arrays]]:
-    """What is extreme, and the inputs: on each side alone, then on all of them."""
+    """Descriptions and inputs: extreme on each side alone, then on all sides."""
     steep = {n: np.where(arrays[n] >= 0, 1e4, -1e4) for n in case.sides}
     opposite = {n: a * (-1) ** i for i, (n, a) in enumerate(steep.items())}
     hot = {n: np.where(_one_hot(arrays[n]), 1e4, 0) for n in case.sides}
@@ -133,7 +133,7 @@ def _one_hot(array: np.ndarray) -> np.ndarray:
 
 
 def masked_classes(case: Case, arrays: Arrays) -> Outcome:
-    """Of a class masked with -inf on every side, in all rows but the last; no gradient may reach it."""
+    """Finite value and gradients for a class of -inf on every side, in all rows but the last; no gradient there."""
     shapes = {arrays[n].shape for n in case.sides}
     *leading, K = arrays[case.sides[0]].shape
     if len(shapes) > 1 or K < 3:
@@ -157,7 +157,7 @@ def masked_classes(case: Case, arrays: Arrays) -> Outcome:
 
 
 def _labelled(case: Case, arrays: Arrays, leading: tuple[int, ...]) -> np.ndarray:
-    """A class of each row that has to stay: its label, or its likeliest one, or the first if there are no labels."""
+    """A class of each row that must not be masked: its label, or its likeliest one, or the first without labels."""
     kept = [arrays[n] for n in case.of_kind("labels")]
     kept += [np.argmax(arrays[n], axis=-1) for n in case.of_kind("probabilities")]
     return next((k for k in kept if k.shape == leading), np.zeros(leading, int))

@@ -1,4 +1,4 @@
-"""What a check finds: counter-examples, results and the report made of them."""
+"""Results of checks: counter-examples, and the report made of them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Finding(NamedTuple):
 
 
 class NotRun(NamedTuple):
-    """The answer of a check that could not be made.
+    """Outcome of a check that could not be made.
 
     Attributes:
       reason: Why, in one sentence.
@@ -41,7 +41,7 @@ Outcome: TypeAlias = Finding | NotRun | None
 
 
 class Result(NamedTuple):
-    """One property and what became of it: `outcome` is None where it held."""
+    """One property and the outcome of its check, which is None where it held."""
 
     name: str
     outcome: Outcome
@@ -49,7 +49,7 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """What `check_loss` found: true if nothing failed, and `str(report)` is the text.
+    """Report of `check_loss`: true if nothing failed; `str(report)` is the text.
 
     Attributes:
       subject: Name of the checked function.
@@ -103,7 +103,7 @@ def _render(result: Result) -> str:
 
 
 def _show(value: Any, width: int) -> str:
-    """A value in few digits, its further lines indented below the first."""
+    """A value in few digits; further lines are indented below the first."""
     if not isinstance(value, np.ndarray):
         return str(value)
     if value.size > 8 and np.array_equal(value, np.full_like(value, value.flat[0]), equal_nan=True):

@@ -1,4 +1,4 @@
-"""The properties that a loss can be checked for, and the tuples of them that a kind of loss declares."""
+"""Properties that a loss can be checked for, and the tuples of them that each kind of loss should have."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Property(NamedTuple):
     """A named check; make your own from any function of this signature.
 
     Attributes:
-      name: What the report calls it.
+      name: Name in the report.
       check: (case, arrays) -> Finding, NotRun, or None where it held. `arrays` are the example inputs, or simpler ones
         while a counter-example is made smaller.
     """

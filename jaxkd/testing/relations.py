@@ -13,11 +13,11 @@ from jaxkd.testing.case import Arrays, Case, Check, cast, disagreement, each, eq
 from jaxkd.testing.outcome import Finding, NotRun, Outcome
 
 Changes: TypeAlias = Callable[[Case, Arrays], "Iterator[tuple[str, Arrays]] | NotRun"]
-"""The inputs changed in ways that must not matter, each with what was done."""
+"""(case, arrays) -> descriptions of changes that must not matter, each with the changed inputs."""
 
 
 def invariant(what: str, changes: Changes) -> Check:
-    """No change alters the value."""
+    """Check that no change alters the value."""
 
     def check(case: Case, arrays: Arrays) -> Outcome:
         changed = changes(case, arrays)
@@ -114,7 +114,7 @@ def _means(case: Case, arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
 
 
 def accumulation(case: Case, arrays: Arrays) -> Outcome:
-    """Micro-batches give the mean that the batch gives."""
+    """Mean over micro-batches equal to that over the batch."""
     what = "the mean over two half batches must be the mean over the batch"
     whole, halves = _means(case, arrays)
     return disagreement(
@@ -123,7 +123,7 @@ def accumulation(case: Case, arrays: Arrays) -> Outcome:
 
 
 def coupling(case: Case, arrays: Arrays) -> Outcome:
-    """The batch gives something else than its halves, as is declared."""
+    """The batch's value differs from the mean of its halves', as is declared."""
     whole, halves = _means(case, arrays)
     if abs(whole - halves) > 1e-6 * max(abs(whole), abs(halves)):
         return None
@@ -144,7 +144,7 @@ def leading_axes(case: Case, arrays: Arrays) -> Outcome:
 
 
 def jit(case: Case, arrays: Arrays) -> Outcome:
-    """Compiled as JAX usually does, and op by op."""
+    """Same value compiled as JAX usually does, and op by op."""
     with settings(np.float64):
         inputs = {n: jnp.asarray(a) for n, a in arrays.items()}
         eager, compiled = (np.asarray(run(inputs), np.float64) for run in (case.call, case.jitted))
@@ -153,19 +153,19 @@ def jit(case: Case, arrays: Arrays) -> Outcome:
 
 
 def vmap(case: Case, arrays: Arrays) -> Outcome:
-    """Two batches mapped."""
+    """Same values under vmap over two batches."""
     return _mapped(case, arrays, "vmap", case.vmapped)
 
 
 def pmap(case: Case, arrays: Arrays) -> Outcome:
-    """Two batches on two devices; with one device this is not run, which the report says."""
+    """Same values under pmap over two batches; not run with one device, which the report says."""
     if jax.local_device_count() < 2:
         return NotRun("JAX sees one device here; jax_num_cpu_devices makes more of a CPU")
     return _mapped(case, arrays, "pmap", case.pmapped)
 
 
 def _mapped(case: Case, arrays: Arrays, name: str, run: Callable[[Any], jax.Array]) -> Outcome:
-    """One mapped call over the batch and its reverse against two plain ones."""
+    """Compares one mapped call over the batch and its reverse with two plain calls."""
     what = f"{name} over two batches must give each of them its own value"
     batches = (arrays, each(arrays, lambda a: a[::-1]))
     with settings(np.float64):
@@ -179,7 +179,7 @@ def _mapped(case: Case, arrays: Arrays, name: str, run: Callable[[Any], jax.Arra
 
 
 def derivative(sides: slice) -> Check:
-    """The derivative along one random direction in each row of each of the sides is that of central differences."""
+    """Check that the derivative along a random direction, in each row of each side, is that of central differences."""
 
     def check(case: Case, arrays: Arrays) -> Outcome:
         if case.shape(arrays).dtype != np.float64:
