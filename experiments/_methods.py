@@ -16,14 +16,23 @@ from jaxkd import losses, numerics, objectives
 from jaxkd.pytorch import CIFAR100_BENCHMARK
 from jaxkd.testing import declarations
 
+ON_LOGITS = {
+    ("student_logits", "teacher_logits"): term.tempered,
+    ("student_logits", "teacher_logits", "labels"): term.labelled,
+}
+
+
+def on_logits(declared):
+    """Whether a loss takes the logits of any two classifiers."""
+    return declared.takes in ON_LOGITS and not declared.needs
+
+
 LOGITS = {
     "kd": Method(term.tempered(losses.kd, temperature=4.0), 0.9, "R", label=0.1),
     "kd_ls": Method(term.tempered(term.standardized, temperature=2.0), 9.0, "L", label=0.1),
     "ctkd": Method(term.ctkd, 0.9, label=0.1),
     "dkd": Method(term.dkd, 1.0, "M"),
-    "nkd": Method(term.labelled(losses.nkd)),
     "wsld": Method(term.labelled(losses.wsld, temperature=2.0)),
-    "mft": Method(term.labelled(losses.mft)),
     "dist": Method(term.tempered(losses.dist), 2.0, "D"),
     "logits_mse": Method(term.tempered(losses.logits_mse), 0.1),
     "jeffreys": Method(term.tempered(losses.jeffreys, temperature=4.0)),
@@ -34,8 +43,8 @@ LOGITS = {
     "ranking_logistic": Method(term.kept(losses.ranking_logistic)),
     "tfkd_reg": Method(lambda p: objectives.from_labels(losses.tfkd_reg), label=0.0),  # no teacher
 }
-# Every other loss on both sides' logits is a method too, with its default hyper-parameters.
-LOGITS = {d.name: Method(term.tempered(d.loss)) for d in declarations(losses) if d.compares_logits} | LOGITS
+# Every other loss on both sides' logits, with labels or without, is a method too, with its default hyper-parameters.
+LOGITS = {d.name: Method(ON_LOGITS[d.takes](d.loss)) for d in declarations(losses) if on_logits(d)} | LOGITS
 FEATURES = {
     "fitnet": Method(term.one(losses.hint, 1, project=objectives.regressor(norm=True)), 100.0, "R"),
     "at": Method(term.every(losses.attention_transfer, as_released=True), 1000.0, "R"),

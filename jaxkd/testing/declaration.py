@@ -96,9 +96,9 @@ class Declaration:
         return "couples the batch" if SCALAR in self.properties else "per example"
 
     @property
-    def compares_logits(self) -> bool:
-        """True if the loss takes both sides' logits of any classifier, and no other array."""
-        return not self.needs and _takes(self.loss) == ["student_logits", "teacher_logits"]
+    def takes(self) -> tuple[str, ...]:
+        """Names of the arguments that can be given by position."""
+        return _takes(self.loss)
 
     @property
     def reference(self) -> Reference:
@@ -217,7 +217,7 @@ def declarations(losses: ModuleType) -> list[Declaration]:
     return [declaration_of(getattr(losses, name)) for name in losses.__all__]
 
 
-def _takes(loss: Callable[..., Any]) -> list[str]:
+def _takes(loss: Callable[..., Any]) -> tuple[str, ...]:
     """Names of the arguments that can be given by position."""
     parameters = inspect.signature(loss, follow_wrapped=False).parameters.values()
-    return [one.name for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD]
+    return tuple(one.name for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD)

@@ -1,4 +1,4 @@
-"""How each golden case reaches the library: picks arguments, feeds stored parameters, takes the mean it states.
+"""Calls of the library for the golden cases: pick arguments, feed stored parameters, take the mean that a case states.
 
 `value(method, hyperparameters, inputs) -> scalar`, for every method of manifest.json; no mathematics of its own.
 """

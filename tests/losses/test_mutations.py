@@ -90,7 +90,7 @@ def functions_of(method):
 
 
 def survivors(method):
-    """What was planted and not noticed."""
+    """Planted mistakes that no case notices."""
     found = []
     for function in functions_of(method):
         for what, pattern, replacement in SOURCE_MUTANTS:

@@ -1,4 +1,4 @@
-"""What each loss declares holds, and a loss that declares nothing fails."""
+"""Every loss has the properties that it declares, and a loss without a declaration fails."""
 
 import inspect
 import pathlib

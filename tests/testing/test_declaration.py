@@ -47,10 +47,9 @@ def test_a_declared_loss_is_the_function_itself():
     assert list(inspect.signature(declared).parameters) == ["student", "teacher"]
     assert declaration_of(mse).loss is mse
     assert declaration_of(mse).kind == "per example"
-    assert not declaration_of(mse).compares_logits
-    assert declaration_of(losses.kd).compares_logits
+    assert declaration_of(mse).takes == ("student", "teacher")
+    assert declaration_of(losses.dkd).takes == ("student_logits", "teacher_logits", "labels")
     assert declaration_of(losses.sp).kind == "couples the batch"
-    assert not declaration_of(losses.ld).compares_logits  # of a box's edges, not of a classifier
 
 
 def test_a_claim_that_does_not_hold_is_found():

@@ -276,7 +276,7 @@ def test_pmap_is_reported_as_not_run_on_one_device(monkeypatch):
     assert "not run  pmap: " in str(report)
 
 
-# What the README shows.
+# The README's examples.
 
 
 def my_loss(student, teacher, temperature=4.0):
