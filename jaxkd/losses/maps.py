@@ -238,7 +238,7 @@ def ofd(student_feature: ArrayLike, teacher_feature: ArrayLike, margin: ArrayLik
     The authors weigh layer i of n by 2^-(n-1-i) and divide the batch mean by 1000 (CIFAR) or 10000 (ImageNet).
 
     Args:
-      student_feature: [B, ..., C] floating, after `ofd_connector`.
+      student_feature: [B, ..., C] floating, after a connector (`objectives.connector`).
       teacher_feature: [B, ..., C] floating, before the ReLU.
       margin: [C] from `ofd_margin`, negative.
 
@@ -257,6 +257,31 @@ def ofd(student_feature: ArrayLike, teacher_feature: ArrayLike, margin: ArrayLik
     _check_per_channel(m, t, "margin")
     t = jnp.maximum(t, _channels(m, t))
     return jnp.sum(jnp.where((s > t) | (t > 0), (s - t) ** 2, 0), axis=tuple(range(1, s.ndim)))
+
+
+def ofd_margin(scale: ArrayLike, bias: ArrayLike) -> jax.Array:
+    """OFD's margin of each channel: the mean of the teacher's negative responses, from the batch norm before its ReLU.
+
+    m = E[x | x < 0] of x ~ N(b, g^2) with g = |scale|, b = bias
+      = b - g phi(b / g) / P,  P = Phi(-b / g);  but -3 g where P <= 0.001
+
+    Args:
+      scale: [C] of the teacher's batch norm.
+      bias: [C] of the teacher's batch norm.
+
+    Returns:
+      [C].
+
+    Reference:
+      Heo, Kim, Yun, Park, Kwak, Choi, "A Comprehensive Overhaul of Feature Distillation", ICCV 2019,
+      https://arxiv.org/abs/1904.01866
+    """
+    g, b = numerics.promote(scale, bias)
+    g = jnp.abs(g)
+    z = b / jnp.maximum(g, 1e-12)
+    negative = jax.scipy.stats.norm.cdf(-z)
+    often = negative > 0.001
+    return jnp.where(often, b - g * jax.scipy.stats.norm.pdf(z) / jnp.where(often, negative, 1), -3 * g)
 
 
 def vid(

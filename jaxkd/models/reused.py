@@ -14,8 +14,14 @@ from jaxkd.models.layers import conv_norms
 from jaxkd.types import Batch, Model, Outputs, PyTree, Variables
 
 
-class _Projector(nn.Module):
-    """Convolutions of 1x1, 3x3 and 1x1, each with batch norm and ReLU: `networks.simkd_projector` with a memory."""
+class Projector(nn.Module):
+    """SimKD's projector to the teacher's last map: convolutions of 1x1, 3x3 and 1x1, each with batch norm and ReLU.
+
+    Attributes:
+      inner: Channels of the first two convolutions; the authors have half the teacher's.
+      channels: The teacher's channels.
+      axis_name: Axis over which batch norm takes its statistics together, or None.
+    """
 
     inner: int
     channels: int
@@ -23,6 +29,7 @@ class _Projector(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, H, W, Cs] -> [B, H, W, channels]."""
         put = conv_norms(train, self.axis_name)
         x = nn.relu(put(x, self.inner, "{}1", kernel=1))
         x = nn.relu(put(x, self.inner, "{}2"))
@@ -68,7 +75,7 @@ def reuse_classifier(
     if len(shapes) != 2 or len(shapes[0]) != 2 or shapes[1] != shapes[0][1:]:
         raise ValueError(f"the classifier has shapes {shapes}: give the kernel [C, K] and bias [K] of the last layer.")
     channels = shapes[0][0]
-    projector = from_linen(_Projector(max(1, channels // factor), channels, axis_name), inputs=(feature,))
+    projector = from_linen(Projector(max(1, channels // factor), channels, axis_name), inputs=(feature,))
 
     def map_of(outputs: Outputs) -> Batch:
         x = outputs.features.get(feature)

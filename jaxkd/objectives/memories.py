@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxkd import losses
 from jaxkd.losses import contrastive
 from jaxkd.objectives.projections import linear
-from jaxkd.objectives.terms import stateful
+from jaxkd.objectives.terms import Result, stateful
 from jaxkd.types import PyTree, Term, Variables
 
 
@@ -66,7 +66,7 @@ def crd(
         *,
         temperature: ArrayLike = 0.07,
         momentum: ArrayLike = 0.5,
-    ) -> tuple[jax.Array, dict, dict]:
+    ) -> Result:
         params, state = variables
         s, t = _embedded(params, s, t)
         if order is None:
@@ -106,9 +106,7 @@ def info_nce_queue(
         params, kq = _embeddings(key, width, s, t)
         return Variables(params, {"queue": contrastive.queue_init(kq, size=size, width=width)})
 
-    def call(
-        variables: Variables, key: jax.Array, s: jax.Array, t: jax.Array, **hyper: Any
-    ) -> tuple[jax.Array, dict, dict]:
+    def call(variables: Variables, key: jax.Array, s: jax.Array, t: jax.Array, **hyper: Any) -> Result:
         params, state = variables
         s, t = _embedded(params, s, t)
         values = losses.info_nce_queue(s, t, state["queue"], **hyper)

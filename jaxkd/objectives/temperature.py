@@ -1,4 +1,4 @@
-"""Adaptive weighting: temperatures and weights that are learned, and factors of single examples."""
+"""Term whose temperature is trained against the student (CTKD)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxkd import losses, numerics
+from jaxkd.objectives.hyper import Number, hold
 from jaxkd.objectives.projections import mlp
-from jaxkd.objectives.terms import Loss, Number, Weigh, hold, stateful
+from jaxkd.objectives.terms import Loss, Result, Weigh, stateful
 from jaxkd.types import Term, Variables
 
 
@@ -58,7 +59,7 @@ def curriculum_temperature(
 
     def call(
         variables: Variables, key: jax.Array, s: jax.Array, t: jax.Array, *, strength: ArrayLike = 1.0, **hyper: Any
-    ) -> tuple[jax.Array, dict, dict]:
+    ) -> Result:
         params = variables.params
         if instance:
             both = [jnp.exp(numerics.log_softmax(z)) for z in numerics.promote(s, t)]

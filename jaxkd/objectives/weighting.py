@@ -1,4 +1,4 @@
-"""Sums of terms: what all of them share, and the sum whose weights are numbers or schedules."""
+"""Weighted sums of terms, and weights of single examples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 
 from jaxkd import losses, numerics
 from jaxkd.keys import fold_name
-from jaxkd.objectives.terms import Number, Weigh, as_number, hold, pick
+from jaxkd.objectives.hyper import Number, as_number, hold
+from jaxkd.objectives.paths import pick
+from jaxkd.objectives.terms import Weigh
 from jaxkd.types import Batch, Outputs, PyTree, Term, Variables
 
 
