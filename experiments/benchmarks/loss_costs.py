@@ -19,7 +19,7 @@ import numpy as np
 from jaxkd import losses
 from jaxkd.experiment.cli import main
 from jaxkd.losses import contrastive, dense
-from jaxkd.models.operations import count_work
+from jaxkd.models.size import count_work
 
 SMALL = {
     "batch": 8,

@@ -152,9 +152,9 @@ class Classifier(nn.Module):
     ) -> Outputs:
         """Tokens, mask and segments [B, L] -> Outputs with logits [B, K]."""
         x, features = self.encoder(tokens, mask, segments, train)
-        pooled = jnp.tanh(nn.Dense(x.shape[-1], kernel_init=_INIT, name="pooler")(x[:, 0]))
+        pooled = jnp.tanh(Dense(x.shape[-1], kernel_init=_INIT, name="pooler")(x[:, 0]))
         x = nn.Dropout(self.dropout, deterministic=not train)(pooled)
-        logits = nn.Dense(self.num_classes, kernel_init=_INIT, name="head")(x)
+        logits = Dense(self.num_classes, kernel_init=_INIT, name="head")(x)
         return Outputs(logits, {**features, "pooled": pooled})
 
 

@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxkd.models.adapters import bound, from_linen
-from jaxkd.models.layers import Conv
+from jaxkd.models.adapters import from_linen
+from jaxkd.models.layers import Conv, Dense, batch_norm
 from jaxkd.types import Model, Outputs
 
 
@@ -36,15 +36,12 @@ class ConvNet(nn.Module):
             for i in (1, 2):
                 stride = 2 if stage > 1 and i == 1 else 1
                 x = Conv(width, (3, 3), stride, use_bias=False, name=f"stage{stage}_conv{i}")(x)
-                x = nn.relu(
-                    nn.BatchNorm(
-                        not train, momentum=0.9, axis_name=bound(self.axis_name), name=f"stage{stage}_norm{i}"
-                    )(x)
-                )
+                name = f"stage{stage}_norm{i}"
+                x = nn.relu(batch_norm(x, name, train=train, axis_name=self.axis_name))
             features[f"stage{stage}"] = x
         features["pooled"] = x = jnp.mean(x, axis=(1, 2))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return Outputs(nn.Dense(self.num_classes, name="head")(x), features)
+        return Outputs(Dense(self.num_classes, name="head")(x), features)
 
 
 def convnet(

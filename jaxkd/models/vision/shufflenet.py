@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd.models.adapters import from_linen, rematerialised
-from jaxkd.models.layers import channel_shuffle, conv_norms
+from jaxkd.models.layers import Dense, channel_shuffle, conv_norms
 from jaxkd.types import Model, Outputs
 
 _BLOCKS = (4, 8, 4)
@@ -124,7 +124,7 @@ class ShuffleNet(nn.Module):
             x = nn.relu(conv_norm(x, self.widths[-1], "last_{}", kernel=1))
         features["last"] = x
         features["pooled"] = x = jnp.mean(x, axis=(1, 2))
-        return Outputs(nn.Dense(self.num_classes, name="head")(x), features)
+        return Outputs(Dense(self.num_classes, name="head")(x), features)
 
 
 def shufflenet_v1(num_classes: int, *, axis_name: str | None = None, remat: bool = False) -> Model:

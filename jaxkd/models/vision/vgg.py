@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd.models.adapters import from_linen, rematerialised
-from jaxkd.models.layers import conv_norms
+from jaxkd.models.layers import Dense, conv_norms
 from jaxkd.types import Model, Outputs
 
 _WIDTHS = (64, 128, 256, 512, 512)
@@ -65,7 +65,7 @@ class VGG(nn.Module):
             features |= {f"stage{number}": x, f"stage{number}_preact": before} if number else {"stem": x}
         features["last"] = x
         features["pooled"] = x = jnp.mean(x, axis=(1, 2))
-        return Outputs(nn.Dense(self.num_classes, name="head")(x), features)
+        return Outputs(Dense(self.num_classes, name="head")(x), features)
 
 
 def vgg(num_classes: int, *, depth: int = 16, axis_name: str | None = None, remat: bool = False) -> Model:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd.models.adapters import from_linen, rematerialised
-from jaxkd.models.layers import Conv
+from jaxkd.models.layers import Conv, Dense
 from jaxkd.models.text.encoder import Block, check_heads
 from jaxkd.types import Model, Outputs
 
@@ -57,10 +57,10 @@ class VisionTransformer(nn.Module):
             features |= {f"block{number}": x, **{f"{name}{number}": f for name, f in inner.items()}}
         features["tokens"] = x = nn.LayerNorm(epsilon=1e-6, name="norm")(x)
         features["pooled"] = x[:, 0]
-        logits = nn.Dense(self.num_classes, kernel_init=_INIT, name="head")(x[:, 0])
+        logits = Dense(self.num_classes, kernel_init=_INIT, name="head")(x[:, 0])
         if not self.distilled:
             return Outputs(logits, features)
-        second = nn.Dense(self.num_classes, kernel_init=_INIT, name="head_distillation")(x[:, 1])
+        second = Dense(self.num_classes, kernel_init=_INIT, name="head_distillation")(x[:, 1])
         features |= {"pooled_distillation": x[:, 1], "logits_class": logits, "logits_distillation": second}
         return Outputs((logits + second) / 2, features)
 

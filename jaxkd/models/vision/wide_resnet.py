@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd.models.adapters import from_linen, rematerialised
-from jaxkd.models.layers import Conv, batch_norm
+from jaxkd.models.layers import Conv, Dense, batch_norm
 from jaxkd.types import Model, Outputs
 
 
@@ -83,7 +83,7 @@ class WideResNet(nn.Module):
         features["stage3_preact"] = x = batch_norm(x, "norm", train=train, axis_name=self.axis_name)
         features["last"] = x = nn.relu(x)
         features["pooled"] = x = jnp.mean(x, axis=(1, 2))
-        return Outputs(nn.Dense(self.num_classes, name="head")(x), features)
+        return Outputs(Dense(self.num_classes, name="head")(x), features)
 
 
 def wide_resnet(
