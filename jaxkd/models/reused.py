@@ -1,4 +1,4 @@
-"""A student that ends in its teacher's own last layer."""
+"""SimKD's student, which ends in its teacher's last layer."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def reuse_classifier(
     factor: int = 2,
     axis_name: str | None = None,
 ) -> Model:
-    """SimKD's student: a network, a projector to its teacher's channels, and the teacher's last layer as it is.
+    """Student of SimKD: a network, a projector to its teacher's channels, and the teacher's frozen last layer.
 
     logits = mean_hw(f) W + b,  f = relu(BN(conv1x1(relu(BN(conv3x3(relu(BN(conv1x1(map)))))))))
 
@@ -62,7 +62,7 @@ def reuse_classifier(
 
     Returns:
       A model whose params are {"student", "projector"}, whose state holds the teacher's layer as well, and whose
-      outputs have the feature `projected` [B, h, w, C] beside the student's.
+      outputs have the feature `projected` [B, h, w, C] and the student's.
 
     Raises:
       ValueError: If the classifier's shapes do not fit each other; by the model, if the student has no such map.
@@ -110,7 +110,7 @@ def reuse_classifier(
 
 
 def reused_classifier(feature: ArrayLike, kernel: ArrayLike, bias: ArrayLike) -> jax.Array:
-    """The teacher's frozen classifier on a projected student's map: SRRL's student logits and SimKD's prediction.
+    """Logits that the teacher's frozen classifier gives for a projected map of the student, in SRRL and SimKD.
 
     mean_hw(f) W + b
 

@@ -27,7 +27,7 @@ def curriculum_temperature(
     weigh: Weigh | None = None,
     **hyper: Any,
 ) -> Term:
-    """Curriculum temperature (CTKD): the temperature is trained against the student, by gradient reversal.
+    """Term of curriculum temperature (CTKD): the temperature is trained against the student, by gradient reversal.
 
     T = lowest + span * sigmoid(r_lambda(theta));  r_lambda is the identity, and multiplies the gradient by -lambda
 
@@ -37,9 +37,9 @@ def curriculum_temperature(
       lowest: The least temperature.
       span: The greatest temperature is lowest + span.
       instance: Whether each example has a temperature of its own, from a perceptron on both sides' probabilities, or
-        all share one number.
+        there is one number for all.
       hidden: Width of that perceptron.
-      where: Field of the batch [B] with the examples' weights; all of them if None.
+      where: Field of the batch [B] with the examples' weights; all have weight 1 if None.
       weigh: Factor of each example's value; 1 if None.
       **hyper: Other hyper-parameters of the loss.
 

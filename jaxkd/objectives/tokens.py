@@ -31,7 +31,7 @@ def from_hidden(
     chunk: int | None = None,
     **hyper: Any,
 ) -> Term:
-    """Term of a loss between the student's and the teacher's logits over a vocabulary too large to hold them.
+    """Term of a loss on logits over a large vocabulary, computed a chunk of tokens at a time from hidden states.
 
     Value and gradients are those of `from_logits(loss, where=where, **hyper)` up to rounding. Both models must give
     their last layer: `models.with_head(model)`. No part of the program may read the logits themselves, so evaluate
@@ -44,8 +44,8 @@ def from_hidden(
       student: Name of the student's hidden states [B, ..., D_s], on which its last layer works.
       teacher: Name of the teacher's [B, ..., D_t].
       label: Field of the batch with the labels, integers [B, ...]; none if None.
-      where: Field of the batch with the weights of examples [B] or tokens [B, ...] (boolean or not); all of them count
-        alike if None.
+      where: Field of the batch with the weights of examples [B] or tokens [B, ...] (boolean or not); all have weight 1
+        if None.
       chunk: As in `losses.chunked_kl`.
       **hyper: Hyper-parameters of the loss: numbers, arrays or schedules of the step.
 
@@ -112,7 +112,7 @@ def tinybert(
       teacher_attention: Names of the teacher's N layers', N a multiple of S.
       student_hidden: Names of the states [B, L, Ds], the embeddings first, S + 1 of them.
       teacher_hidden: Names of the teacher's [B, L, Dt], N + 1 of them.
-      where: Field of the batch [B] with the examples' weights; all of them if None.
+      where: Field of the batch [B] with the examples' weights; all have weight 1 if None.
 
     Returns:
       A term whose parameters are the map's.
@@ -150,7 +150,7 @@ def vitkd(
       student_high: Name of the tokens of the student's last block.
       teacher_high: Name of the teacher's.
       lam: Fraction of the tokens that is hidden; exactly round(lam N) in each example.
-      where: Field of the batch [B] with the examples' weights; all of them if None.
+      where: Field of the batch [B] with the examples' weights; all have weight 1 if None.
       **hyper: Hyper-parameters of `losses.vitkd`.
 
     Returns:

@@ -14,7 +14,7 @@ from jaxkd.types import Model, Outputs
 
 
 class ConvNet(nn.Module):
-    """Stages of two 3x3 convolutions with batch norm and ReLU, halved between stages, then the mean over space.
+    """Stages of two 3x3 convolutions with batch norm and ReLU, each of half the resolution, and a mean over space.
 
     Attributes:
       num_classes: K.
@@ -47,7 +47,7 @@ class ConvNet(nn.Module):
 def convnet(
     num_classes: int, *, widths: Sequence[int] = (32, 64), dropout: float = 0.0, axis_name: str | None = None
 ) -> Model:
-    """A small plain convolutional network as a model.
+    """Small plain convolutional network.
 
     Args:
       num_classes: K.

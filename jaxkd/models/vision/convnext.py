@@ -32,7 +32,7 @@ class Block(nn.Module):
 
 
 class ConvNeXt(nn.Module):
-    """Four stages of blocks; a norm and a 2x2 convolution of stride 2 stand before each but the first.
+    """ConvNeXt: four stages of blocks, with a norm and a 2x2 convolution of stride 2 between them.
 
     Attributes:
       num_classes: K.
@@ -77,7 +77,7 @@ def convnext(
     widths: Sequence[int] = (96, 192, 384, 768),
     remat: bool = False,
 ) -> Model:
-    """A ConvNeXt as a model; with the defaults it is ConvNeXt-tiny.
+    """ConvNeXt; with the defaults ConvNeXt-tiny.
 
     Args:
       num_classes: K.

@@ -14,11 +14,11 @@ from jaxkd.types import Model, Outputs
 
 
 class LeNet(nn.Module):
-    """Two 5x5 convolutions, each halved, and three linear layers.
+    """LeNet-5: two 5x5 convolutions, each followed by max-pooling, and three linear layers.
 
     Attributes:
       num_classes: K.
-      padding: Of the first convolution.
+      padding: Padding of the first convolution.
     """
 
     num_classes: int
@@ -38,7 +38,7 @@ class LeNet(nn.Module):
 
 
 def lenet(num_classes: int, *, padding: int = 0) -> Model:
-    """A LeNet-5 as a model, with today's ReLU and max-pooling.
+    """LeNet-5 with ReLU and max-pooling.
 
     Args:
       num_classes: K.

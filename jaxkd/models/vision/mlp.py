@@ -13,7 +13,7 @@ from jaxkd.types import Model, Outputs
 
 
 class MLP(nn.Module):
-    """Dense layers with ReLU on the flattened input.
+    """Multilayer perceptron: dense layers with ReLU on the flattened input.
 
     Attributes:
       num_classes: K.
@@ -38,7 +38,7 @@ class MLP(nn.Module):
 
 
 def mlp(num_classes: int, *, hidden: Sequence[int] = (128,), dropout: float = 0.0) -> Model:
-    """A multilayer perceptron as a model.
+    """Multilayer perceptron.
 
     Args:
       num_classes: K.
