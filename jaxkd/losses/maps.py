@@ -145,8 +145,8 @@ def ft(student_factor: ArrayLike, teacher_factor: ArrayLike, *, p: int = 1) -> j
 
     mean_i |f_s,i - f_t,i|^p,  f = F / max(||F||_2, 1e-12) over all elements of an example
 
-    The paper writes an Lp norm and leaves its reduction open; the mean is what its ports have. `ft_factor` makes the
-    factors.
+    The paper writes an Lp norm and leaves its reduction open; the mean is what its ports have. The
+    factors are those of `networks.translator`.
 
     Args:
       student_factor: [B, ...] floating, output of the translator.
@@ -259,6 +259,39 @@ def ofd(student_feature: ArrayLike, teacher_feature: ArrayLike, margin: ArrayLik
     return jnp.sum(jnp.where((s > t) | (t > 0), (s - t) ** 2, 0), axis=tuple(range(1, s.ndim)))
 
 
+def vid(
+    student_mean: ArrayLike, teacher_feature: ArrayLike, log_scale: ArrayLike, *, eps: ArrayLike = 1e-5
+) -> jax.Array:
+    """Variational information distillation: Gaussian negative log-likelihood of the teacher's feature.
+
+    mean_i of ((t_i - mu_i)^2 / var_c + log var_c) / 2,  var_c = log(1 + exp(log_scale_c)) + eps
+
+    A bound on the mutual information, less the constant log(2 pi) / 2, averaged over an example's elements, where the
+    paper sums. The usual initial variance of 5 is log_scale = log(exp(5 - eps) - 1).
+
+    Args:
+      student_mean: [B, ..., C] floating, mu as predicted from the student (`networks.pointwise`).
+      teacher_feature: [B, ..., C] floating.
+      log_scale: [C], trained.
+      eps: Least variance.
+
+    Returns:
+      [B], may be negative.
+
+    Raises:
+      ValueError: If the shapes differ, or log_scale has not one value for each channel.
+
+    Reference:
+      Ahn, Hu, Damianou, Lawrence, Dai, "Variational Information Distillation for Knowledge Transfer", CVPR 2019,
+      https://arxiv.org/abs/1904.05835
+    """
+    mu, t, a = numerics.promote(student_mean, teacher_feature, log_scale)
+    numerics.check_same_shape(mu, t, "features")
+    _check_per_channel(a, t, "log_scale")
+    variance = _channels(jax.nn.softplus(a) + jnp.asarray(eps, a.dtype), t)
+    return jnp.mean((t - mu) ** 2 / variance + jnp.log(variance), axis=tuple(range(1, t.ndim))) / 2
+
+
 def ofd_margin(scale: ArrayLike, bias: ArrayLike) -> jax.Array:
     """OFD's margin of each channel: the mean of the teacher's negative responses, from the batch norm before its ReLU.
 
@@ -282,39 +315,6 @@ def ofd_margin(scale: ArrayLike, bias: ArrayLike) -> jax.Array:
     negative = jax.scipy.stats.norm.cdf(-z)
     often = negative > 0.001
     return jnp.where(often, b - g * jax.scipy.stats.norm.pdf(z) / jnp.where(often, negative, 1), -3 * g)
-
-
-def vid(
-    student_mean: ArrayLike, teacher_feature: ArrayLike, log_scale: ArrayLike, *, eps: ArrayLike = 1e-5
-) -> jax.Array:
-    """Variational information distillation: Gaussian negative log-likelihood of the teacher's feature.
-
-    mean_i of ((t_i - mu_i)^2 / var_c + log var_c) / 2,  var_c = log(1 + exp(log_scale_c)) + eps
-
-    A bound on the mutual information, less the constant log(2 pi) / 2, averaged over an example's elements, where the
-    paper sums. The usual initial variance of 5 is log_scale = log(exp(5 - eps) - 1).
-
-    Args:
-      student_mean: [B, ..., C] floating, mu as predicted from the student (`vid_mean`).
-      teacher_feature: [B, ..., C] floating.
-      log_scale: [C], trained.
-      eps: Least variance.
-
-    Returns:
-      [B], may be negative.
-
-    Raises:
-      ValueError: If the shapes differ, or log_scale has not one value for each channel.
-
-    Reference:
-      Ahn, Hu, Damianou, Lawrence, Dai, "Variational Information Distillation for Knowledge Transfer", CVPR 2019,
-      https://arxiv.org/abs/1904.05835
-    """
-    mu, t, a = numerics.promote(student_mean, teacher_feature, log_scale)
-    numerics.check_same_shape(mu, t, "features")
-    _check_per_channel(a, t, "log_scale")
-    variance = _channels(jax.nn.softplus(a) + jnp.asarray(eps, a.dtype), t)
-    return jnp.mean((t - mu) ** 2 / variance + jnp.log(variance), axis=tuple(range(1, t.ndim))) / 2
 
 
 def _check_per_channel(values: jax.Array, feature: jax.Array, what: str) -> None:
