@@ -1,4 +1,4 @@
-"""PRNG keys: keys folded by name, and what tells a key from other arrays."""
+"""PRNG keys: streams by name, and the test that tells a key from other arrays."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import numpy as np
 
 
 def is_key(x: Any) -> bool:
-    """Whether something is an array of typed PRNG keys, or its shape.
+    """Tells whether a value is an array of typed PRNG keys, or its abstract shape.
 
     Args:
       x: Anything.
 
     Returns:
-      Whether it is.
+      True for keys.
     """
     return jax.dtypes.issubdtype(getattr(x, "dtype", np.dtype(bool)), jax.dtypes.prng_key)
 
 
 def plain_words(x: Any) -> Any:
-    """PRNG keys as the numbers that they are made of, anything else as it is.
+    """Integers that PRNG keys are made of; any other value as it is.
 
     Args:
       x: Anything.
 
     Returns:
-      Unsigned integers with an axis more than the keys, or x.
+      Unsigned integers with one axis more than the keys, or x.
     """
     return jax.random.key_data(x) if is_key(x) else x
 

@@ -27,12 +27,12 @@ def promote(*arrays: ArrayLike) -> tuple[jax.Array, ...]:
 
 
 def check_same_shape(student: jax.Array, teacher: jax.Array, what: str) -> None:
-    """Raises a sentence that names both shapes unless they are equal.
+    """Raises ValueError, naming both shapes, unless they are equal.
 
     Args:
       student: Array of the student's side.
       teacher: Array of the teacher's side.
-      what: What the arrays are, for the message ("logits", "features").
+      what: Name of the arrays for the message ("logits", "features").
 
     Raises:
       ValueError: If the shapes differ.
@@ -91,7 +91,7 @@ def safe_norm(x: jax.Array, axis: int | tuple[int, ...] | None = None, keepdims:
 
 
 def xlogy(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x * log(y), which is 0, with zero gradients, where x is 0, whatever y is.
+    """Product x log(y), which is 0 with zero gradients where x is 0, whatever y is.
 
     Args:
       x: Array.
@@ -105,7 +105,7 @@ def xlogy(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def log_softmax(logits: jax.Array, temperature: ArrayLike = 1.0) -> jax.Array:
-    """log softmax(logits / T) over the last axis; classes masked with -inf stay -inf and get zero gradients.
+    """Log-softmax of logits / T over the last axis; classes masked with -inf stay -inf and get zero gradients.
 
     Args:
       logits: [..., K].
@@ -176,7 +176,7 @@ def pairwise_squared_distances(x: jax.Array) -> jax.Array:
 
 
 def unit(x: jax.Array, axis: int | tuple[int, ...] = -1, floor: float = 1e-12) -> jax.Array:
-    """x / max(||x||_2, floor) along `axis`; the zero vector stays, with zero gradient instead of one of size 1 / floor.
+    """Vector of length one, x / max(||x||_2, floor); the zero vector stays, with a zero gradient instead of 1 / floor.
 
     Args:
       x: Array.
@@ -191,7 +191,9 @@ def unit(x: jax.Array, axis: int | tuple[int, ...] = -1, floor: float = 1e-12) -
 
 
 def adaptive_average_pool(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Averages a map to a given size; window i of r covers rows floor(i H / r) .. ceil((i + 1) H / r) - 1.
+    """Averages a map to a given size, as adaptive pooling in PyTorch.
+
+    Window i of r covers rows floor(i H / r) .. ceil((i + 1) H / r) - 1.
 
     Args:
       x: [B, H, W, C].
@@ -216,7 +218,7 @@ def _windows(length: int, count: int) -> np.ndarray:
 def conv2d(
     x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, stride: int = 1, padding: int | None = None
 ) -> jax.Array:
-    """Cross-correlation.
+    """Convolution of images with a kernel, as a cross-correlation.
 
     Args:
       x: [B, H, W, C].
@@ -275,7 +277,7 @@ def check_labels(logits: jax.Array, labels: ArrayLike) -> jax.Array:
 
 
 def pick(x: jax.Array, labels: jax.Array) -> jax.Array:
-    """The entry of each row that its label names.
+    """Entry of each row that its label selects.
 
     Args:
       x: [..., K].
@@ -292,7 +294,7 @@ def match_resolution(
     other: ArrayLike,
     pool: Callable[[jax.Array, tuple[int, int]], jax.Array] = adaptive_average_pool,
 ) -> tuple[jax.Array, jax.Array]:
-    """Pools the larger of two feature maps to the size of the smaller one, height and width each.
+    """Pools two feature maps to the smaller height and the smaller width of the two.
 
     Args:
       one: [B, H, W, C] floating.
@@ -327,7 +329,7 @@ def safe_abs(x: jax.Array) -> jax.Array:
 
 
 def reverse_gradient(x: jax.Array, strength: ArrayLike = 1.0) -> jax.Array:
-    """The identity, whose derivative is -strength: what minimises a loss of it maximises the loss.
+    """Identity with the derivative -strength, so that minimising a loss of the result maximises it in x.
 
     Args:
       x: Array, floating.

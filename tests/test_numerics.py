@@ -82,3 +82,21 @@ def test_names_give_streams_of_their_own():
 def test_shape_message_names_both(what):
     with pytest.raises(ValueError, match=r"\(2, 3\).*\(5, 3\)"):
         numerics.check_same_shape(jnp.zeros((2, 3)), jnp.zeros((5, 3)), what)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 2.0])
+def test_reversed_gradients_keep_the_value(strength):
+    x = jnp.asarray([1.0, -3.0, 1e30])
+    np.testing.assert_array_equal(numerics.reverse_gradient(x, strength), x)
+    gradient = jax.grad(lambda x: jnp.sum(3 * numerics.reverse_gradient(x, strength)))(x)
+    np.testing.assert_allclose(gradient, -3 * strength * np.ones(3))
+
+
+@pytest.mark.parametrize("size", [(2, 2), (3, 1), (5, 4), (7, 6), (1, 1)])
+def test_adaptive_pooling_averages_overlapping_windows(size):
+    x = np.random.default_rng((0, 2, 5, 4, 3)).standard_normal((2, 5, 4, 3))
+    windows = [[(i * n // r, -(-(i + 1) * n // r)) for i in range(r)] for n, r in zip(x.shape[1:3], size, strict=True)]
+    want = [[x[:, a:b, c:d].mean((1, 2)) for c, d in windows[1]] for a, b in windows[0]]
+    with jax.numpy_dtype_promotion("strict"), jax.enable_x64(True):
+        got = numerics.adaptive_average_pool(jnp.asarray(x), size)
+    np.testing.assert_allclose(got, np.moveaxis(np.array(want), 2, 0), rtol=1e-12)

@@ -17,7 +17,7 @@ import optax
 
 from jaxkd import losses, models, objectives, train
 from jaxkd.experiment.cli import main
-from jaxkd.models.operations import Work, count_work
+from jaxkd.models.size import Work, count_work
 from jaxkd.types import Outputs, Variables
 
 SMALL = {**pairs.SMALL, "batch_size": 4, "rounds": 1, "seconds": 0.01, "run_steps": 10, "formats": ("float32",)}

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxkd import losses, testing
 from jaxkd.experiment.cli import main
-from jaxkd.models.operations import count_work
+from jaxkd.models.size import count_work
 
 SMALL = {
     "batch": 8,

@@ -1,4 +1,4 @@
-"""What augmentations are, and how they are joined and applied to batches."""
+"""Type of augmentations, their composition, and their application to batches."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Augmentation: TypeAlias = Callable[[jax.Array, Example], Example]
 Mix: TypeAlias = Callable[[jax.Array, Example, Example], Example]
 """(key, example, partner) -> example with a soft label [K]."""
 
-_MIX = 0x6D6978  # "mix" in ASCII: a fold of the example's key that no stage of `compose` will reach
+_MIX = 0x6D6978  # "mix" in ASCII: a fold of the example's key that no place in `compose` reaches
 
 
 def compose(*augmentations: Augmentation) -> Augmentation:
-    """One augmentation out of several, applied in the order given; stage i gets `fold_in(key, i)`.
+    """Composition of augmentations, applied in the order given; number i gets `fold_in(key, i)`.
 
     Args:
       *augmentations: Any number of augmentations; none is the identity.
@@ -45,7 +45,7 @@ def compose(*augmentations: Augmentation) -> Augmentation:
 def augment_batch(
     augmentation: Augmentation, *, seed: ArrayLike, mix: Mix | None = None
 ) -> Callable[[Batch], dict[str, Any]]:
-    """An augmentation of whole batches in which an example's randomness depends on (seed, id, view) alone.
+    """Augmentation of whole batches, in which an example's randomness depends on (seed, id, view) alone.
 
     key = fold_in(fold_in(key(seed), id), view)
 
@@ -53,7 +53,7 @@ def augment_batch(
     the next one of the batch (the last one's is the first), augmented with its own key.
 
     Args:
-      augmentation: What is done to each example.
+      augmentation: Augmentation of each example.
       seed: An integer, which may be traced.
       mix: `mixup(...)` or `cutmix(...)`, applied after `augmentation`.
 
@@ -79,12 +79,12 @@ def augment_batch(
 
 
 def on_image(change: Callable[[jax.Array, jax.Array], jax.Array], *, floating: bool = False) -> Augmentation:
-    """The augmentation that puts `change(key, image)` in the image's place."""
+    """Augmentation that replaces the image by `change(key, image)`."""
     return lambda key, example: {**example, "image": change(key, image_of(example, floating=floating))}
 
 
 def image_of(example: Example, *, floating: bool = False) -> jax.Array:
-    """The image of an example, once it is known to be [H, W, C] and, if asked, of floats."""
+    """Image of an example, after a check that it is [H, W, C] and, if asked, of floats."""
     if "image" not in example:
         raise ValueError(f"example has no field 'image', only {sorted(example)}: add it, or leave augmentation out.")
     image = jnp.asarray(example["image"])
@@ -113,7 +113,7 @@ def _check_batch(batch: Batch) -> None:
 
 
 def box(key: jax.Array, shape: tuple[int, ...], height: ArrayLike, width: ArrayLike) -> jax.Array:
-    """Booleans [H, W, 1], true in a box around a random pixel."""
+    """Mask [H, W, 1] that is true in a box around a random pixel."""
     centers = jax.random.randint(key, (2,), 0, jnp.asarray(shape[:2]))
     spans = []
     for axis, length in enumerate((height, width)):

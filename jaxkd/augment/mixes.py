@@ -31,18 +31,18 @@ def mixup(num_classes: int, *, alpha: float = 0.2) -> Mix:
     def apply(key: jax.Array, example: Example, partner: Example) -> Example:
         image, other = image_of(example, floating=True), image_of(partner, floating=True)
         label, other_label = _soft_labels(example, partner, num_classes)
-        share = _draw_share(key, alpha, image.dtype)
-        mixed = {"image": share * image + (1 - share) * other, "label": share * label + (1 - share) * other_label}
+        weight = _draw_weight(key, alpha, image.dtype)
+        mixed = {"image": weight * image + (1 - weight) * other, "label": weight * label + (1 - weight) * other_label}
         return {**example, **mixed}
 
     return apply
 
 
 def cutmix(num_classes: int, *, alpha: float = 1.0) -> Mix:
-    """Replaces a random box of the image by the partner's, and as much of the label as of the area.
+    """Replaces a random box of the image by the partner's, and the same fraction of the label.
 
-    The box has sides sqrt(1 - lambda) of the image's, lambda ~ Beta(alpha, alpha), around a random pixel; what lies
-    beyond the border is lost, and the label follows the area that was really replaced.
+    The box has sides sqrt(1 - lambda) of the image's, lambda ~ Beta(alpha, alpha), around a random pixel; the
+    part beyond the border is lost, and the label follows the area that was really replaced.
 
     Args:
       num_classes: K.
@@ -63,12 +63,12 @@ def cutmix(num_classes: int, *, alpha: float = 1.0) -> Mix:
     def apply(key: jax.Array, example: Example, partner: Example) -> Example:
         image, other = image_of(example), image_of(partner)
         label, other_label = _soft_labels(example, partner, num_classes)
-        share_key, box_key = jax.random.split(key)
-        side = jnp.sqrt(1 - _draw_share(share_key, alpha, jnp.float32))
+        weight_key, box_key = jax.random.split(key)
+        side = jnp.sqrt(1 - _draw_weight(weight_key, alpha, jnp.float32))
         height, width = (jnp.round(side * n).astype(jnp.int32) for n in image.shape[:2])
         inside = box(box_key, image.shape, height, width)
-        share = 1 - jnp.mean(inside.astype(label.dtype))
-        mixed = {"image": jnp.where(inside, other, image), "label": share * label + (1 - share) * other_label}
+        weight = 1 - jnp.mean(inside.astype(label.dtype))
+        mixed = {"image": jnp.where(inside, other, image), "label": weight * label + (1 - weight) * other_label}
         return {**example, **mixed}
 
     return apply
@@ -79,14 +79,14 @@ def _check_alpha(alpha: float) -> None:
         raise ValueError(f"alpha is {alpha} but must be positive: leave the mix out instead of setting it to 0.")
 
 
-def _draw_share(key: jax.Array, alpha: float, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """Beta(alpha, alpha), as G_1 / (G_1 + G_2) of two Gamma(alpha), in logarithms since small alpha underflows."""
+def _draw_weight(key: jax.Array, alpha: float, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """Draw from Beta(alpha, alpha), G_1 / (G_1 + G_2) of two Gamma(alpha), in logarithms: small alpha underflows."""
     first, second = jax.random.loggamma(key, alpha, (2,), dtype)
     return jax.nn.sigmoid(first - second)
 
 
 def _soft_labels(example: Example, partner: Example, num_classes: int) -> list[jax.Array]:
-    """The labels of both as probabilities [K]."""
+    """Labels of both as probabilities [K]."""
     labels = []
     for side in (example, partner):
         if "label" not in side:

@@ -83,27 +83,27 @@ def random_resized_crop(
 ) -> Augmentation:
     """Cuts out a window of random area, shape and place, and resizes it to a square, bilinear with antialiasing.
 
-    A window that would be wider or higher than the image is cut at its border, where other codes draw again. If the
-    example has a field `aspect`, the width over the height that its image had before it was stretched, the window has
-    its shape there, and the field is left out of what comes back.
+    A window that would be wider or higher than the image is cut at its border, where other libraries draw again. An
+    example's field `aspect`, if there is one, is the width over the height of its image before it was stretched; the
+    window's shape is then measured in the original image, and the field is dropped.
 
     Args:
       size: Height and width of the result.
-      area: Least and greatest share of the image's area.
+      area: Least and greatest fraction of the image's area.
       ratio: Least and greatest width over height, drawn evenly in its logarithm.
 
     Returns:
       An augmentation, for floating images.
 
     Raises:
-      ValueError: If the size is not positive, or a range is none.
+      ValueError: If the size is not positive, or a range is empty or outside its bounds.
 
     Reference:
       Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, https://arxiv.org/abs/1409.4842
     """
     if size < 1 or not 0 < area[0] <= area[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
         raise ValueError(
-            f"size is {size}, area {area} and ratio {ratio}: give a positive size, shares 0 < low <= high <= 1 and "
+            f"size is {size}, area {area} and ratio {ratio}: give a positive size, fractions 0 < low <= high <= 1 and "
             "ratios 0 < low <= high."
         )
 
@@ -111,9 +111,9 @@ def random_resized_crop(
         image = image_of(example, floating=True)
         of_area, of_ratio, of_place = jax.random.split(key, 3)
         sides = jnp.asarray(image.shape[:2], image.dtype)
-        share = jax.random.uniform(of_area, (), image.dtype, *area)
+        fraction = jax.random.uniform(of_area, (), image.dtype, *area)
         log = jax.random.uniform(of_ratio, (), image.dtype, *np.log(ratio))
-        window = jnp.sqrt(share * jnp.prod(sides)) * jnp.exp(jnp.stack([-log, log]) / 2)
+        window = jnp.sqrt(fraction * jnp.prod(sides)) * jnp.exp(jnp.stack([-log, log]) / 2)
         if "aspect" in example:  # from the shape that the image had, with the same area, to the one that it has
             narrower = jnp.sqrt(sides[1] / sides[0] / example["aspect"].astype(image.dtype))
             window = window * jnp.stack([1 / narrower, narrower])
@@ -128,10 +128,10 @@ def random_resized_crop(
 
 
 def center_crop(size: int) -> Augmentation:
-    """Cuts out the square in the middle.
+    """Cuts out a square in the middle of the image.
 
     Args:
-      size: Its height and width.
+      size: Height and width of the square.
 
     Returns:
       An augmentation, for images of any dtype that are at least as large.
@@ -214,7 +214,7 @@ def color_jitter(brightness: float = 0.0, contrast: float = 0.0, saturation: flo
 
 
 def rand_augment(num_ops: int = 2, magnitude: float = 9.0) -> Augmentation:
-    """RandAugment-lite: `num_ops` changes in a row, each drawn evenly from eleven, all of one magnitude.
+    """RandAugment-lite: `num_ops` operations one after the other, drawn evenly from eleven, all of one magnitude.
 
     Identity; rotation up to 30 degrees, shear up to 0.3, translation up to 0.45 of the side, across or down;
     brightness, contrast, saturation by a factor of 1 +- 0.9; posterising down to 4 bits; solarising above 1 - M / 10.
@@ -255,7 +255,7 @@ def rand_augment(num_ops: int = 2, magnitude: float = 9.0) -> Augmentation:
 
 
 def _grey(image: jax.Array) -> jax.Array:
-    """Luma [H, W, 1] of an image with one or three channels."""
+    """Grey values [H, W, 1] (luma) of an image with one or three channels."""
     if image.shape[-1] == 1:
         return image
     if image.shape[-1] != 3:
@@ -297,7 +297,7 @@ def _rotation(m: jax.Array) -> jax.Array:
     return _warp(jnp.cos(angle), -jnp.sin(angle), 0, jnp.sin(angle), jnp.cos(angle), 0)
 
 
-# What rand_augment draws from; m is the signed strength in [-1, 1], and place 0 of both is the identity.
+# Operations that rand_augment draws from; m is the signed strength in [-1, 1], and place 0 of both is the identity.
 _WARPS: tuple[Callable[[jax.Array], jax.Array], ...] = (
     lambda m: _warp(1, 0, 0, 0, 1, 0),
     _rotation,

@@ -1,4 +1,4 @@
-"""Convolutions that are fast on CPUs as well."""
+"""Convolutions with gradients that are fast on CPUs as well as on accelerators."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-_LARGEST = {"products": 25, "multiples": 49}  # pixels of a kernel above which one of them a pixel is no gain
-_GROUPS = 64  # above which a convolution for each takes too long to compile
-_WIDE = 32  # channels up to which a convolution of several groups, with zeros between them, costs what one of one does
-_FEW = 4  # pixels of a result up to which one product of matrices is faster than XLA's code, however few channels
-_MANY = 2**14  # weights for each pixel of a result, between its channels and the images', from which it is as well
+from jaxkd.kernels.switch import is_plain
+
+_LARGEST = {"products": 25, "multiples": 49}  # pixels of a kernel up to which a product or multiple for each is a gain
+_GROUPS = 64  # groups up to which one convolution for each compiles in reasonable time
+_WIDE = 32  # channels up to which several groups in one convolution cost no more than one group
+_FEW = 4  # pixels of a result up to which one product of matrices is faster than XLA's form, however few the channels
+_MANY = 2**14  # weights for each pixel of a result from which one product of matrices is faster too
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 _Shaped: TypeAlias = jax.Array | jax.ShapeDtypeStruct
@@ -38,19 +40,23 @@ def convolve(
     precision: Any = None,
     **options: Any,
 ) -> jax.Array:
-    """`lax.conv_general_dilated` as CPUs like it, with the same values to rounding.
+    """Convolution with the values of `lax.conv_general_dilated` up to rounding, in other forms where CPUs are slow.
 
-    There XLA computes the gradient of the kernel as a convolution with a kernel as large as the image, for which it
-    copies the image once a pixel of the kernel. Here it is a product of two matrices, pixels by columns of the kernel
-    and pixels by rows of it; strided, one product a pixel of the kernel. The gradient of the image is a convolution
-    with the kernel's axes exchanged; XLA brings them into the order that its fast code wants, but not in the body of a
-    loop, so here they are exchanged beforehand. Depthwise convolutions, for which it has no fast code, are sums of
-    moved images, each multiplied by one pixel of the kernel; gradients of other groups are those of one convolution a
-    group, or for several narrow ones, with zeros in its kernel between them. Other back ends get XLA's own, and so do
-    kernels that are large, dilated, or of very many groups.
+    On CPUs XLA's own forms are slow in five places, and these replace them:
 
-    Where the result has few pixels beside its channels, as in a network's last stage, XLA's code for CPUs copies more
-    than it multiplies: there all three are one product of matrices, what lies under the kernel by the whole kernel.
+    - Gradient of the kernel: XLA convolves with a kernel as large as the image and copies the image once for each pixel
+      of the kernel. Here it is a product of two matrices (with strides, one product for each pixel of the kernel).
+    - Gradient of the image: XLA exchanges the kernel's axes into the order that its fast code needs, but not in the
+      body of a loop. Here they are exchanged beforehand.
+    - Depthwise convolutions: XLA has no fast code. Here they are sums of shifted images, each multiplied by one pixel
+      of the kernel.
+    - Gradients of other groups: here one convolution for each group; narrow groups are put together, with zeros
+      between them in the kernel.
+    - Results with few pixels and many channels, as in a network's last stage: here value and gradients are one product
+      of matrices, the pixels under the kernel by the whole kernel.
+
+    Other back ends use XLA's form, and so do kernels that are large, dilated, or of very many groups, and everything
+    inside `kernels.plain()`.
 
     Args:
       lhs: Images [N, H, W, C].
@@ -58,11 +64,11 @@ def convolve(
       window_strides: Strides along H and W.
       padding: "SAME", "VALID", or pairs of rows and columns to add.
       lhs_dilation: As `lax.conv_general_dilated` takes it.
-      rhs_dilation: Likewise.
-      dimension_numbers: Likewise.
-      feature_group_count: Likewise.
-      precision: Likewise.
-      **options: Likewise.
+      rhs_dilation: As `lax.conv_general_dilated` takes it.
+      dimension_numbers: As `lax.conv_general_dilated` takes it.
+      feature_group_count: As `lax.conv_general_dilated` takes it.
+      precision: As `lax.conv_general_dilated` takes it.
+      **options: Further options of `lax.conv_general_dilated`, with which its own form is used.
 
     Returns:
       [N, H', W', D].
@@ -79,11 +85,13 @@ def convolve(
         precision=precision,
         **options,
     )
+    if is_plain():
+        return whole(lhs, rhs)
     depthwise = _is_depthwise(feature_group_count, lhs, rhs)
-    plain = (depthwise or _apart(feature_group_count, lhs, rhs) <= _GROUPS) and not options and lhs.ndim == 4
-    plain = plain and layout == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NHWC)
-    plain = plain and {*(lhs_dilation or (1,)), *(rhs_dilation or (1,))} == {1}
-    if not plain or math.prod(rhs.shape[:2]) > _LARGEST["multiples" if depthwise else "products"]:
+    usual = (depthwise or _apart(feature_group_count, lhs, rhs) <= _GROUPS) and not options and lhs.ndim == 4
+    usual = usual and layout == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NHWC)
+    usual = usual and {*(lhs_dilation or (1,)), *(rhs_dilation or (1,))} == {1}
+    if not usual or math.prod(rhs.shape[:2]) > _LARGEST["multiples" if depthwise else "products"]:
         return whole(lhs, rhs)
     strides = (window_strides[0], window_strides[1])
     pads = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding) if isinstance(padding, str) else padding
@@ -92,7 +100,7 @@ def convolve(
 
 
 class _Form(NamedTuple):
-    """What a convolution is beside its images and kernel."""
+    """Static description of a convolution: everything but its images and kernel."""
 
     strides: tuple[int, int]
     pads: tuple[tuple[int, int], ...]
@@ -121,7 +129,7 @@ def _tangent(form: _Form, primals: Any, tangents: Any) -> tuple[jax.Array, jax.A
 
 
 def _forms(form: _Form, x: _Shaped, w: _Shaped) -> tuple[_Written, _Written, _Written]:
-    """What CPUs compute the convolution by, its tangent along images, and its tangent along kernels."""
+    """Forms on CPUs of the convolution, of its tangent along images, and of its tangent along kernels."""
     if _is_depthwise(form.groups, x, w):
         return _as_multiples, _as_multiples, _as_multiples
     if form.groups > 1:
@@ -135,14 +143,14 @@ def _forms(form: _Form, x: _Shaped, w: _Shaped) -> tuple[_Written, _Written, _Wr
 
 
 def _on_cpus(written: _Written, form: _Form, x: jax.Array, w: jax.Array) -> jax.Array:
-    """A form of its own where XLA's is slow, and XLA's elsewhere."""
+    """The given form on CPUs, XLA's on other back ends."""
     if written is _whole:
         return _whole(form, x, w)
     return lax.platform_dependent(x, w, cpu=functools.partial(written, form), default=functools.partial(_whole, form))
 
 
 def _whole(form: _Form, x: jax.Array, w: jax.Array, layout: tuple[str, str, str] = _NHWC) -> jax.Array:
-    """As XLA has it."""
+    """XLA's own form."""
     return lax.conv_general_dilated(
         x,
         w,
@@ -155,18 +163,18 @@ def _whole(form: _Form, x: jax.Array, w: jax.Array, layout: tuple[str, str, str]
 
 
 def _is_depthwise(groups: int, x: _Shaped, w: _Shaped) -> bool:
-    """Whether each channel is a group with one feature."""
+    """Tells whether each channel is a group with one output channel."""
     return 1 < groups == x.shape[-1] == w.shape[-1]
 
 
 def _apart(groups: int, x: jax.Array, w: jax.Array) -> int:
-    """How many convolutions all groups take, where narrow ones go together."""
+    """Number of convolutions that all groups take when narrow ones are put together."""
     each = max(x.shape[-1], w.shape[-1]) / groups
     return next(n for n in range(groups, 0, -1) if groups % n == 0 and (n == 1 or each * groups / n >= _WIDE))
 
 
 def _groups(form: _Form, x: jax.Array, w: jax.Array) -> Iterator[tuple[_Form, jax.Array, jax.Array]]:
-    """The convolutions of each group's own channels, or of a few groups' with zeros between them."""
+    """Convolutions of each group, or of a few narrow groups with zeros between them in the kernel."""
     (h, v, C, D), n = w.shape, _apart(form.groups, x, w)
     together = form.groups // n
     own = np.eye(together, dtype=bool)[:, None, None, :, None]  # [of which group channels are, C, n, and features, D]
@@ -176,17 +184,17 @@ def _groups(form: _Form, x: jax.Array, w: jax.Array) -> Iterator[tuple[_Form, ja
 
 
 def _by_group(written: _Written) -> _Written:
-    """A form for groups apart."""
+    """The given form, applied to each group."""
     return lambda form, x, w: jnp.concatenate([written(*own) for own in _groups(form, x, w)], axis=3)
 
 
 def _turned(form: _Form, x: jax.Array, w: jax.Array) -> jax.Array:
-    """The convolution with its kernel's axes exchanged, so that reverse mode has them in their usual order."""
+    """Convolution with its kernel's axes exchanged, so that reverse mode has them in their usual order."""
     return _whole(form, x, w.transpose(0, 1, 3, 2), ("NHWC", "HWOI", "NHWC"))
 
 
 def _as_multiples(form: _Form, x: jax.Array, w: jax.Array) -> jax.Array:
-    """The depthwise convolution as a sum of moved images, each multiplied by one pixel of the kernel."""
+    """Depthwise convolution as a sum of shifted images, each multiplied by one pixel of the kernel."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     under, w = _Moved(form, x.astype(wide), w), w.astype(wide)
     parts = [under(i, j) * w[i : i + 1, j : j + 1] for i, j in np.ndindex(*w.shape[:2])]
@@ -194,7 +202,7 @@ def _as_multiples(form: _Form, x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def _as_products(form: _Form, x: jax.Array, w: jax.Array) -> jax.Array:
-    """The convolution as matrix products, which reverse mode turns into the kernel's gradient."""
+    """Convolution as matrix products, which reverse mode turns into the kernel's gradient."""
     under, (h, _, _, D) = _Moved(form, x, w), w.shape
     product = functools.partial(jnp.dot, precision=form.precision)
     if form.strides == (1, 1):  # columns side by side in x, rows side by side in the result: one product
@@ -210,7 +218,7 @@ def _as_products(form: _Form, x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def _as_columns(form: _Form, x: jax.Array, w: jax.Array) -> jax.Array:
-    """The convolution as one product of all that lies under the kernel by the kernel."""
+    """Convolution as one product: all pixels under the kernel by the kernel."""
     under = _Moved(form, x, w)
     columns = jnp.concatenate([under(i, j) for i, j in np.ndindex(*w.shape[:2])], axis=3)
     product = jnp.dot(_flat(columns), _flat(w, 3), precision=form.precision)
@@ -218,7 +226,7 @@ def _as_columns(form: _Form, x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def _as_chosen(form: _Form, x: jax.Array, w: jax.Array) -> jax.Array:
-    """Likewise, what lies under the kernel being chosen by a product, so that reverse mode adds no padded images."""
+    """Convolution as in `_as_columns`, with a product that selects the pixels, so that reverse mode pads nothing."""
     (N, H, W, C), size = x.shape, form.size(x, w)
     rows, columns = (
         np.arange(size[axis])[:, None] * form.strides[axis] + np.arange(w.shape[axis]) - form.pads[axis][0]
@@ -231,7 +239,7 @@ def _as_chosen(form: _Form, x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 class _Moved:
-    """What lies under one pixel, row or column of the kernel as it moves over the padded images."""
+    """Pixels of the padded images under one pixel, row or column of the kernel as it moves."""
 
     def __init__(self, form: _Form, x: jax.Array, w: jax.Array) -> None:
         self._x, self._strides = jnp.pad(x, ((0, 0), *form.pads, (0, 0))), form.strides
@@ -253,5 +261,5 @@ class _Moved:
 
 
 def _flat(x: jax.Array, left: int = 3, right: int = 1) -> jax.Array:
-    """A matrix of the first axes and the last ones."""
+    """Array as a matrix: the first axes by the last ones."""
     return x.reshape(math.prod(x.shape[:left]), math.prod(x.shape[-right:]))

@@ -1,4 +1,4 @@
-"""What is computed once, at the start: operation by operation, so that no program has to be compiled for it."""
+"""Functions that run once, at the start of a program, without being compiled as a whole."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 
 def op_by_op(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What `jax.jit(function)` returns, without compiling it as a whole; what its results do not need is not computed.
+    """Result of `jax.jit(function)`, computed operation by operation; unused operations are left out.
 
     Random numbers take seconds to compile on CPUs, for each kernel of a network; one by one, those of each shape are
     compiled once, whichever networks, stages and seeds ask for them.

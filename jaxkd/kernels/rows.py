@@ -1,4 +1,4 @@
-"""Rows of arrays, as devices take them fastest."""
+"""Copies of rows of an array, placed in memory where devices take them fastest."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ _ALIGNMENT = 64
 """A CPU back end takes an array that begins at a multiple of this many bytes without a copy; NumPy's begin at 16."""
 
 _WORTH = 1 << 14
-"""Bytes from which the copy costs more than the place for it."""
+"""Bytes from which a second copy costs more than choosing the place of the first."""
 
 
 def take(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Rows of an array, `values[rows]`, laid down where a CPU back end needs no copy of them.
+    """Rows of an array, `values[rows]`, placed in memory where a CPU back end needs no copy of them.
 
     Args:
       values: [N, ...] of any dtype.

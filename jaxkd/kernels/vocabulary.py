@@ -1,4 +1,4 @@
-"""Gradients of a head over a large vocabulary, pulled by blocks that each back end holds best."""
+"""Gradients of a head over a large vocabulary, added block by block in the order that suits each back end."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxkd.kernels.switch import is_plain
+
 _ROWS = 128
-"""Rows of a head's gradient that are added at a time, since a product of the head's whole size is a second head."""
+"""Rows of a head's gradient that are added at a time; a product of its whole size would need a second head's memory."""
 
 _COLUMNS = 1024
-"""Columns of it on CPUs, whose caches hold what is multiplied then. Elsewhere devices may share the columns."""
+"""Columns that are added at a time on CPUs, so that they fit the cache. Elsewhere devices may shard the columns."""
 
 
 class Pulled(NamedTuple):
@@ -22,13 +24,13 @@ class Pulled(NamedTuple):
 
 
 def _block(i: jax.Array, size: int, length: int) -> tuple[jax.Array, jax.Array]:
-    """Where a block begins, and which of it is not in the one before, as some of the last is if they are not even."""
+    """Begin of a block, and which of its entries are not in the block before (the last block may overlap)."""
     begin = jnp.minimum(i * size, length - size)
     return begin, begin + jnp.arange(size) >= i * size
 
 
 def _by_columns(total: Pulled, hidden: jax.Array, kernel: jax.Array, d_logits: jax.Array) -> Pulled:
-    """Adds a chunk's share, both products by blocks of the vocabulary."""
+    """Adds the gradients of one chunk, both products by blocks of the vocabulary."""
     size = min(_COLUMNS, kernel.shape[1])
 
     def add(i: jax.Array, total: Pulled) -> Pulled:
@@ -46,7 +48,7 @@ def _by_columns(total: Pulled, hidden: jax.Array, kernel: jax.Array, d_logits: j
 
 
 def _by_rows(total: Pulled, hidden: jax.Array, kernel: jax.Array, d_logits: jax.Array) -> Pulled:
-    """Adds a chunk's share, the kernel's by blocks of the hidden size."""
+    """Adds the gradients of one chunk, the kernel's by blocks of the hidden size."""
     size = min(_ROWS, len(kernel))
 
     def add(i: jax.Array, d_kernel: jax.Array) -> jax.Array:
@@ -74,4 +76,6 @@ def pull(start: Pulled, hidden: jax.Array, kernel: jax.Array, d_logits: jax.Arra
     Returns:
       The sums with this chunk in them.
     """
+    if is_plain():
+        return _by_rows(start, hidden, kernel, d_logits)
     return jax.lax.platform_dependent(start, hidden, kernel, d_logits, cpu=_by_columns, default=_by_rows)

@@ -108,7 +108,7 @@ def mgd(student_feature: ArrayLike, teacher_feature: ArrayLike, *, alpha: ArrayL
     alpha * sum (G(f_s * mask) - f_t)^2
 
     Args:
-      student_feature: G(f_s * mask) [B, H, W, C] floating, made by `mgd_generator`.
+      student_feature: G(f_s * mask) [B, H, W, C] floating, made by `networks.generator`.
       teacher_feature: [B, H, W, C] floating.
       alpha: Weight; the paper has 7e-5 for classification (mask ratio 0.15, channels) and 2e-5 for detection with two
         stages (0.65, positions).
@@ -138,7 +138,7 @@ def ickd(student_feature: ArrayLike, teacher_feature: ArrayLike, *, normalize: b
     (1/C) sum_ij (G_s,ij - G_t,ij)^2,  G = F^T F with F [H W, C]
 
     Args:
-      student_feature: [B, ..., C] floating, embedded in the teacher's channels (`ickd_embedding`).
+      student_feature: [B, ..., C] floating, embedded in the teacher's channels (`objectives.connector`).
       teacher_feature: [B, ..., C] floating; may have another resolution.
       normalize: Whether each row of G is divided by its L2 norm. The paper does not; the released code, which made the
         published numbers, does.
@@ -183,7 +183,7 @@ def srrl(
     (1/C) ||mean_hw f_s - mean_hw f_t||^2 + beta (1/K) ||z_s - z_t||^2; the paper has no 1/C, its code has.
 
     Args:
-      student_feature: [B, ..., C] floating, in the teacher's channels (`srrl_connector`).
+      student_feature: [B, ..., C] floating, in the teacher's channels (`objectives.connector`).
       teacher_feature: [B, ..., C] floating; may have another resolution.
       student_logits: z_s [B, K], the teacher's classifier on the student's feature (`reused_classifier`).
       teacher_logits: z_t [B, K].
@@ -215,7 +215,7 @@ def simkd(student_feature: ArrayLike, teacher_feature: ArrayLike) -> jax.Array:
     (1/N) sum_i (P(f_s)_i - f_t,i)^2
 
     Args:
-      student_feature: P(f_s) [B, H, W, C] floating: after `numerics.match_resolution` and `simkd_projector`.
+      student_feature: P(f_s) [B, H, W, C] floating: after `numerics.match_resolution` and `models.reused.Projector`.
       teacher_feature: [B, H, W, C] floating, after `numerics.match_resolution`.
 
     Returns:
@@ -276,9 +276,9 @@ def semckd(
     (1/S) sum_ij a_ij hint_ij,  a_i = softmax_j(<query_i, key_j> / soft)
 
     Args:
-      student_queries: [B, S, d] floating, `semckd_embedding` of the S student layers.
-      teacher_keys: [B, N, d] floating, `semckd_embedding` of the N teacher layers.
-      pair_losses: [B, S, N] floating, `hint(semckd_regressor(f_s,i), f_t,j)` after `numerics.match_resolution`.
+      student_queries: [B, S, d] floating, `networks.embedding` of the S student layers.
+      teacher_keys: [B, N, d] floating, `networks.embedding` of the N teacher layers.
+      pair_losses: [B, S, N] floating, `hint(bottleneck(f_s,i), f_t,j)` after `numerics.match_resolution`.
       soft: Temperature of the attention.
 
     Returns:

@@ -179,8 +179,8 @@ def ft(student_factor: ArrayLike, teacher_factor: ArrayLike, *, p: int = 1) -> j
 
     mean_i |f_s,i - f_t,i|^p,  f = F / max(||F||_2, 1e-12) over all elements of an example
 
-    The paper writes an Lp norm and leaves its reduction open; the mean is what its ports have. `ft_factor` makes the
-    factors.
+    The paper writes an Lp norm and leaves its reduction open; the mean is what its ports have. The
+    factors are those of `networks.translator`.
 
     Args:
       student_factor: [B, ...] floating, output of the translator.
@@ -279,7 +279,7 @@ def ofd(student_feature: ArrayLike, teacher_feature: ArrayLike, margin: ArrayLik
     The authors weigh layer i of n by 2^-(n-1-i) and divide the batch mean by 1000 (CIFAR) or 10000 (ImageNet).
 
     Args:
-      student_feature: [B, ..., C] floating, after `ofd_connector`.
+      student_feature: [B, ..., C] floating, after a connector (`objectives.connector`).
       teacher_feature: [B, ..., C] floating, before the ReLU.
       margin: [C] from `ofd_margin`, negative.
 
@@ -317,7 +317,7 @@ def vid(
     paper sums. The usual initial variance of 5 is log_scale = log(exp(5 - eps) - 1).
 
     Args:
-      student_mean: [B, ..., C] floating, mu as predicted from the student (`vid_mean`).
+      student_mean: [B, ..., C] floating, mu as predicted from the student (`networks.pointwise`).
       teacher_feature: [B, ..., C] floating.
       log_scale: [C], trained.
       eps: Least variance.
@@ -337,6 +337,31 @@ def vid(
     _check_per_channel(a, t, "log_scale")
     variance = _channels(jax.nn.softplus(a) + jnp.asarray(eps, a.dtype), t)
     return jnp.mean((t - mu) ** 2 / variance + jnp.log(variance), axis=tuple(range(1, t.ndim))) / 2
+
+
+def ofd_margin(scale: ArrayLike, bias: ArrayLike) -> jax.Array:
+    """OFD's margin of each channel: the mean of the teacher's negative responses, from the batch norm before its ReLU.
+
+    m = E[x | x < 0] of x ~ N(b, g^2) with g = |scale|, b = bias
+      = b - g phi(b / g) / P,  P = Phi(-b / g);  but -3 g where P <= 0.001
+
+    Args:
+      scale: [C] of the teacher's batch norm.
+      bias: [C] of the teacher's batch norm.
+
+    Returns:
+      [C].
+
+    Reference:
+      Heo, Kim, Yun, Park, Kwak, Choi, "A Comprehensive Overhaul of Feature Distillation", ICCV 2019,
+      https://arxiv.org/abs/1904.01866
+    """
+    g, b = numerics.promote(scale, bias)
+    g = jnp.abs(g)
+    z = b / jnp.maximum(g, 1e-12)
+    negative = jax.scipy.stats.norm.cdf(-z)
+    often = negative > 0.001
+    return jnp.where(often, b - g * jax.scipy.stats.norm.pdf(z) / jnp.where(often, negative, 1), -3 * g)
 
 
 def _check_per_channel(values: jax.Array, feature: jax.Array, what: str) -> None:

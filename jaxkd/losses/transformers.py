@@ -319,7 +319,7 @@ def vitkd(
     Args:
       student_low: [B, 2, N, D] floating, tokens of the first two blocks, projected to the teacher's width.
       teacher_low: [B, 2, N, D] floating.
-      student_high: G(F_s,high) [B, N, D] floating, made by `vitkd_generator`.
+      student_high: G(F_s,high) [B, N, D] floating, made by `networks.token_generator`.
       teacher_high: [B, N, D] floating, tokens of the last block.
       mask: [B, N], 1 (or True) where a token was hidden.
       alpha: Weight of the first part.

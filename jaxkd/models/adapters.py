@@ -1,4 +1,4 @@
-"""Turns networks of any origin into `Model`: Linen and NNX modules, ensembles, cached outputs."""
+"""Adapters that turn Linen and NNX modules into models, and the initialisation of models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxkd.kernels.eager import op_by_op
 from jaxkd.keys import fold_name, is_key
 from jaxkd.types import Batch, Model, Outputs, PyTree, Variables
 
-# How libraries call the flag that separates training from evaluation, and what it is while training.
+# Names that libraries give the flag that separates training from evaluation -> its value in training.
 _MODE_NAMES = {
     "train": True,
     "training": True,
@@ -51,7 +51,7 @@ def _outputs(returned: Any) -> Outputs:
 
 
 def bound(axis_name: str | None) -> str | None:
-    """The axis if a `pmap` binds it here, else None: outside, where a model is initialised or checked, there is none.
+    """Name of an axis if the code runs inside a `pmap` over it, else None, as where a model is initialised.
 
     Args:
       axis_name: Name of the axis, or None.
@@ -69,14 +69,14 @@ def bound(axis_name: str | None) -> str | None:
 
 
 def rematerialised(stage: Callable[..., Any], remat: bool) -> Callable[..., Any]:
-    """A part of a Linen network whose activations are computed again in the backward pass, if that is wanted.
+    """Wraps a stage of a Linen network so that the backward pass computes its activations again.
 
     Args:
       stage: (module, *arrays) -> arrays, which calls submodules of the module; their names stay as they are.
-      remat: Whether to do so.
+      remat: Whether to wrap it at all.
 
     Returns:
-      The same function, or its rematerialised form.
+      The wrapped function, or the same one.
     """
     return nn.remat(stage) if remat else stage
 
@@ -85,7 +85,7 @@ def init(model: Model, key: jax.Array, batch: Batch) -> Variables:
     """Initialises a model operation by operation, so that no program has to be compiled for it.
 
     Random numbers take seconds to compile on CPUs for each kernel of a network. One by one, those of each shape are
-    compiled once, whichever networks and seeds ask for them.
+    compiled once, for all networks and seeds.
 
     Args:
       model: The model.
@@ -103,7 +103,7 @@ def from_linen(module: nn.Module, *, inputs: Sequence[str] = ("image",), capture
 
     Args:
       module: Returns Outputs, logits [B, ..., K], or (logits, features). A flag called train, training, is_training,
-        deterministic or use_running_average is set as it should be; dropout draws from the "dropout" stream.
+        deterministic or use_running_average is set by the model; dropout draws from the "dropout" stream.
       inputs: Fields of the batch that are its positional arguments.
       capture: Paths of submodules ("block1/conv") whose outputs are added to the features under these names; for
         modules that do not return features themselves. Of a submodule called several times it is the last output.
@@ -168,9 +168,10 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module], *, inputs: Sequence[str] = 
     """Model from an NNX module.
 
     Args:
-      make: Builds the module from its random streams; called under `jax.eval_shape` once, then in `init`. The module
-        returns Outputs, logits [B, ..., K], or (logits, features), and is put into training or evaluation mode by
-        its `train()` and `eval()` and by a flag of its call, if it has one, named as for `from_linen`.
+      make: Builds the module from its random streams, or returns an existing module, whose weights `init` then gives.
+        It is called under `jax.eval_shape` once, then in `init`. The module returns Outputs, logits [B, ..., K], or
+        (logits, features). Its `train()` and `eval()` set the mode, and a flag of its call, if it has one, named as
+        for `from_linen`.
       inputs: Fields of the batch that are its positional arguments.
 
     Returns:
@@ -206,14 +207,14 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module], *, inputs: Sequence[str] = 
 
 
 def _split(module: nnx.Module) -> tuple[Any, nnx.State, nnx.State, nnx.State]:
-    """Graph, parameters, random streams, everything else but what a call leaves behind."""
+    """Graph, parameters, random streams and all other state of a module, without its intermediates."""
     graph, *states = nnx.split(module, nnx.Param, nnx.RngState, nnx.Intermediate, ...)
     params, streams, _, state = states
     return graph, params, streams, state
 
 
 def _plain(state: nnx.State) -> PyTree:
-    """Dicts whose keys are strings (those of lists are numbers), which is how checkpoints give them back."""
+    """State as dicts with string keys, as checkpoints restore them (keys of lists would be numbers)."""
 
     def named(tree: PyTree) -> PyTree:
         return {str(name): named(x) for name, x in tree.items()} if isinstance(tree, dict) else tree
@@ -228,7 +229,7 @@ def _filled(template: nnx.State, values: PyTree) -> nnx.State:
 
 
 def _seeded(template: nnx.State, key: jax.Array) -> nnx.State:
-    """A key of its own for every random stream, counters at zero."""
+    """State of the random streams: a key of its own for each, counters at zero."""
     leaves, treedef = jax.tree.flatten(template)
     filled = [
         jax.random.fold_in(key, i) if is_key(leaf) else jnp.zeros((), leaf.dtype) for i, leaf in enumerate(leaves)

@@ -1,4 +1,4 @@
-"""Models made of models: ensembles, cached outputs, no teacher at all, a last layer among the outputs."""
+"""Models made of models: ensembles, cached outputs, no teacher, a last layer among the outputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def mean_logits(logits: Sequence[jax.Array]) -> jax.Array:
     """Mean of the members' logits: the geometric mean of their predictive distributions.
 
     Args:
-      logits: One array [B, ..., K] a member.
+      logits: One array [B, ..., K] for each member.
 
     Returns:
       [B, ..., K].
@@ -31,7 +31,7 @@ def mean_probabilities(logits: Sequence[jax.Array]) -> jax.Array:
     """Log of the mean of the members' probabilities, computed in log space.
 
     Args:
-      logits: One array [B, ..., K] a member.
+      logits: One array [B, ..., K] for each member.
 
     Returns:
       [B, ..., K], normalised log-probabilities.
@@ -94,7 +94,7 @@ def join(*members: Variables) -> Variables:
 
 
 def cached(*, logits: str = "teacher_logits", features: Sequence[str] = (), num_classes: int | None = None) -> Model:
-    """A teacher whose outputs were written earlier and are read from the batch; it has no variables.
+    """Teacher whose outputs were written earlier and are read from the batch; it has no variables.
 
     Args:
       logits: Field of the batch that holds the logits [B, ..., K].
@@ -122,7 +122,7 @@ def cached(*, logits: str = "teacher_logits", features: Sequence[str] = (), num_
 
 
 def with_head(model: Model, path: str = "head") -> Model:
-    """The same model, whose outputs hold its last layer too, for losses that apply it to hidden states themselves.
+    """Model with its last layer in its outputs, for losses that apply the layer to hidden states themselves.
 
     Under `jit` the logits then cost nothing unless a loss or a metric reads them.
 
@@ -135,7 +135,7 @@ def with_head(model: Model, path: str = "head") -> Model:
       A model with the same variables.
 
     Raises:
-      ValueError: If there is no such layer at the path (the sentence lists what stands there).
+      ValueError: If there is no such layer at the path (the sentence lists the names there).
     """
 
     def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
@@ -163,7 +163,7 @@ def _head(params: PyTree, path: str) -> dict[str, jax.Array]:
 
 
 def no_teacher() -> Model:
-    """Stands in for the teacher where a network learns from labels alone; it has no outputs and no variables.
+    """Model that stands for no teacher, where a student learns from labels alone; no outputs, no variables.
 
     Returns:
       A model; `Variables({}, {})` are its variables, and terms that need a teacher refuse it.

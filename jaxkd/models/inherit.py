@@ -1,4 +1,4 @@
-"""A network for new classes that begins with what another one has learnt."""
+"""Initial variables of a network taken from a trained one, such as for other classes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from jaxkd.types import Variables, leaf_name
 
 
 def inherit(own: Variables, trained: Variables, *, fresh: str = r"(^|/)head") -> Variables:
-    """Variables of a network that takes over a trained one's, but for the layers that must begin anew.
+    """Variables of a network with those of a trained one in all but the fresh layers.
 
-    `inherit(models.init(student, key, batch), pretrained)` is a start for `init_state` with a new last layer.
+    `inherit(models.init(student, key, batch), pretrained)` gives a student all pretrained layers but the last.
 
     Args:
       own: The network's own variables, as `init` makes them.

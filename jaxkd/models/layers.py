@@ -1,4 +1,4 @@
-"""Parts that several families of networks are made of, padded and normalised as their published weights expect it."""
+"""Layers that several families of networks share, padded and normalised as their published weights expect."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ from jaxkd.kernels.dense import by_matrices, gelu
 from jaxkd.models.adapters import bound
 
 Conv = functools.partial(nn.Conv, conv_general_dilated=convolve)
-"""`flax.linen.Conv`, fast on CPUs as well."""
-
+"""`flax.linen.Conv` with `kernels.convolution.convolve`, whose gradients are fast on CPUs as well."""
 
 Dense = functools.partial(nn.Dense, dot_general=by_matrices)
-"""`flax.linen.Dense` for inputs of three axes and more: the gradient of its kernel is a product of two matrices. Of
-several axes XLA would bring the channels to the front before, on CPUs at the cost of the product itself."""
+"""`flax.linen.Dense` with `kernels.dense.by_matrices`, whose gradient is fast for inputs of three axes as well."""
 
 
 def perceptron(x: jax.Array, kernel_init: Callable[..., Any]) -> jax.Array:
-    """Two layers, four times as wide between them, as submodules `mlp1` and `mlp2` of the module that is being called.
+    """Perceptron of two dense layers with GELU, the first four times as wide, as submodules `mlp1` and `mlp2`.
 
     Args:
       x: [..., C].
@@ -69,12 +67,12 @@ def conv_norm(
     Args:
       x: Images [B, H, W, C].
       width: Output channels.
-      name: Their names, with {} for the words "conv" and "norm": "stem_{}" makes `stem_conv` and `stem_norm`.
+      name: Names of the submodules, with {} for "conv" and "norm": "stem_{}" makes `stem_conv` and `stem_norm`.
       train: As for `batch_norm`.
       axis_name: As for `batch_norm`.
       kernel: Odd side of the kernel. Padding is kernel // 2 on all four sides, which "SAME" is not at stride 2.
       stride: Stride.
-      groups: Groups of channels that are convolved apart; `width` of them, over as many inputs, is depthwise.
+      groups: Groups of channels that are convolved separately; with `width` groups over as many inputs it is depthwise.
       bias: Whether the convolution has a bias of its own.
 
     Returns:
@@ -93,7 +91,7 @@ def conv_norm(
 
 
 def conv_norms(train: bool, axis_name: str | None) -> Callable[..., jax.Array]:
-    """`conv_norm` for one call of a network.
+    """`conv_norm` with the mode and the axis of one call of a network.
 
     Args:
       train: As for `batch_norm`.
@@ -106,7 +104,7 @@ def conv_norms(train: bool, axis_name: str | None) -> Callable[..., jax.Array]:
 
 
 def channel_shuffle(x: jax.Array, groups: int) -> jax.Array:
-    """Interleaves groups of channels, so that what is convolved apart next has seen all of them.
+    """Interleaves groups of channels, so that the next grouped convolution reads all groups of the last.
 
     Args:
       x: [..., C].

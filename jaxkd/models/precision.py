@@ -14,19 +14,19 @@ from jax.typing import DTypeLike
 from jaxkd.types import Batch, Model, Outputs, PyTree, Variables, leaf_name
 
 HEAD = r"(^|/)head(_distillation)?(/|$)"
-"""The last layers, by the names that the networks here give them."""
+"""Pattern of the last layers' paths in the networks of this library."""
 
 
 def in_dtype(model: Model, dtype: DTypeLike = jnp.bfloat16, *, keep: str = HEAD) -> Model:
-    """The model computed in another format, over params, running statistics and gradients in float32.
+    """Model that computes in another format, with params, running statistics and gradients in float32.
 
-    Logits come out in float32 where the last layer is kept; losses compute in float32 whatever the features are in.
+    Logits are float32 if the last layer is kept (the default); losses compute in float32 whatever the features' format.
 
     Args:
       model: Any model.
       dtype: Format of activations, and of weights where they are used.
-      keep: Regular expression, searched in paths such as "head/kernel": these params, and what is computed with them,
-        stay as they are.
+      keep: Regular expression, searched in paths such as "head/kernel": these params, and
+        computations with them, stay in their format.
 
     Returns:
       A model with the same variables.
@@ -42,7 +42,7 @@ def in_dtype(model: Model, dtype: DTypeLike = jnp.bfloat16, *, keep: str = HEAD)
 
 
 def cast(variables: Variables, dtype: DTypeLike = jnp.bfloat16, *, keep: str = HEAD) -> Variables:
-    """A teacher's variables with params in a smaller format, for half the memory; use with `in_dtype(teacher)`.
+    """Variables of a teacher with params in a smaller format, for half the memory; use with `in_dtype(teacher)`.
 
     Args:
       variables: The model's variables.
@@ -71,7 +71,7 @@ class Int8:
 
 
 def to_int8(variables: Variables, *, keep: str = HEAD) -> Variables:
-    """A teacher's variables with kernels of 8 bits, for a quarter of the memory; use with `from_int8(teacher)`.
+    """Variables of a teacher with kernels of 8 bits, for a quarter of the memory; use with `from_int8(teacher)`.
 
     values = round(w / scale), scale = max |w| / 127 over all axes but the last, so |w - values * scale| <= scale / 2
 
@@ -94,7 +94,7 @@ def to_int8(variables: Variables, *, keep: str = HEAD) -> Variables:
 
 
 def from_int8(model: Model) -> Model:
-    """The model as a teacher whose variables `to_int8` made; weights become float32 where they are used.
+    """Model that reads the variables of `to_int8`; weights become float32 where they are used.
 
     Args:
       model: Any model; `in_dtype(model)` computes in bfloat16 as well.

@@ -1,4 +1,4 @@
-"""A student that ends in its teacher's own last layer."""
+"""SimKD's student, which ends in its teacher's last layer."""
 
 from __future__ import annotations
 
@@ -14,8 +14,14 @@ from jaxkd.models.layers import conv_norms
 from jaxkd.types import Batch, Model, Outputs, PyTree, Variables
 
 
-class _Projector(nn.Module):
-    """Convolutions of 1x1, 3x3 and 1x1, each with batch norm and ReLU: `networks.simkd_projector` with a memory."""
+class Projector(nn.Module):
+    """SimKD's projector to the teacher's last map: convolutions of 1x1, 3x3 and 1x1, each with batch norm and ReLU.
+
+    Attributes:
+      inner: Channels of the first two convolutions; the authors have half the teacher's.
+      channels: The teacher's channels.
+      axis_name: Axis over which batch norm takes its statistics together, or None.
+    """
 
     inner: int
     channels: int
@@ -23,6 +29,7 @@ class _Projector(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, H, W, Cs] -> [B, H, W, channels]."""
         put = conv_norms(train, self.axis_name)
         x = nn.relu(put(x, self.inner, "{}1", kernel=1))
         x = nn.relu(put(x, self.inner, "{}2"))
@@ -38,7 +45,7 @@ def reuse_classifier(
     factor: int = 2,
     axis_name: str | None = None,
 ) -> Model:
-    """SimKD's student: a network, a projector to its teacher's channels, and the teacher's last layer as it is.
+    """Student of SimKD: a network, a projector to its teacher's channels, and the teacher's frozen last layer.
 
     logits = mean_hw(f) W + b,  f = relu(BN(conv1x1(relu(BN(conv3x3(relu(BN(conv1x1(map)))))))))
 
@@ -55,7 +62,7 @@ def reuse_classifier(
 
     Returns:
       A model whose params are {"student", "projector"}, whose state holds the teacher's layer as well, and whose
-      outputs have the feature `projected` [B, h, w, C] beside the student's.
+      outputs have the feature `projected` [B, h, w, C] and the student's.
 
     Raises:
       ValueError: If the classifier's shapes do not fit each other; by the model, if the student has no such map.
@@ -68,7 +75,7 @@ def reuse_classifier(
     if len(shapes) != 2 or len(shapes[0]) != 2 or shapes[1] != shapes[0][1:]:
         raise ValueError(f"the classifier has shapes {shapes}: give the kernel [C, K] and bias [K] of the last layer.")
     channels = shapes[0][0]
-    projector = from_linen(_Projector(max(1, channels // factor), channels, axis_name), inputs=(feature,))
+    projector = from_linen(Projector(max(1, channels // factor), channels, axis_name), inputs=(feature,))
 
     def map_of(outputs: Outputs) -> Batch:
         x = outputs.features.get(feature)
@@ -103,7 +110,7 @@ def reuse_classifier(
 
 
 def reused_classifier(feature: ArrayLike, kernel: ArrayLike, bias: ArrayLike) -> jax.Array:
-    """The teacher's frozen classifier on a projected student's map: SRRL's student logits and SimKD's prediction.
+    """Logits that the teacher's frozen classifier gives for a projected map of the student, in SRRL and SimKD.
 
     mean_hw(f) W + b
 

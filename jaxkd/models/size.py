@@ -1,13 +1,47 @@
-"""The size of a model: parameters, bytes, operations."""
+"""Size of a model (parameters, floating-point operations), and the operations of any program from its jaxpr."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from jaxkd.models.operations import count_work
 from jaxkd.types import Batch, Model, Variables
+
+_FREE = {
+    "broadcast_in_dim",
+    "convert_element_type",
+    "copy",
+    "copy_p",
+    "gather",
+    "iota",
+    "pad",
+    "reshape",
+    "reverse",
+    "rng_bit_generator",
+    "scatter",
+    "select_n",
+    "slice",
+    "dynamic_slice",
+    "dynamic_update_slice",
+    "squeeze",
+    "stop_gradient",
+    "concatenate",
+    "transpose",
+    "random_bits",
+    "random_wrap",
+    "random_unwrap",
+    "random_fold_in",
+    "random_seed",
+    "split",
+    "expand_dims",
+    "device_put",
+    "sharding_constraint",
+}
+"""Primitives that move numbers and compute none."""
 
 
 def count_parameters(variables: Variables) -> int:
@@ -17,18 +51,18 @@ def count_parameters(variables: Variables) -> int:
       variables: A model's variables, or their abstract shapes.
 
     Returns:
-      The sum of the sizes of all params.
+      Sum of the sizes of all params.
     """
     return sum(leaf.size for leaf in jax.tree.leaves(variables.params))
 
 
 class Size(NamedTuple):
-    """How large a model is.
+    """Size of a model.
 
     Attributes:
       parameters: Trained scalars.
-      flops: Floating-point operations of the matrix products and convolutions that give a batch its logits; a
-        multiplication and its addition are two, so papers that count pairs have half of it.
+      flops: Floating-point operations of the matrix products and convolutions of one forward pass of the batch; a
+        multiplication and an addition count as two, so papers that count pairs have half of it.
     """
 
     parameters: int
@@ -49,3 +83,84 @@ def size(model: Model, batch: Batch) -> Size:
     variables = jax.eval_shape(model.init, jax.random.key(0), like)
     work = count_work(lambda v, b: model.apply(v, b, None, False)[0].logits, variables, like)
     return Size(count_parameters(variables), int(work.products))
+
+
+class Work(NamedTuple):
+    """Floating-point operations.
+
+    Attributes:
+      products: Of matrix products and convolutions; a multiplication and its addition are two.
+      elements: Of everything else; one for each element computed.
+    """
+
+    products: float = 0.0
+    elements: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.products + self.elements
+
+
+def count_work(function: Callable[..., Any], *arguments: Any) -> Work:
+    """Counts the operations of a function from its jaxpr, before the compiler changes anything.
+
+    A product of [M, K] and [K, N] is 2 M K N; a convolution is 2 * outputs * (kernel elements each of them reads), the
+    zeros of padding included and those of dilation not. Reductions count their inputs, other arithmetic its outputs. A
+    loop counts each of its steps if their number is known, else one. Of branches the most expensive one counts; of
+    branches for different back ends, the default.
+
+    Args:
+      function: A function of arrays.
+      *arguments: Arrays or their shapes.
+
+    Returns:
+      Operations of one call.
+    """
+    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _count(jaxpr: Any) -> Work:
+    products = elements = 0.0
+    for equation in jaxpr.eqns:
+        name, inner = equation.primitive.name, list(_inner(equation.params))
+        if name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            products += 2 * equation.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
+        elif name == "conv_general_dilated":
+            products += _convolution(equation)
+        elif name == "cond":
+            back_ends = equation.params.get("branches_platforms") or ()  # the default counts
+            branches = [inner[back_ends.index(None)]] if None in back_ends else inner
+            costliest = max(map(_count, branches), key=lambda w: w.total)
+            products, elements = products + costliest.products, elements + costliest.elements
+        elif inner:
+            times = equation.params.get("length", 1) if name == "scan" else 1
+            found = [_count(j) for j in inner]
+            products += times * sum(w.products for w in found)
+            elements += times * sum(w.elements for w in found)
+        elif name not in _FREE:
+            reads = name.startswith(("reduce", "cum", "arg"))
+            variables = equation.invars[:1] if reads else equation.outvars
+            floating = [v.aval for v in variables if jnp.issubdtype(getattr(v.aval, "dtype", int), jnp.floating)]
+            elements += sum(a.size for a in floating)
+    return Work(products, elements)
+
+
+def _inner(params: Any) -> Iterator[Any]:
+    """Jaxprs inside an equation, except those of derivative rules."""
+    for name, value in params.items():
+        if name in ("fwd_jaxpr_thunk", "jvp_jaxpr_fun", "fwd", "bwd", "to_apply", "update_jaxpr", "cond_jaxpr"):
+            continue
+        for x in value if isinstance(value, tuple | list) else (value,):
+            jaxpr = getattr(x, "jaxpr", x)
+            if hasattr(jaxpr, "eqns"):
+                yield jaxpr
+
+
+def _convolution(equation: Any) -> float:
+    kernel, numbers = equation.invars[1].aval, equation.params["dimension_numbers"]
+    outputs = kernel.shape[numbers.rhs_spec[0]]
+    reads = kernel.size / outputs / math.prod(equation.params["lhs_dilation"])
+    return 2 * equation.outvars[0].aval.size * reads

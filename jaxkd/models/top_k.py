@@ -1,4 +1,4 @@
-"""A teacher's outputs cut down to the top k classes and the mass of the others, live as in a cache."""
+"""Outputs of a teacher reduced to the top k classes and the mass of the others, as a cache keeps them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KEPT = ("top_ids", "top_logprobs", "top_tail")
 
 
 def keep_top_k(logits: ArrayLike, k: int) -> dict[str, jax.Array]:
-    """The k likeliest classes, their log-probabilities over all classes, and the exact mass of the others.
+    """Top k classes, their log-probabilities over all classes, and the exact mass of the others.
 
     l = log softmax(z),  tail = log sum_{i not kept} exp l_i, summed over the classes themselves, not as a complement
 
@@ -26,7 +26,7 @@ def keep_top_k(logits: ArrayLike, k: int) -> dict[str, jax.Array]:
 
     Returns:
       `top_ids` int32 [..., k], `top_logprobs` [..., k] in descending order and `top_tail` [...], -inf if k = K, in at
-      least float32: what `losses.topk_kl_tail_bucket` takes.
+      least float32, as `losses.topk_kl_tail_bucket` takes them.
 
     Raises:
       ValueError: If there are fewer than k classes.
@@ -41,23 +41,23 @@ def keep_top_k(logits: ArrayLike, k: int) -> dict[str, jax.Array]:
 
 
 def spread_tail(kept: Mapping[str, ArrayLike], num_classes: int) -> jax.Array:
-    """Logits of all classes in which those that were not kept share the tail's mass alike.
+    """Logits of all classes, in which the mass of the tail is spread evenly over the classes that were not kept.
 
     Args:
-      kept: What `keep_top_k` gives; the log-probabilities may have been rounded.
+      kept: Result of `keep_top_k`; the log-probabilities may have been rounded.
       num_classes: K.
 
     Returns:
-      [..., K], at least float32: log-probabilities, but for rounding.
+      [..., K], at least float32: log-probabilities up to rounding.
     """
     ids, (logprobs, tail) = jnp.asarray(kept["top_ids"]), numerics.promote(kept["top_logprobs"], kept["top_tail"])
     others = max(1, num_classes - ids.shape[-1])
-    share = jnp.broadcast_to((tail - jnp.log(jnp.asarray(others, tail.dtype)))[..., None], (*tail.shape, num_classes))
-    return jnp.put_along_axis(share, ids, logprobs, axis=-1, inplace=False)
+    spread = jnp.broadcast_to((tail - jnp.log(jnp.asarray(others, tail.dtype)))[..., None], (*tail.shape, num_classes))
+    return jnp.put_along_axis(spread, ids, logprobs, axis=-1, inplace=False)
 
 
 def top_k(model: Model, k: int) -> Model:
-    """The same model, of whose logits only the top k and the mass of the others are left, in float32.
+    """Model whose logits are reduced to the top k and the mass of the others, in float32.
 
     A cache holds the same with l rounded to float16, which changes each by at most 2^-11 |l| + 2^-25.
 

@@ -1,27 +1,25 @@
-"""Terms: losses with what they own (projections, banks, traced temperatures and weights), and their weighted sums."""
+"""Terms: losses with their own projections, memories, traced temperatures and weights; and weighted sums of terms."""
 
-from jaxkd.objectives.cross_layer import review, semckd
-from jaxkd.objectives.maps import ab, fgd, ft, mgd, ofd, paraphrase, srrl, vid, vitkd
+from jaxkd.objectives.cross_layer import ab, ofd, review, semckd
+from jaxkd.objectives.hyper import Held, Number, hold
+from jaxkd.objectives.maps import cat_kd, fgd, ft, mgd, paraphrase, srrl, vid
 from jaxkd.objectives.memories import crd, info_nce_queue
-from jaxkd.objectives.projections import Projection, connector, linear, mlp, regressor
+from jaxkd.objectives.networks import Network
+from jaxkd.objectives.paths import features_of, pick
+from jaxkd.objectives.projections import connector, linear, mlp, regressor
 from jaxkd.objectives.schedules import cosine_ramp
 from jaxkd.objectives.temperature import curriculum_temperature
 from jaxkd.objectives.terms import (
-    Held,
-    Number,
     Weigh,
-    features_of,
     from_features,
     from_labels,
     from_logits,
     from_outputs,
-    hold,
-    pick,
     stateful,
     trained,
 )
-from jaxkd.objectives.tokens import from_hidden
-from jaxkd.objectives.vectors import cat_kd, srd, tinybert, uskd
+from jaxkd.objectives.tokens import from_hidden, tinybert, vitkd
+from jaxkd.objectives.vectors import srd, uskd
 from jaxkd.objectives.weighting import (
     teacher_certainty,
     teacher_confidence,
@@ -32,8 +30,8 @@ from jaxkd.objectives.weighting import (
 
 __all__ = [
     "Held",
+    "Network",
     "Number",
-    "Projection",
     "Weigh",
     "ab",
     "cat_kd",

@@ -1,4 +1,4 @@
-"""Terms with a memory: CRD's banks of embeddings and InfoNCE's queue, which the step carries as explicit state."""
+"""Terms with a memory in their state: CRD's banks of embeddings, and InfoNCE's queue."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxkd import losses
 from jaxkd.losses import contrastive
 from jaxkd.objectives.projections import linear
-from jaxkd.objectives.terms import stateful
+from jaxkd.objectives.terms import Result, stateful
 from jaxkd.types import PyTree, Term, Variables
 
 
@@ -42,7 +42,7 @@ def crd(
       momentum: Weight of the banks' old rows.
       temperature: T.
       index: Field of the batch with each example's row, integers in 0..N-1.
-      where: Field of the batch [B] with the examples' weights; all of them if None.
+      where: Field of the batch [B] with the examples' weights; all have weight 1 if None.
 
     Returns:
       A term with parameters `student` and `teacher` and the state `bank`.
@@ -66,7 +66,7 @@ def crd(
         *,
         temperature: ArrayLike = 0.07,
         momentum: ArrayLike = 0.5,
-    ) -> tuple[jax.Array, dict, dict]:
+    ) -> Result:
         params, state = variables
         s, t = _embedded(params, s, t)
         if order is None:
@@ -93,7 +93,7 @@ def info_nce_queue(
       teacher: Name of the teacher's feature [B, Dt].
       size: Q, at least the batch size.
       width: D of the embeddings.
-      where: Field of the batch [B] with the examples' weights; all of them if None.
+      where: Field of the batch [B] with the examples' weights; all have weight 1 if None.
       **hyper: Hyper-parameters of `losses.info_nce_queue`.
 
     Returns:
@@ -106,9 +106,7 @@ def info_nce_queue(
         params, kq = _embeddings(key, width, s, t)
         return Variables(params, {"queue": contrastive.queue_init(kq, size=size, width=width)})
 
-    def call(
-        variables: Variables, key: jax.Array, s: jax.Array, t: jax.Array, **hyper: Any
-    ) -> tuple[jax.Array, dict, dict]:
+    def call(variables: Variables, key: jax.Array, s: jax.Array, t: jax.Array, **hyper: Any) -> Result:
         params, state = variables
         s, t = _embedded(params, s, t)
         values = losses.info_nce_queue(s, t, state["queue"], **hyper)
@@ -119,7 +117,7 @@ def info_nce_queue(
 
 
 def _embeddings(key: jax.Array, width: int, s: Any, t: Any) -> tuple[PyTree, jax.Array]:
-    """Parameters of both sides' linear embeddings, and a key for what else there is."""
+    """Parameters of both sides' linear embeddings, and a key for the memory."""
     ks, kt, rest = jax.random.split(key, 3)
     project = linear(width=width)
     return {"student": project.init(ks, s.shape, t.shape), "teacher": project.init(kt, t.shape, s.shape)}, rest
@@ -130,7 +128,7 @@ def _embedded(params: PyTree, s: jax.Array, t: jax.Array) -> tuple[jax.Array, ja
 
 
 def _other_classes(labels: np.ndarray, examples: int) -> PyTree:
-    """Examples ordered by class, and where the class of each example begins and how many it has."""
+    """Examples ordered by class, and for each example the begin and the size of its class in that order."""
     if labels.shape != (examples,):
         raise ValueError(f"labels have shape {labels.shape} but there are {examples} examples: give one for each.")
     order = np.argsort(labels, kind="stable")
@@ -145,7 +143,7 @@ def _other_classes(labels: np.ndarray, examples: int) -> PyTree:
 def negatives_of_other_classes(
     key: jax.Array, own: jax.Array, classes: PyTree, examples: int, negatives: int
 ) -> jax.Array:
-    """Like `contrastive.crd_indices`, but the negatives are uniform over the examples of other classes."""
+    """Rows as `contrastive.crd_indices` gives them, with negatives drawn evenly from the examples of other classes."""
     start, count = classes["start"][own][:, None], classes["count"][own][:, None]
     place = jax.random.randint(key, (len(own), negatives), 0, examples - count, jnp.int32)
     place = jnp.where(place < start, place, place + count)

@@ -1,38 +1,20 @@
-"""Projections: the small trained maps between a student's feature and a teacher's, as pairs of pure functions."""
+"""Projections: small networks that bring one side's feature to the other side's shape."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxkd import numerics
-from jaxkd.objectives import networks, regressors
+from jaxkd.objectives.networks.core import Network, Shape, check_channels, conv_kernel, dense_params, norm_params
 from jaxkd.types import PyTree
 
-Shape = tuple[int, ...]
 
-
-class Projection(NamedTuple):
-    """A small map from one side's feature to another shape, with parameters of its own.
-
-    init:  (key, own_shape, other_shape) -> params
-    apply: (params, x) -> projected x
-
-    Attributes:
-      init: See above.
-      apply: See above.
-      couples: Whether a batch norm makes one example's result depend on the others.
-    """
-
-    init: Callable[[jax.Array, Shape, Shape], PyTree]
-    apply: Callable[[PyTree, jax.Array], jax.Array]
-    couples: bool = False
-
-
-def linear(*, bias: bool = True, width: int | None = None) -> Projection:
+def linear(*, bias: bool = True, width: int | None = None) -> Network:
     """Linear projection of the last axis; on feature maps [B, H, W, C] that is a 1x1 convolution.
 
     x W + b, W drawn with variance 1 / C
@@ -42,7 +24,7 @@ def linear(*, bias: bool = True, width: int | None = None) -> Projection:
       width: D, width of the result; the other side's if None.
 
     Returns:
-      A projection with parameters `kernel` [C, D] and `bias` [D].
+      A network with parameters `kernel` [C, D] and `bias` [D].
     """
 
     def init(key: jax.Array, own: Shape, other: Shape) -> PyTree:
@@ -50,10 +32,10 @@ def linear(*, bias: bool = True, width: int | None = None) -> Projection:
             _check_alike(own, other, own[:-1] == other[:-1], "a linear projection changes the last axis only")
         return dense_params(key, own[-1], width or other[-1], bias=bias)
 
-    return Projection(init, _dense)
+    return Network(init, _dense)
 
 
-def mlp(*, hidden: Sequence[int], width: int | None = None) -> Projection:
+def mlp(*, hidden: Sequence[int], width: int | None = None) -> Network:
     """Perceptron over the last axis: linear maps with a ReLU between them.
 
     Args:
@@ -61,7 +43,7 @@ def mlp(*, hidden: Sequence[int], width: int | None = None) -> Projection:
       width: D, width of the result; the other side's if None.
 
     Returns:
-      A projection whose parameters are a list of `linear`'s.
+      A network whose parameters are a list of `linear`'s.
     """
 
     def init(key: jax.Array, own: Shape, other: Shape) -> PyTree:
@@ -76,11 +58,13 @@ def mlp(*, hidden: Sequence[int], width: int | None = None) -> Projection:
             x = _dense(layer, jax.nn.relu(x) if i else x)
         return x
 
-    return Projection(init, apply)
+    return Network(init, apply)
 
 
-def connector(*, relu: bool = False) -> Projection:
-    """1x1 convolution and batch norm to the other side's channels, as AB, OFD, ICKD and (with a ReLU) SRRL have it.
+def connector(*, relu: bool = False) -> Network:
+    """1x1 convolution and batch norm to the other side's channels, as in AB, OFD, ICKD and (with a ReLU) SRRL.
+
+    BN(conv1x1(f)), and with a ReLU max(BN(conv1x1(f)), 0)
 
     The batch norm uses the batch's statistics, so the term couples the batch.
 
@@ -88,7 +72,16 @@ def connector(*, relu: bool = False) -> Projection:
       relu: Whether a ReLU follows.
 
     Returns:
-      A projection of maps with parameters `kernel` [1, 1, C, D], `scale` [D] and `bias` [D].
+      A network with parameters `kernel` [1, 1, C, D], `scale` [D] and `bias` [D] that turns maps [B, H, W, C] into
+      [B, H, W, D]; it raises ValueError if the channels differ.
+
+    Reference:
+      Heo, Kim, Yun, Park, Kwak, Choi, "A Comprehensive Overhaul of Feature Distillation", ICCV 2019,
+      https://arxiv.org/abs/1904.01866;
+      Liu et al., "Exploring Inter-Channel Correlation for Diversity-preserved Knowledge Distillation", ICCV 2021,
+      https://arxiv.org/abs/2202.03680;
+      Yang et al., "Knowledge Distillation via Softmax Regression Representation Learning", ICLR 2021,
+      https://openreview.net/forum?id=ZzwDy_wiWv
     """
 
     def init(key: jax.Array, own: Shape, other: Shape) -> PyTree:
@@ -96,23 +89,31 @@ def connector(*, relu: bool = False) -> Projection:
         _check_alike(own, other, own[:-1] == other[:-1], "this connector changes the channels only")
         return {"kernel": conv_kernel(key, 1, own[-1], other[-1]), **norm_params(other[-1])}
 
-    def apply(params: PyTree, x: jax.Array) -> jax.Array:
-        parameters = (params["kernel"], params["scale"], params["bias"])
-        return networks.srrl_connector(x, *parameters) if relu else networks.ickd_embedding(x, *parameters)
+    def apply(params: PyTree, x: ArrayLike) -> jax.Array:
+        y, kernel, scale, bias = numerics.promote(x, params["kernel"], params["scale"], params["bias"])
+        check_channels(y, kernel)
+        y = numerics.batch_norm(numerics.conv2d(y, kernel), scale, bias)
+        return jax.nn.relu(y) if relu else y
 
-    return Projection(init, apply, couples=True)
+    return Network(init, apply, couples=True)
 
 
-def regressor(*, halve: bool = False, norm: bool = False) -> Projection:
-    """FitNets' convolution to the teacher's map.
+def regressor(*, halve: bool = False, norm: bool = False) -> Network:
+    """FitNets' regressor: one convolution from the student's map to the teacher's shape, for `losses.hint`.
+
+    conv(f; kernel) + bias, and with a norm max(BN(conv(f; kernel) + bias), 0)
 
     Args:
-      halve: Whether the kernel is 3x3 with stride 2, onto a map of half the size, as in the CIFAR-100 benchmark; else
-        it is (1 + Hs - Ht) x (1 + Ws - Wt) with stride 1, as in the paper.
-      norm: Whether batch norm and ReLU follow, as in that benchmark, which couples the batch.
+      halve: Whether the kernel is 3x3 with stride 2 and padding 1, onto a map of half the size, as in the CIFAR-100
+        benchmark; else it is (1 + Hs - Ht) x (1 + Ws - Wt) with stride 1 and no padding, as in the paper.
+      norm: Whether batch norm and ReLU follow, as in that benchmark; the network then couples the batch.
 
     Returns:
-      A projection of maps with parameters `kernel` [h, w, C, D], `bias` [D] and, with a norm, `scale` and `shift` [D].
+      A network with parameters `kernel` [h, w, C, D], `bias` [D] and, with a norm, `scale` and `shift` [D] that turns
+      maps [B, Hs, Ws, C] into [B, Ht, Wt, D]; it raises ValueError if the channels differ.
+
+    Reference:
+      Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, https://arxiv.org/abs/1412.6550
     """
 
     def init(key: jax.Array, own: Shape, other: Shape) -> PyTree:
@@ -127,34 +128,16 @@ def regressor(*, halve: bool = False, norm: bool = False) -> Projection:
         params = {"kernel": kernel, "bias": jnp.zeros(other[-1])}
         return {**params, "scale": jnp.ones(other[-1]), "shift": jnp.zeros(other[-1])} if norm else params
 
-    def apply(params: PyTree, x: jax.Array) -> jax.Array:
-        pair = (params["scale"], params["shift"]) if norm else None
-        parameters = (params["kernel"], params["bias"], pair)
-        return regressors.fitnet_regressor(x, *parameters, stride=1 + halve, padding=int(halve))
+    def apply(params: PyTree, x: ArrayLike) -> jax.Array:
+        y, kernel, bias = numerics.promote(x, params["kernel"], params["bias"])
+        check_channels(y, kernel)
+        y = numerics.conv2d(y, kernel, bias, stride=1 + halve, padding=int(halve))
+        if not norm:
+            return y
+        scale, shift = (jnp.asarray(params[name], y.dtype) for name in ("scale", "shift"))
+        return jax.nn.relu(numerics.batch_norm(y, scale, shift))
 
-    return Projection(init, apply, couples=norm)
-
-
-def dense_params(key: jax.Array, inputs: int, outputs: int, *, bias: bool = True) -> PyTree:
-    """Parameters of a linear map: `kernel` [inputs, outputs] with variance 1 / inputs, `bias` of zeros."""
-    kernel = jax.nn.initializers.lecun_normal()(key, (inputs, outputs), jnp.float32)
-    return {"kernel": kernel, "bias": jnp.zeros(outputs)} if bias else {"kernel": kernel}
-
-
-def conv_kernel(key: jax.Array, size: int, inputs: int, outputs: int) -> jax.Array:
-    """Kernel [size, size, inputs, outputs] with variance 2 / fan-in, as before a ReLU."""
-    return jax.nn.initializers.he_normal()(key, (size, size, inputs, outputs), jnp.float32)
-
-
-def conv_chain(key: jax.Array, size: int, widths: Sequence[int]) -> list[jax.Array]:
-    """Kernels [size, size, ...] of convolutions from one number of channels to the next."""
-    keys = jax.random.split(key, len(widths) - 1)
-    return [conv_kernel(k, size, *pair) for k, *pair in zip(keys, widths[:-1], widths[1:], strict=True)]
-
-
-def norm_params(channels: int) -> dict[str, jax.Array]:
-    """Batch norm's `scale` of ones and `bias` of zeros."""
-    return {"scale": jnp.ones(channels), "bias": jnp.zeros(channels)}
+    return Network(init, apply, couples=norm)
 
 
 def _dense(params: PyTree, x: jax.Array) -> jax.Array:
@@ -173,3 +156,16 @@ def _check_alike(own: Shape, other: Shape, fits: bool, why: str) -> None:
             f"{why}, but the feature to project has shape {own} and the other side's {other}: choose stages of one "
             "resolution, or pool one of them first."
         )
+
+
+def matched(s: Any, t: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of two features once `numerics.match_resolution` has pooled the larger map.
+
+    Args:
+      s: Abstract map of the student [B, H, W, Cs].
+      t: Abstract map of the teacher [B, H', W', Ct].
+
+    Returns:
+      Both shapes.
+    """
+    return tuple(tuple(x.shape) for x in jax.eval_shape(numerics.match_resolution, s, t))  # type: ignore[return-value]

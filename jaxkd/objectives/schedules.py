@@ -9,7 +9,7 @@ from jaxkd.types import Schedule
 
 
 def cosine_ramp(steps: int, *, start: float = 0.0, end: float = 1.0) -> Schedule:
-    """Schedule that goes from one value to another along half a cosine, and stays there, as CTKD's strength does.
+    """Schedule from one value to another along half a cosine, which stays there, such as CTKD's strength.
 
     Args:
       steps: Number of steps until the end.

@@ -1,4 +1,4 @@
-"""Adaptive weighting: temperatures and weights that are learned, and factors of single examples."""
+"""Term whose temperature is trained against the student (CTKD)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxkd import losses, numerics
+from jaxkd.objectives.hyper import Number, hold
 from jaxkd.objectives.projections import mlp
-from jaxkd.objectives.terms import Loss, Number, Weigh, hold, stateful
+from jaxkd.objectives.terms import Loss, Result, Weigh, stateful
 from jaxkd.types import Term, Variables
 
 
@@ -26,7 +27,7 @@ def curriculum_temperature(
     weigh: Weigh | None = None,
     **hyper: Any,
 ) -> Term:
-    """Curriculum temperature (CTKD): the temperature is trained against the student, by gradient reversal.
+    """Term of curriculum temperature (CTKD): the temperature is trained against the student, by gradient reversal.
 
     T = lowest + span * sigmoid(r_lambda(theta));  r_lambda is the identity, and multiplies the gradient by -lambda
 
@@ -36,9 +37,9 @@ def curriculum_temperature(
       lowest: The least temperature.
       span: The greatest temperature is lowest + span.
       instance: Whether each example has a temperature of its own, from a perceptron on both sides' probabilities, or
-        all share one number.
+        there is one number for all.
       hidden: Width of that perceptron.
-      where: Field of the batch [B] with the examples' weights; all of them if None.
+      where: Field of the batch [B] with the examples' weights; all have weight 1 if None.
       weigh: Factor of each example's value; 1 if None.
       **hyper: Other hyper-parameters of the loss.
 
@@ -58,7 +59,7 @@ def curriculum_temperature(
 
     def call(
         variables: Variables, key: jax.Array, s: jax.Array, t: jax.Array, *, strength: ArrayLike = 1.0, **hyper: Any
-    ) -> tuple[jax.Array, dict, dict]:
+    ) -> Result:
         params = variables.params
         if instance:
             both = [jnp.exp(numerics.log_softmax(z)) for z in numerics.promote(s, t)]

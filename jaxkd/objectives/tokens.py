@@ -1,16 +1,23 @@
-"""Terms of losses on logits that are never held: hidden states and last layers go in, a chunk of tokens at a time."""
+"""Terms on tokens: losses on logits too large to hold, and the methods for transformers TinyBERT and ViTKD."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxkd import losses
 from jaxkd.losses.chunked import chunked_loss
-from jaxkd.objectives.terms import Loss, hold, last_layer, mean_over, pick, read_field
+from jaxkd.objectives.hyper import hold
+from jaxkd.objectives.means import mean_over
+from jaxkd.objectives.networks import token_generator
+from jaxkd.objectives.paths import features_of, last_layer, pick, read_field
+from jaxkd.objectives.projections import linear
+from jaxkd.objectives.terms import Loss, Result, stateful, trained
 from jaxkd.types import Batch, Outputs, PyTree, Term, Variables
 
 
@@ -24,21 +31,21 @@ def from_hidden(
     chunk: int | None = None,
     **hyper: Any,
 ) -> Term:
-    """Term of a loss between the student's and the teacher's logits over a vocabulary too large to hold them.
+    """Term of a loss on logits over a large vocabulary, computed a chunk of tokens at a time from hidden states.
 
-    Value and gradients are those of `from_logits(loss, where=where, **hyper)` up to rounding. Both models must say what
-    their last layer is: `models.with_head(model)`. No part of the program may read the logits themselves, so evaluate
+    Value and gradients are those of `from_logits(loss, where=where, **hyper)` up to rounding. Both models must give
+    their last layer: `models.with_head(model)`. No part of the program may read the logits themselves, so evaluate
     accuracy and the like in a step of its own.
 
     Args:
       loss: (student_logits [N, K], teacher_logits [N, K], **hyper) -> [N]; with `label`, the labels [N] come third, so
-        that one walk over the tokens may serve several losses: `lambda s, t, y, *, alpha: ...`. What it closes over
+        that one walk over the tokens may serve several losses: `lambda s, t, y, *, alpha: ...`. Values it closes over
         must not be traced.
       student: Name of the student's hidden states [B, ..., D_s], on which its last layer works.
       teacher: Name of the teacher's [B, ..., D_t].
       label: Field of the batch with the labels, integers [B, ...]; none if None.
-      where: Field of the batch with the weights of examples [B] or tokens [B, ...] (boolean or not); all of them count
-        alike if None.
+      where: Field of the batch with the weights of examples [B] or tokens [B, ...] (boolean or not); all have weight 1
+        if None.
       chunk: As in `losses.chunked_kl`.
       **hyper: Hyper-parameters of the loss: numbers, arrays or schedules of the step.
 
@@ -46,7 +53,7 @@ def from_hidden(
       A term without parameters; its state holds the numbers.
 
     Raises:
-      ValueError: When the step is made, if a model has no such feature or tells no last layer, or shapes do not fit.
+      ValueError: When the step is made, if a model has no such feature or gives no last layer, or shapes do not fit.
     """
     held = hold(hyper, loss)
 
@@ -88,3 +95,86 @@ def from_hidden(
 def _with_labels(loss: Loss, s: jax.Array, t: jax.Array, *, integers: jax.Array, **hyper: Any) -> jax.Array:
     """The labels travel among the numbers, in float32, which holds every integer below 2^24."""
     return loss(s, t, integers.astype(jnp.int32), **hyper)
+
+
+def tinybert(
+    *,
+    student_attention: Sequence[str],
+    teacher_attention: Sequence[str],
+    student_hidden: Sequence[str],
+    teacher_hidden: Sequence[str],
+    where: str | None = None,
+) -> Term:
+    """Term of TinyBERT: attention scores and hidden states of all layers, one linear map for all hidden states.
+
+    Args:
+      student_attention: Names of the scores [B, A, L, L] of the student's S layers, in order.
+      teacher_attention: Names of the teacher's N layers', N a multiple of S.
+      student_hidden: Names of the states [B, L, Ds], the embeddings first, S + 1 of them.
+      teacher_hidden: Names of the teacher's [B, L, Dt], N + 1 of them.
+      where: Field of the batch [B] with the examples' weights; all have weight 1 if None.
+
+    Returns:
+      A term whose parameters are the map's.
+    """
+    project = linear()
+
+    def init(key: jax.Array, a_s: Any, a_t: Any, h_s: Any, h_t: Any) -> PyTree:
+        return project.init(key, h_s[0].shape, h_t[0].shape)
+
+    def call(params: PyTree, a_s: Any, a_t: Any, h_s: Any, h_t: Any) -> jax.Array:
+        attention = jnp.stack(a_s, axis=1), jnp.stack(a_t, axis=1)
+        hidden = project.apply(params, jnp.stack(h_s, axis=1)), jnp.stack(h_t, axis=1)
+        return losses.tinybert(*attention, *hidden)
+
+    students = (features_of("student", student_attention), features_of("student", student_hidden))
+    teachers = (features_of("teacher", teacher_attention), features_of("teacher", teacher_hidden))
+    return trained(call, students[0], teachers[0], students[1], teachers[1], init=init, where=where)
+
+
+def vitkd(
+    *,
+    student_low: Sequence[str],
+    teacher_low: Sequence[str],
+    student_high: str,
+    teacher_high: str,
+    lam: float = 0.5,
+    where: str | None = None,
+    **hyper: Any,
+) -> Term:
+    """Term of ViTKD: the first two blocks' tokens are projected, hidden tokens of the last block are generated.
+
+    Args:
+      student_low: Names of the tokens [B, N, Ds] of the student's first two blocks, without the class token.
+      teacher_low: Names of the teacher's, [B, N, Dt].
+      student_high: Name of the tokens of the student's last block.
+      teacher_high: Name of the teacher's.
+      lam: Fraction of the tokens that is hidden; exactly round(lam N) in each example.
+      where: Field of the batch [B] with the examples' weights; all have weight 1 if None.
+      **hyper: Hyper-parameters of `losses.vitkd`.
+
+    Returns:
+      A term with parameters `align_low` (two), `align_high`, `mask_token` and those of `networks.token_generator`.
+    """
+    align, generator = linear(), token_generator()
+
+    def init(key: jax.Array, low_s: list[Any], low_t: list[Any], high_s: Any, high_t: Any) -> Variables:
+        keys = jax.random.split(key, len(low_s) + 3)
+        lows = [align.init(k, s.shape, t.shape) for k, s, t in zip(keys[3:], low_s, low_t, strict=True)]
+        token = 0.02 * jax.random.normal(keys[0], high_t.shape[-1:])
+        high = align.init(keys[1], high_s.shape, high_t.shape)
+        own = generator.init(keys[2], high_t.shape, high_t.shape)
+        return Variables({"align_low": lows, "align_high": high, "mask_token": token, **own}, {})
+
+    def call(
+        variables: Variables, key: jax.Array, low_s: Any, low_t: Any, high_s: jax.Array, high_t: jax.Array, **hyper: Any
+    ) -> Result:
+        p, (B, N, _) = variables.params, high_t.shape
+        order = jnp.argsort(jax.random.uniform(key, (B, N)), axis=1)
+        mask = order < round(lam * N)
+        lows = jnp.stack([align.apply(a, x) for a, x in zip(p["align_low"], low_s, strict=True)], axis=1)
+        made = generator.apply(p, align.apply(p["align_high"], high_s), mask, p["mask_token"])
+        return losses.vitkd(lows, jnp.stack(low_t, axis=1), made, high_t, mask, lam=lam, **hyper), {}, {}
+
+    paths = (features_of("student", student_low), features_of("teacher", teacher_low), f"student.{student_high}")
+    return stateful(call, *paths, f"teacher.{teacher_high}", init=init, hyper_of=losses.vitkd, where=where, **hyper)

@@ -1,4 +1,4 @@
-"""Sums of terms: what all of them share, and the sum whose weights are numbers or schedules."""
+"""Weighted sums of terms, and weights of single examples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 
 from jaxkd import losses, numerics
 from jaxkd.keys import fold_name
-from jaxkd.objectives.terms import Number, Weigh, as_number, hold, pick
+from jaxkd.objectives.hyper import Number, as_number, hold
+from jaxkd.objectives.paths import pick
+from jaxkd.objectives.terms import Weigh
 from jaxkd.types import Batch, Outputs, PyTree, Term, Variables
 
 
@@ -48,16 +50,16 @@ def weighted(**terms: Term | tuple[Number, Term]) -> Term:
         raws, state, metrics = apply_each(terms_alone, variables, student, teacher, batch, key, step)
         weights, total = held.resolve(variables.state["weights"], step), jnp.zeros(())
         for name, raw in raws.items():
-            share = jnp.asarray(weights[name], raw.dtype) * raw
-            total = total.astype(raw.dtype) + share
-            metrics |= {name: raw, f"{name}_weighted": share}
+            value = jnp.asarray(weights[name], raw.dtype) * raw
+            total = total.astype(raw.dtype) + value
+            metrics |= {name: raw, f"{name}_weighted": value}
         return total, {"weights": variables.state["weights"], **state}, metrics
 
     return Term(init, apply, any(term.couples for term in terms_alone.values()))
 
 
 def init_each(terms: Mapping[str, Term], key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> Variables:
-    """Variables of several terms, by name, each with randomness of its own.
+    """Variables of several terms by name; each term has a PRNG stream of its own.
 
     Args:
       terms: Name -> term.
@@ -67,7 +69,7 @@ def init_each(terms: Mapping[str, Term], key: jax.Array, student: Outputs, teach
       batch: Abstract batch.
 
     Returns:
-      Params and state, both name -> what that term has.
+      Params and state by the terms' names.
     """
     owned = {n: t.init(fold_name(key, n), student, teacher, batch) for n, t in terms.items()}
     return Variables({n: v.params for n, v in owned.items()}, {n: v.state for n, v in owned.items()})
@@ -82,7 +84,7 @@ def apply_each(
     key: jax.Array,
     step: jax.Array,
 ) -> tuple[dict[str, jax.Array], dict[str, PyTree], dict[str, jax.Array]]:
-    """Values of several terms, as a sum of them needs.
+    """Values, new states and metrics of several terms, by name.
 
     Args:
       terms: Name -> term.
@@ -107,7 +109,7 @@ def apply_each(
 
 
 def uncertainty_weighted(**terms: Term) -> Term:
-    """Sum of terms weighted by trained uncertainties: a term that stays large is believed less.
+    """Sum of terms weighted by trained uncertainties: a term that stays large gets a smaller weight.
 
     sum_i exp(-s_i) term_i + s_i / 2,  s_i = log sigma_i^2, which starts at 0
 
@@ -117,8 +119,8 @@ def uncertainty_weighted(**terms: Term) -> Term:
       **terms: Name -> term.
 
     Returns:
-      A term with parameters `log_variance` and the terms' own; reports each raw value under its name, its share under
-      `<name>_weighted` and its weight under `<name>_weight`.
+      A term with parameters `log_variance` and the terms' own; reports each raw value under its name, the weighted one
+      under `<name>_weighted` and the weight under `<name>_weight`.
 
     Raises:
       ValueError: If there is no term, or one is called "log_variance".
@@ -153,7 +155,7 @@ def uncertainty_weighted(**terms: Term) -> Term:
 
 
 def teacher_confidence(*, label: str = "label", temperature: float = 1.0) -> Weigh:
-    """Examples count by the teacher's probability of the label, so that its mistakes teach less.
+    """Weight of each example: the teacher's probability of its label, so that the teacher's mistakes count less.
 
     w = softmax(z_t / T)[label]
 
@@ -173,7 +175,7 @@ def teacher_confidence(*, label: str = "label", temperature: float = 1.0) -> Wei
 
 
 def teacher_certainty(*, temperature: float = 1.0) -> Weigh:
-    """Examples count by the teacher's certainty, one minus its entropy relative to the uniform distribution's.
+    """Weight of each example: the teacher's certainty, one minus its entropy over that of the uniform distribution.
 
     w = 1 - H(softmax(z_t / T)) / log K
 
@@ -194,7 +196,7 @@ def teacher_certainty(*, temperature: float = 1.0) -> Weigh:
 
 
 def wsld_weight(*, label: str = "label") -> Weigh:
-    """WSLD's weight of an example's soft label, from how the student's and the teacher's cross-entropies compare.
+    """Weight of each example in WSLD, from the ratio of the student's and the teacher's cross-entropy.
 
     w = 1 - exp(-CE(z_s, y) / (CE(z_t, y) + 1e-7))
 

@@ -1,4 +1,4 @@
-"""Weights from PyTorch and back, without PyTorch: names by rules, layouts by rank, files without code in them."""
+"""Import and export of PyTorch weights, without PyTorch: names by rules, layouts by rank, files without code."""
 
 from jaxkd.pytorch.files import read_tensors, write_tensors
 from jaxkd.pytorch.names import Rule

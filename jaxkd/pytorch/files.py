@@ -1,4 +1,4 @@
-"""Files of PyTorch tensors: `.safetensors`, `.npz`, and `.pth` without running what is pickled in it."""
+"""Files of PyTorch tensors: `.safetensors`, `.npz`, and `.pth` without running pickled code."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import numpy as np
 from jax.typing import ArrayLike
 
 _PREFIXES = ("module.", "_orig_mod.")
-"""What data parallelism and compilation put before all names."""
+"""Prefixes that data parallelism and compilation add to all names."""
 _WITHIN = ("model", "state_dict", "model_state_dict")
 """Entries of a checkpoint that may hold the state dict."""
 _FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 
 
 def read_tensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads the floating-point tensors of a file, of which counters are no part.
+    """Reads the floating-point tensors of a file; integer counters are left out.
 
     Args:
       path: A `.safetensors` or `.npz` file, or a `.pth`, `.pt` or `.bin` file, which needs PyTorch and is read with
@@ -28,7 +28,7 @@ def read_tensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         `model_state_dict`.
 
     Returns:
-      Name -> array, without what data parallelism or compilation put before all names.
+      Name -> array, without the prefixes that data parallelism and compilation add.
 
     Raises:
       ValueError: If the file is of another kind, is damaged, or holds no tensors.
@@ -121,12 +121,12 @@ def _read_pth(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _first_sentence(error: Exception) -> str:
-    """PyTorch goes on with advice to run what is in the file."""
+    """First sentence of PyTorch's error, which goes on with advice to run code from the file."""
     return str(error).split(". ")[0].splitlines()[0].rstrip(".")
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:
-    """numpy knows no bfloat16 of PyTorch's, whose numbers float32 holds as well."""
+    """Tensor as a NumPy array; bfloat16, which NumPy lacks, becomes float32."""
     return (tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor).numpy()
 
 

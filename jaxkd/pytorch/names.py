@@ -1,7 +1,7 @@
-"""How the tensors of a PyTorch state dict are called here, and the way back, by short tables of rules.
+"""Names of a PyTorch state dict's tensors and of a model's parameters, translated by short tables of rules.
 
-A rule pairs two templates. Holes such as {b}, {b+1} or {3*b} stand for a number on either side, so that one rule says
-how all blocks of a network are called, in both directions.
+A rule pairs two templates. Holes such as {b}, {b+1} or {3*b} stand for a number on either side, so that one rule names
+all blocks of a network, in both directions.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ _LEAVES = {
     "running_mean": ("mean",),
     "running_var": ("var",),
 }
-"""Last part of a name there -> what it may be here: weights are kernels of layers and scales of norms."""
+"""Last part of a name in PyTorch -> last parts here: a weight is the kernel of a layer or the scale of a norm."""
 
 
 class Rule(NamedTuple):
-    """What a layer or a single parameter is called.
+    """Names of a layer, or of a single parameter, in PyTorch and here.
 
     Attributes:
       theirs: "layer{s}.{b}.conv{n}", a name in PyTorch without the leaf (weight, bias, ...). A name that ends in "_" is
         joined to its leaf without a dot.
       ours: "stage{s}_block{b+1}/conv{n}", a path in params and running statistics without the leaf (kernel, scale,
         ...); several paths are layers that stand one after the other in the tensor's first axis.
-      ones: How many axes of length one follow the tensor's others there and not here.
+      ones: Number of axes of length one that the tensor has at its end in PyTorch alone.
     """
 
     theirs: str
@@ -37,10 +37,10 @@ class Rule(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a tensor belongs.
+    """Place of a tensor in a model.
 
     Attributes:
-      paths: One for each part of the tensor, which is split along its first axis.
+      paths: Paths of its parts, into which it is split along its first axis.
       ones: As in `Rule`.
     """
 
@@ -49,11 +49,11 @@ class Place(NamedTuple):
 
 
 class Name(NamedTuple):
-    """What a parameter or running statistic is called in PyTorch.
+    """Name in PyTorch of a parameter or running statistic.
 
     Attributes:
       theirs: Name of the tensor.
-      part: Which of its parts this is.
+      part: Number of the part of that tensor.
       ones: As in `Rule`.
     """
 
@@ -63,14 +63,14 @@ class Name(NamedTuple):
 
 
 def place(rules: Sequence[Rule], name: str) -> tuple[Place, ...]:
-    """Finds what a tensor is called here.
+    """Finds the places that a tensor of PyTorch may have in a model.
 
     Args:
-      rules: The first that fits holds.
+      rules: The first rule that fits is taken.
       name: Its name in PyTorch.
 
     Returns:
-      The places it may belong to, which differ in what a weight is; none if no rule fits.
+      The places, one for each meaning of `weight` (kernel, scale); none if no rule fits.
     """
     leaf = next((x for x in _LEAVES if re.search(rf"[._]{x}$", name)), "")
     stem = name.removesuffix(leaf).removesuffix(".") if leaf else name
@@ -84,10 +84,10 @@ def place(rules: Sequence[Rule], name: str) -> tuple[Place, ...]:
 
 
 def name_of(rules: Sequence[Rule], path: str) -> Name | None:
-    """Finds what a parameter or a running statistic is called in PyTorch.
+    """Finds the name in PyTorch of a parameter or running statistic.
 
     Args:
-      rules: The first that fits holds.
+      rules: The first rule that fits is taken.
       path: Its path here, with the leaf.
 
     Returns:
@@ -106,7 +106,7 @@ def name_of(rules: Sequence[Rule], path: str) -> Name | None:
 
 
 def _match(template: str, text: str) -> dict[str, int] | None:
-    """Values of the letters in a template's holes, if the text can come from it."""
+    """Values of the letters in a template's holes for a text, or None if it does not fit."""
     pieces = _HOLE.split(template)  # text, factor, letter, offset, text, ...
     found = re.fullmatch(r"(\d+)".join(map(re.escape, pieces[::4])), text)
     if found is None:

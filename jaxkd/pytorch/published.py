@@ -1,6 +1,6 @@
-"""Networks with published PyTorch weights: what each is here, and what its tensors are called there.
+"""Networks with published PyTorch weights: their makers here, and the rules of their tensors' names.
 
-Three tables, from the names that the CIFAR-100 distillation benchmark, torchvision and timm give their networks.
+Three tables by name: the CIFAR-100 distillation benchmark's, torchvision's and timm's networks.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from jaxkd.types import Model
 
 
 class Published(NamedTuple):
-    """A network that weights are published for.
+    """Network with published weights.
 
     Attributes:
       make: (num_classes, **options) -> Model, with the options of its family that are left open (`remat`, ...).
-      rules: What its layers are called in PyTorch and here.
+      rules: Names of its layers in PyTorch and here.
     """
 
     make: Callable[..., Model]
@@ -27,7 +27,7 @@ class Published(NamedTuple):
 
 
 def _sequential(theirs: str, ours: str, first: int = 0) -> tuple[Rule, Rule]:
-    """A convolution and the norm behind it, which PyTorch numbers one after the other."""
+    """Rules of a convolution and its norm, which PyTorch numbers one after the other."""
     return Rule(f"{theirs}.{first}", ours.format("conv")), Rule(f"{theirs}.{first + 1}", ours.format("norm"))
 
 
@@ -72,7 +72,7 @@ MOBILENET_V2_BENCHMARK = (
 
 
 def _mobilenet_v2_torchvision() -> tuple[Rule, ...]:
-    """Its blocks are numbered through, and the first has no convolution that expands."""
+    """Rules of torchvision's MobileNet V2: consecutive numbers of blocks; the first does not expand."""
     rules = [*_sequential("features.0", "stem_{}")]
     blocks = [(g, b) for g, count in enumerate((1, 2, 3, 4, 3, 3, 1)) for b in range(count)]
     for number, (g, b) in enumerate(blocks, 1):
@@ -87,7 +87,7 @@ MOBILENET_V2_TORCHVISION = _mobilenet_v2_torchvision()
 
 
 def _mobilenet_timm(version: int) -> tuple[Rule, ...]:
-    """A block without a convolution that expands numbers its norms from the depthwise one on."""
+    """Rules of timm's MobileNets; a block that does not expand counts its norms from the depthwise one on."""
     without = (
         Rule("blocks.{g}.{b}.conv_dw", "group{g}_block{b}/depthwise_conv"),
         Rule("blocks.{g}.{b}.bn1", "group{g}_block{b}/depthwise_norm"),
@@ -145,7 +145,7 @@ VIT_TIMM = (
 
 
 def _convnext_torchvision() -> tuple[Rule, ...]:
-    """Stages are its odd numbers, what stands between them the even ones."""
+    """Rules of torchvision's ConvNeXt: odd numbers are stages, even ones the layers between them."""
     rules = [*_sequential("features.0", "stem_{}")]
     for stage in (1, 2, 3, 4):
         theirs, ours = f"features.{2 * stage - 1}.{{b}}", f"stage{stage}_block{{b+1}}"
@@ -171,7 +171,7 @@ CONVNEXT_TIMM = (
 
 
 def _table(make: Callable[..., Model], rules: Sequence[Rule], **sizes: Mapping[str, Any]) -> dict[str, Published]:
-    """Networks of one family: name -> options of its maker."""
+    """Networks of one family, from name -> options of its maker."""
     return {name: Published(functools.partial(make, **options), rules) for name, options in sizes.items()}
 
 

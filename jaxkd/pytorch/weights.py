@@ -1,4 +1,4 @@
-"""Turns PyTorch's tensors into a model's variables and back, by a table of rules."""
+"""Conversion of PyTorch's tensors to a model's variables and back, by a table of rules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxkd.pytorch.names import Rule, name_of, place
 from jaxkd.types import Batch, Model, Variables, leaf_name
 
 SHOWN = 8
-"""How many names of each kind an error lists; the rest is counted."""
+"""Number of names of each kind that an error lists; the rest is counted."""
 
 
 def import_weights(model: Model, rules: Sequence[Rule], tensors: Mapping[str, ArrayLike], batch: Batch) -> Variables:
@@ -25,7 +25,7 @@ def import_weights(model: Model, rules: Sequence[Rule], tensors: Mapping[str, Ar
 
     Args:
       model: The model, whose last layer has the classes of the tensors (see `num_classes`).
-      rules: What the layers are called on both sides.
+      rules: Names of the layers on both sides.
       tensors: Name -> array, as `read_tensors` gives them.
       batch: A batch that the model reads, or its shapes.
 
@@ -63,13 +63,13 @@ def import_weights(model: Model, rules: Sequence[Rule], tensors: Mapping[str, Ar
 
 
 def export_weights(variables: Variables, rules: Sequence[Rule]) -> dict[str, np.ndarray]:
-    """Tensors of a PyTorch state dict from a model's variables: the way back from `import_weights`, to the bit.
+    """Tensors of a PyTorch state dict from a model's variables; the exact inverse of `import_weights`.
 
     PyTorch loads them with `load_state_dict`, which fills in `num_batches_tracked` itself.
 
     Args:
       variables: A model's variables.
-      rules: What the layers are called on both sides.
+      rules: Names of the layers on both sides.
 
     Returns:
       Name -> array.
@@ -94,10 +94,10 @@ def export_weights(variables: Variables, rules: Sequence[Rule]) -> dict[str, np.
 
 
 def num_classes(rules: Sequence[Rule], tensors: Mapping[str, ArrayLike]) -> int:
-    """Classes of a PyTorch network.
+    """Number of classes of a PyTorch network.
 
     Args:
-      rules: What its layers are called.
+      rules: Names of its layers on both sides.
       tensors: Name -> array.
 
     Returns:
@@ -115,7 +115,7 @@ def num_classes(rules: Sequence[Rule], tensors: Mapping[str, ArrayLike]) -> int:
 
 
 def _parts(rules: Sequence[Rule], name: str, array: np.ndarray, wanted: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """A tensor's parts by their paths, in our layout; none if the model has no place for it."""
+    """Parts of a tensor by path, in our layout; none if the model has no place for it."""
     for paths, ones in place(rules, name):
         if all(path in wanted for path in paths):
             if ones and array.shape[-ones:] == (1,) * ones:
@@ -133,7 +133,7 @@ def _from_theirs(path: str, array: np.ndarray) -> np.ndarray:
 
 
 def _filled(like: Any, found: Mapping[str, np.ndarray]) -> Any:
-    """The tree with the arrays of its paths."""
+    """Tree of the same structure with the arrays of its paths."""
     return jax.tree.map_with_path(lambda keys, _: jnp.asarray(found[_path(((), *keys))]), like)
 
 
@@ -143,12 +143,12 @@ def _path(keys: Sequence[Any]) -> str:
 
 
 def _described(rules: Sequence[Rule], path: str) -> str:
-    """A path and the tensor that it comes from."""
+    """Path with the name of its tensor in PyTorch, for messages."""
     name = name_of(rules, path)
     return path if name is None else f"{name.theirs} (our {path})"
 
 
 def _listed(kind: str, names: Sequence[str]) -> str:
-    """The first few, and how many more."""
+    """First few names, and the number of the others."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{kind}: {', '.join(names[:SHOWN])}{more}"

@@ -5,6 +5,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 
 from jaxkd import losses, numerics
@@ -24,8 +25,8 @@ from jaxkd.losses import (
 )
 from jaxkd.losses.cross_tokenizer import uld_answers
 from jaxkd.losses.sequence import masked_token_kl
-from jaxkd.models.reused import reused_classifier
-from jaxkd.objectives import linear, networks, regressors
+from jaxkd.models.reused import Projector, reused_classifier
+from jaxkd.objectives import connector, linear, networks, regressor
 
 # --- logits ---
 
@@ -136,29 +137,37 @@ def numbered(x, name):
 
 
 def fitnet_regressor(h, x):
-    names = ("student_feature", "conv_kernel", "conv_bias")
-    norm = (x["bn_scale"], x["bn_bias"])
-    regressed = regressors.fitnet_regressor(*(x[n] for n in names), norm, stride=h["stride"], padding=h["padding"])
+    names = {"kernel": "conv_kernel", "bias": "conv_bias", "scale": "bn_scale", "shift": "bn_bias"}
+    assert (h["stride"], h["padding"]) in ((1, 0), (2, 1))
+    regress = regressor(halve=h["stride"] == 2, norm=True).apply
+    regressed = regress({ours: x[theirs] for ours, theirs in names.items()}, x["student_feature"])
     return jnp.mean(losses.hint(regressed, x["teacher_feature"]))
 
 
 def ft_translator(h, x):
-    norms = list(zip(numbered(x, "s_bn_scale"), numbered(x, "s_bn_bias"), strict=True)) if h["use_bn"] else None
-    s = regressors.ft_factor(x["student_feature"], numbered(x, "s_kernel"), numbered(x, "s_bias"), norms)
-    t = regressors.ft_factor(x["teacher_feature"], numbered(x, "t_kernel"), numbered(x, "t_bias"))
-    return jnp.mean(maps.ft(s, t))
+    own = {side: {"kernels": numbered(x, f"{side}_kernel"), "biases": numbered(x, f"{side}_bias")} for side in "st"}
+    if h["use_bn"]:
+        pairs = zip(numbered(x, "s_bn_scale"), numbered(x, "s_bn_bias"), strict=True)
+        own["s"]["norms"] = [{"scale": scale, "bias": bias} for scale, bias in pairs]
+    translate = networks.translator().apply
+    return jnp.mean(maps.ft(translate(own["s"], x["student_feature"]), translate(own["t"], x["teacher_feature"])))
+
+
+def _connect(x, *names, relu=False):
+    return connector(relu=relu).apply(
+        dict(zip(("kernel", "scale", "bias"), (x[n] for n in names), strict=True)), x["student_feature"]
+    )
 
 
 def ofd(h, x):
-    names = ("student_feature", "conn_kernel", "conn_bn_scale", "conn_bn_bias")
-    connected = regressors.ofd_connector(*(x[n] for n in names))
-    margin = regressors.ofd_margin(x["teacher_bn_scale"], x["teacher_bn_bias"])
+    connected = _connect(x, "conn_kernel", "conn_bn_scale", "conn_bn_bias")
+    margin = maps.ofd_margin(x["teacher_bn_scale"], x["teacher_bn_bias"])
     return jnp.sum(maps.ofd(connected, x["teacher_feature"], margin))
 
 
 def vid(h, x):
     s, t = numerics.match_resolution(*pair(x))
-    mean = regressors.vid_mean(s, numbered(x, "kernel"))
+    mean = networks.pointwise().apply(numbered(x, "kernel"), s)
     return jnp.mean(maps.vid(mean, t, x["log_scale"], eps=h["eps"]))
 
 
@@ -195,33 +204,43 @@ def _layers(loss, h, x, **options):
 
 
 def _generator(x):
-    return [x[f"gen_{name}"] for name in ("kernel1", "bias1", "kernel2", "bias2")]
+    return {name: x[f"gen_{name}"] for name in ("kernel1", "bias1", "kernel2", "bias2")}
 
 
 def mgd(h, x):
     s = x["student_feature"]
     s = _project(s, x["align_kernel"][0, 0], x["align_bias"]) if "align_kernel" in x else s
-    generated = networks.mgd_generator(s, x["mask"], *_generator(x))
+    generated = networks.generator().apply(_generator(x), s, x["mask"])
     return jnp.mean(hints.mgd(generated, x["teacher_feature"], alpha=h["alpha"]))
 
 
 def ickd(h, x):
-    embedded = networks.ickd_embedding(x["student_feature"], x["embed_kernel"], x["bn_scale"], x["bn_bias"])
+    embedded = _connect(x, "embed_kernel", "bn_scale", "bn_bias")
     return jnp.mean(hints.ickd(embedded, x["teacher_feature"], normalize=True))
 
 
 def srrl(h, x):
-    s = networks.srrl_connector(x["student_feature"], x["conn_kernel"], x["bn_scale"], x["bn_bias"])
+    s = _connect(x, "conn_kernel", "bn_scale", "bn_bias", relu=True)
     logits = reused_classifier(s, x["teacher_fc_kernel"], x["teacher_fc_bias"])
     return jnp.mean(hints.srrl(s, x["teacher_feature"], logits, x["teacher_logits"], beta=h["weight"]))
 
 
-BOTTLENECK = ("k1", "bn1_scale", "bn1_bias", "k2", "bn2_scale", "bn2_bias", "k3")
+BOTTLENECK = {
+    **{f"kernel{i}": f"k{i}" for i in (1, 2, 3)},
+    **{f"{name}{i}": f"bn{i}_{name}" for i in (1, 2) for name in ("scale", "bias")},
+}
+"""Our names of the parameters -> the authors'."""
 
 
 def simkd(h, x):
     s, t = numerics.match_resolution(x["student_feature"], x["teacher_feature"])
-    s = networks.simkd_projector(s, *(x[name] for name in (*BOTTLENECK, "bn3_scale", "bn3_bias")))
+    channels = x["k3"].shape[-1]
+    params = {f"conv{i}": {"kernel": x[f"k{i}"]} for i in (1, 2, 3)}
+    params |= {f"norm{i}": {"scale": x[f"bn{i}_scale"], "bias": x[f"bn{i}_bias"]} for i in (1, 2, 3)}
+    projector = Projector(x["k1"].shape[-1], channels, None)
+    zeros = {f"norm{i}": dict.fromkeys(("mean", "var"), jnp.zeros_like(x[f"bn{i}_bias"])) for i in (1, 2, 3)}
+    with jax.numpy_dtype_promotion("standard"):  # flax's batch norm names float32 beside float64
+        s, _ = projector.apply({"params": params, "batch_stats": zeros}, s, True, mutable=["batch_stats"])
     return jnp.mean(hints.simkd(s, t))
 
 
@@ -232,13 +251,15 @@ def cat_kd(h, x):
 
 def _semckd_embeddings(x, feature, network, count):
     names = ("kernel1", "bias1", "kernel2", "bias2")
-    each = [[x[f"{feature}_{i}"], *(x[f"{network}_{i}_{n}"] for n in names)] for i in range(count)]
-    return jnp.stack([networks.semckd_embedding(*arguments) for arguments in each], axis=1)
+    own = [{n: x[f"{network}_{i}_{n}"] for n in names} for i in range(count)]
+    embed = networks.embedding().apply
+    return jnp.stack([embed(params, x[f"{feature}_{i}"]) for i, params in enumerate(own)], axis=1)
 
 
 def _semckd_pair(x, i, j):
     s, t = numerics.match_resolution(x[f"student_feature_{i}"], x[f"teacher_feature_{j}"])
-    return hints.hint(networks.semckd_regressor(s, *(x[f"reg_{i}{j}_{name}"] for name in BOTTLENECK)), t)
+    params = {ours: x[f"reg_{i}{j}_{theirs}"] for ours, theirs in BOTTLENECK.items()}
+    return hints.hint(networks.bottleneck().apply(params, s), t)
 
 
 def semckd(h, x):
@@ -259,7 +280,7 @@ def vitkd(h, x):
     if "align_high_kernel" in x:
         align = [_project(low[:, i], x[f"align_low{i}_kernel"], x[f"align_low{i}_bias"]) for i in (0, 1)]
         low, high = jnp.stack(align, axis=1), _project(high, x["align_high_kernel"], x["align_high_bias"])
-    high = networks.vitkd_generator(high, x["mask"], x["mask_token"], *_generator(x))
+    high = networks.token_generator().apply(_generator(x), high, x["mask"], x["mask_token"])
     options = {name: h[name] for name in ("alpha", "beta", "lam")}
     return jnp.mean(transformers.vitkd(low, x["teacher_low"], high, x["teacher_high"], x["mask"], **options))
 

@@ -389,3 +389,21 @@ def test_gradients_reach_every_parameter_of_nnx():
     grads = jax.jit(jax.grad(loss))(params)
     assert jax.tree.structure(grads) == jax.tree.structure(params)
     assert all(jnp.abs(g).max() > 0 for g in jax.tree.leaves(grads))
+
+
+def test_an_existing_nnx_module_brings_its_weights_and_keeps_them():
+    def weights():
+        return [nnx.to_pure_dict(state) for state in nnx.state(module, nnx.Param, nnx.BatchStat)]
+
+    module = SmallNNX(nnx.Rngs(7))
+    module.norm.mean[...] = jnp.arange(4.0)
+    before = jax.tree.map(jnp.copy, weights())
+    model, batch = models.from_nnx(lambda rngs: module), make_batch()
+    variables = models.init(model, jax.random.key(0), batch)
+    assert_trees_equal(variables, models.init(model, jax.random.key(1), batch))
+    out, _ = run(model, variables, batch)
+    module.eval()
+    np.testing.assert_allclose(out.logits, module(batch["image"]).logits, rtol=1e-5, atol=1e-6)
+    _, state = run(model, variables, batch, seed=0, train=True)
+    assert np.any(state["norm"]["mean"] != before[1]["norm"]["mean"])
+    assert_trees_equal(weights(), before)

@@ -1,6 +1,8 @@
 """Parts of networks that are written otherwise than flax has them, beside flax's own and float64 twins."""
 
+import ast
 import math
+import pathlib
 
 import flax.linen as nn
 import jax
@@ -9,6 +11,8 @@ import numpy as np
 import pytest
 from helpers import assert_trees_close
 
+from jaxkd import models
+from jaxkd.kernels import dense
 from jaxkd.kernels.dense import gelu
 from jaxkd.models.layers import Dense, perceptron
 
@@ -83,3 +87,55 @@ def test_a_perceptron_is_two_layers_of_flax():
     variables = Ours().init(jax.random.key(0), x)
     assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, Theirs().init(jax.random.key(0), x))
     np.testing.assert_allclose(Ours().apply(variables, x), Theirs().apply(variables, x), rtol=1e-5, atol=1e-5)
+
+
+MODELS = pathlib.Path(models.__file__).parent
+WRAPPED = {"Conv", "Dense", "BatchNorm", "gelu"}
+"""Layers and activations of flax and jax in whose place `layers` and `kernels` have their own."""
+
+
+def unwrapped(text):
+    """Uses of a wrapped layer under any name that a file gives to flax.linen or jax.nn."""
+    tree, names = ast.parse(text), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            whole = {a.name.split(".")[0]: a.name.split(".")[0] for a in node.names if not a.asname}
+            names |= whole | {a.asname: a.name for a in node.names if a.asname}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute | ast.Name):
+            path = ast.unparse(node).split(".")
+            full = ".".join([names.get(path[0], path[0]), *path[1:]])
+            library, _, name = full.rpartition(".")
+            if name in WRAPPED and library.startswith(("flax.linen", "jax.nn")):
+                yield f"line {node.lineno}: {full}"
+
+
+def test_what_layers_wraps_is_what_the_networks_must_not_use():
+    """Else a wrapper that is added escapes the next test: of flax's layers, those that `layers` itself reads."""
+    tree = ast.parse((MODELS / "layers.py").read_text())
+    read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "nn"}
+    kernels = {name for name in vars(dense) if hasattr(nn, name) and callable(getattr(nn, name))}
+    assert read | kernels == WRAPPED
+
+
+@pytest.mark.parametrize("path", sorted(MODELS.rglob("*.py")), ids=lambda p: str(p.relative_to(MODELS)))
+def test_networks_use_our_layers_where_there_are_any(path):
+    if path.name != "layers.py":
+        assert list(unwrapped(path.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "import flax.linen as nn\nnn.Dense(3)",
+        "import flax\nflax.linen.Conv(3, (1, 1))",
+        "from flax import linen\nlinen.BatchNorm()",
+        "from flax.linen import Dense as Linear\nLinear(3)",
+        "import jax\njax.nn.gelu(1.0)",
+        "import flax.linen as nn\nactivation = nn.gelu",
+    ],
+)
+def test_a_planted_layer_is_found(planted):
+    assert len(list(unwrapped(planted))) == 1

@@ -5,12 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from losses.test_golden import stored
-from objectives.test_method_terms import BOTTLENECK, NAMES
+from losses.test_golden import adapter, stored
 
 from jaxkd import losses, models, numerics, objectives, train
-from jaxkd.models.reused import reused_classifier
-from jaxkd.objectives import networks
+from jaxkd.models.reused import Projector, reused_classifier
 from jaxkd.types import Model, Outputs, Variables
 
 RNG = np.random.default_rng(0)
@@ -47,18 +45,9 @@ def mapped(feature):
     return Model(lambda key, batch: Variables({}, {}), lambda variables, batch, key, train: (outputs, {}))
 
 
-def parameters_of(projector):
-    """Of the pure function, in its order."""
-    return [
-        projector[f"{part}{i}"][name]
-        for i in (1, 2, 3)
-        for part, name in (("conv", "kernel"), ("norm", "scale"), ("norm", "bias"))
-    ]
-
-
 def test_the_projection_and_its_loss_are_the_authors():
     x = stored("simkd", "case0")[1]
-    given = {name: x[key] for name, key in zip(NAMES, BOTTLENECK, strict=True)}
+    given = {name: x[key] for name, key in adapter.BOTTLENECK.items()}
     given |= {"scale3": x["bn3_scale"], "bias3": x["bn3_bias"]}
     channels = x["teacher_feature"].shape[-1]
     classifier = (jnp.zeros((channels, 5)), jnp.zeros(5))
@@ -89,7 +78,8 @@ def test_its_logits_are_the_teachers_layer_on_what_is_projected():
     inner, _ = jax.jit(small().apply, static_argnums=3)(
         Variables(variables.params["student"], variables.state["student"]), BATCH, None, True
     )
-    projected = networks.simkd_projector(inner.features["stage2"], *parameters_of(variables.params["projector"]))
+    own = {"params": variables.params["projector"], **variables.state["projector"]}
+    projected, _ = Projector(6, 12, None).apply(own, inner.features["stage2"], True, mutable=["batch_stats"])
     np.testing.assert_allclose(outputs.features["projected"], projected, atol=1e-4)
     expected = np.asarray(projected).mean((1, 2)) @ CLASSIFIER[0] + CLASSIFIER[1]
     np.testing.assert_allclose(outputs.logits, expected, atol=1e-4)

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from objectives.test_method_terms import BATCH, TEACHER, TERMS, B, N, evaluate, start, started
+from objectives.methods import BATCH, TEACHER, TERMS, B, N, evaluate, start, started
 
 from jaxkd import objectives
 from jaxkd.losses import contrastive

@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 from helpers import CLASSES, Setup, assert_trees_close, make_batch
-from objectives.test_method_terms import BATCH, STUDENT, TEACHER, TERMS, started
+from objectives.methods import BATCH, STUDENT, TEACHER, TERMS, started
 
 from jaxkd import losses, metrics, models, objectives, parallel, train
-from jaxkd.objectives import terms
+from jaxkd.objectives import means
 from jaxkd.train import students
 from jaxkd.types import WHOLE, Term, Variables, Whole
 
@@ -83,7 +83,7 @@ def test_micro_batches_give_the_whole_batchs_step(name, count):
 
 def test_without_the_whole_batchs_masks_they_do_not(monkeypatch):
     """Negative control: a mean of the micro-batches' own means counts rows unequally."""
-    monkeypatch.setattr(terms, "WHOLE", "no such field")
+    monkeypatch.setattr(means, "WHOLE", "no such field")
     whole = trained(MASKED, steps=1)[1]
     cut = trained(MASKED, micro_batches=3, steps=1)[1]
     assert abs(cut["label"] - whole["label"]) > 0.01 * whole["label"]

@@ -1,1 +1,1 @@
-"""Networks that read text."""
+"""Networks for text."""

@@ -12,7 +12,7 @@ from jaxkd.types import Model, Outputs
 
 
 class LanguageModel(nn.Module):
-    """An encoder and a linear layer on each of its tokens.
+    """Decoder of tokens: an encoder with a causal mask, and a linear layer on each token.
 
     Attributes:
       encoder: The encoder.
@@ -39,7 +39,7 @@ def language_model(
     causal: bool = True,
     remat: bool = False,
 ) -> Model:
-    """A GPT-2-like language model as a model, with norms before the blocks and an output matrix of its own.
+    """Language model like GPT-2, with norms first in each block and an output matrix of its own.
 
     Args:
       vocabulary: Number of different tokens V.

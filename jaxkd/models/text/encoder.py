@@ -1,4 +1,4 @@
-"""Transformers over tokens: a BERT-like classifier and a language model, with named features at every layer.
+"""Transformers over tokens: the blocks, the encoder, and a classifier like BERT.
 
 Features: `embedding`, `block0..`, `attention0..` (scores before the softmax), `qkv0..`, `tokens` (the last hidden
 states) and, of the classifier, `pooled`.
@@ -53,7 +53,7 @@ class Block(nn.Module):
       heads: Heads of the attention.
       dropout: Rate of dropout after each of the two.
       norm_first: Whether norms stand before the two (as in GPT-2) instead of after the shortcuts (as in BERT).
-      epsilon: What the norms add to the variance.
+      epsilon: Added to the variance in the norms.
     """
 
     heads: int
@@ -74,15 +74,15 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Embeddings and blocks.
+    """Encoder of tokens: embeddings and transformer blocks.
 
     Attributes:
       vocabulary: Number of different tokens V.
       layers: Number of blocks.
       width: D.
       heads: Heads of each attention.
-      max_length: Positions that there are embeddings for.
-      segments: Kinds of segments that there are embeddings for; none at all if 0.
+      max_length: Number of position embeddings.
+      segments: Number of segment embeddings; none if 0.
       dropout: Rate of dropout.
       causal: Whether a token sees none of those after it.
       norm_first: As in `Block`, with a norm after the last block then.
@@ -152,9 +152,9 @@ class Classifier(nn.Module):
     ) -> Outputs:
         """Tokens, mask and segments [B, L] -> Outputs with logits [B, K]."""
         x, features = self.encoder(tokens, mask, segments, train)
-        pooled = jnp.tanh(nn.Dense(x.shape[-1], kernel_init=_INIT, name="pooler")(x[:, 0]))
+        pooled = jnp.tanh(Dense(x.shape[-1], kernel_init=_INIT, name="pooler")(x[:, 0]))
         x = nn.Dropout(self.dropout, deterministic=not train)(pooled)
-        logits = nn.Dense(self.num_classes, kernel_init=_INIT, name="head")(x)
+        logits = Dense(self.num_classes, kernel_init=_INIT, name="head")(x)
         return Outputs(logits, {**features, "pooled": pooled})
 
 
@@ -170,7 +170,7 @@ def bert(
     segments: str | None = None,
     remat: bool = False,
 ) -> Model:
-    """A BERT-like classifier as a model; with the defaults it has BERT-base's 109,482,240 params and the last layer's.
+    """Classifier like BERT; with the defaults it has BERT-base's 109,482,240 params and the last layer's.
 
     Args:
       num_classes: K.
@@ -201,7 +201,7 @@ def bert(
 
 
 def check_heads(width: int, heads: int) -> None:
-    """Refuses heads that cannot share the width.
+    """Raises ValueError if the heads do not divide the width.
 
     Args:
       width: D.

@@ -1,1 +1,1 @@
-"""Networks that see pictures."""
+"""Networks for images."""

@@ -8,13 +8,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxkd.models.adapters import bound, from_linen
-from jaxkd.models.layers import Conv
+from jaxkd.models.adapters import from_linen
+from jaxkd.models.layers import Conv, Dense, batch_norm
 from jaxkd.types import Model, Outputs
 
 
 class ConvNet(nn.Module):
-    """Stages of two 3x3 convolutions with batch norm and ReLU, halved between stages, then the mean over space.
+    """Stages of two 3x3 convolutions with batch norm and ReLU, each of half the resolution, and a mean over space.
 
     Attributes:
       num_classes: K.
@@ -36,21 +36,18 @@ class ConvNet(nn.Module):
             for i in (1, 2):
                 stride = 2 if stage > 1 and i == 1 else 1
                 x = Conv(width, (3, 3), stride, use_bias=False, name=f"stage{stage}_conv{i}")(x)
-                x = nn.relu(
-                    nn.BatchNorm(
-                        not train, momentum=0.9, axis_name=bound(self.axis_name), name=f"stage{stage}_norm{i}"
-                    )(x)
-                )
+                name = f"stage{stage}_norm{i}"
+                x = nn.relu(batch_norm(x, name, train=train, axis_name=self.axis_name))
             features[f"stage{stage}"] = x
         features["pooled"] = x = jnp.mean(x, axis=(1, 2))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return Outputs(nn.Dense(self.num_classes, name="head")(x), features)
+        return Outputs(Dense(self.num_classes, name="head")(x), features)
 
 
 def convnet(
     num_classes: int, *, widths: Sequence[int] = (32, 64), dropout: float = 0.0, axis_name: str | None = None
 ) -> Model:
-    """A small plain convolutional network as a model.
+    """Small plain convolutional network.
 
     Args:
       num_classes: K.

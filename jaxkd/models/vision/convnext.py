@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd.models.adapters import from_linen, rematerialised
-from jaxkd.models.layers import Conv, perceptron
+from jaxkd.models.layers import Conv, Dense, perceptron
 from jaxkd.types import Model, Outputs
 
 _INIT = nn.initializers.truncated_normal(0.02)
@@ -32,7 +32,7 @@ class Block(nn.Module):
 
 
 class ConvNeXt(nn.Module):
-    """Four stages of blocks; a norm and a 2x2 convolution of stride 2 stand before each but the first.
+    """ConvNeXt: four stages of blocks, with a norm and a 2x2 convolution of stride 2 between them.
 
     Attributes:
       num_classes: K.
@@ -67,7 +67,7 @@ class ConvNeXt(nn.Module):
             features[f"stage{number}"] = x = rematerialised(stage, self.remat)(self, x)
         x = nn.LayerNorm(epsilon=1e-6, name="norm")(jnp.mean(x, axis=(1, 2)))
         features["pooled"] = x
-        return Outputs(nn.Dense(self.num_classes, kernel_init=_INIT, name="head")(x), features)
+        return Outputs(Dense(self.num_classes, kernel_init=_INIT, name="head")(x), features)
 
 
 def convnext(
@@ -77,7 +77,7 @@ def convnext(
     widths: Sequence[int] = (96, 192, 384, 768),
     remat: bool = False,
 ) -> Model:
-    """A ConvNeXt as a model; with the defaults it is ConvNeXt-tiny.
+    """ConvNeXt; with the defaults ConvNeXt-tiny.
 
     Args:
       num_classes: K.

@@ -9,16 +9,16 @@ import flax.linen as nn
 import jax
 
 from jaxkd.models.adapters import from_linen
-from jaxkd.models.layers import Conv, flatten
+from jaxkd.models.layers import Conv, Dense, flatten
 from jaxkd.types import Model, Outputs
 
 
 class LeNet(nn.Module):
-    """Two 5x5 convolutions, each halved, and three linear layers.
+    """LeNet-5: two 5x5 convolutions, each followed by max-pooling, and three linear layers.
 
     Attributes:
       num_classes: K.
-      padding: Of the first convolution.
+      padding: Padding of the first convolution.
     """
 
     num_classes: int
@@ -32,13 +32,13 @@ class LeNet(nn.Module):
             x = Conv(width, (5, 5), padding=padding, name=f"conv{number}")(x)
             features |= {f"stage{number}_preact": x, f"stage{number}": (x := nn.relu(x))}
             x = nn.max_pool(x, (2, 2), (2, 2))
-        features["hidden1"] = x = nn.relu(nn.Dense(120, name="dense1")(flatten(x)))
-        features["pooled"] = x = nn.relu(nn.Dense(84, name="dense2")(x))
-        return Outputs(nn.Dense(self.num_classes, name="head")(x), features)
+        features["hidden1"] = x = nn.relu(Dense(120, name="dense1")(flatten(x)))
+        features["pooled"] = x = nn.relu(Dense(84, name="dense2")(x))
+        return Outputs(Dense(self.num_classes, name="head")(x), features)
 
 
 def lenet(num_classes: int, *, padding: int = 0) -> Model:
-    """A LeNet-5 as a model, with today's ReLU and max-pooling.
+    """LeNet-5 with ReLU and max-pooling.
 
     Args:
       num_classes: K.

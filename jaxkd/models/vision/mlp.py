@@ -8,11 +8,12 @@ import flax.linen as nn
 import jax
 
 from jaxkd.models.adapters import from_linen
+from jaxkd.models.layers import Dense
 from jaxkd.types import Model, Outputs
 
 
 class MLP(nn.Module):
-    """Dense layers with ReLU on the flattened input.
+    """Multilayer perceptron: dense layers with ReLU on the flattened input.
 
     Attributes:
       num_classes: K.
@@ -30,14 +31,14 @@ class MLP(nn.Module):
         x = pooled = x.reshape(x.shape[0], -1)
         features = {}
         for i, width in enumerate(self.hidden, 1):
-            features[f"hidden{i}"] = pooled = nn.relu(nn.Dense(width, name=f"dense{i}")(x))
+            features[f"hidden{i}"] = pooled = nn.relu(Dense(width, name=f"dense{i}")(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(pooled)
         features["pooled"] = pooled
-        return Outputs(nn.Dense(self.num_classes, name="head")(x), features)
+        return Outputs(Dense(self.num_classes, name="head")(x), features)
 
 
 def mlp(num_classes: int, *, hidden: Sequence[int] = (128,), dropout: float = 0.0) -> Model:
-    """A multilayer perceptron as a model.
+    """Multilayer perceptron.
 
     Args:
       num_classes: K.

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd.models.adapters import from_linen, rematerialised
-from jaxkd.models.layers import conv_norms
+from jaxkd.models.layers import Dense, conv_norms
 from jaxkd.types import Model, Outputs
 
 
@@ -52,7 +52,7 @@ _STAGES_V2 = ((0, 1), (2,), (3, 4), (5, 6))
 
 
 class Block(nn.Module):
-    """A 1x1 convolution that expands, a depthwise one, and a 1x1 convolution that projects.
+    """Inverted residual: a 1x1 convolution that expands, a depthwise one, and a 1x1 convolution that projects.
 
     Attributes:
       width: Output channels.
@@ -82,7 +82,7 @@ class Block(nn.Module):
 
 
 class MobileNet(nn.Module):
-    """Stem, groups of blocks, and in V2 a last 1x1 convolution.
+    """MobileNet: a stem, groups of blocks, and in V2 a last 1x1 convolution.
 
     Attributes:
       num_classes: K.
@@ -91,7 +91,7 @@ class MobileNet(nn.Module):
       stages: Indices of the groups of each stage.
       last: Channels of the last convolution; 0 for V1, which has none, whose blocks end in an activation and have no
         shortcuts.
-      activation: ReLU, or ReLU that ends at 6.
+      activation: ReLU or ReLU6.
       axis_name: Axis over which batch norm takes its statistics together.
       remat: Whether the backward pass computes each stage again.
     """
@@ -129,11 +129,11 @@ class MobileNet(nn.Module):
             x = self.activation(conv_norm(x, self.last, "last_{}", kernel=1))
         features["last"] = x
         features["pooled"] = x = jnp.mean(x, axis=(1, 2))
-        return Outputs(nn.Dense(self.num_classes, name="head")(x), features)
+        return Outputs(Dense(self.num_classes, name="head")(x), features)
 
 
 def mobilenet_v1(num_classes: int, *, widen: float = 1.0, axis_name: str | None = None, remat: bool = False) -> Model:
-    """A MobileNet V1 as a model.
+    """MobileNet V1.
 
     Args:
       num_classes: K.
@@ -162,14 +162,14 @@ def mobilenet_v2(
     axis_name: str | None = None,
     remat: bool = False,
 ) -> Model:
-    """A MobileNet V2 as a model.
+    """MobileNet V2.
 
     Args:
       num_classes: K.
       widen: Factor on the channels, which are rounded to multiples of 8 (for small images: down to integers).
-      small_images: The variant of the CIFAR-100 distillation benchmark, for 32x32 pixels: halves once less, ends its
-        activations nowhere instead of at 6, and has the first 1x1 convolution in the first block too. `MobileNetV2`
-        there has `widen=0.5`.
+      small_images: The variant of the CIFAR-100 distillation benchmark, for 32x32 pixels: it downsamples one time
+        fewer, uses ReLU instead of ReLU6, and has the first 1x1 convolution in the first block too. The benchmark's
+        `MobileNetV2` has `widen=0.5`.
       axis_name: As for `mobilenet_v1`.
       remat: As for `mobilenet_v1`.
 
@@ -187,6 +187,6 @@ def mobilenet_v2(
 
 
 def _rounded(width: float) -> int:
-    """The nearest multiple of 8, or the next one if that is more than a tenth less."""
+    """Nearest multiple of 8, or the next larger one if the nearest is more than 10 % smaller."""
     near = max(8, int(width + 4) // 8 * 8)
     return near + 8 if near < 0.9 * width else near

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd.models.adapters import from_linen, rematerialised
-from jaxkd.models.layers import conv_norms
+from jaxkd.models.layers import Dense, conv_norms
 from jaxkd.types import Model, Outputs
 
 _DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -21,7 +21,7 @@ _DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23,
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions, or a 3x3 one between two of 1x1, and a shortcut, a 1x1 convolution where the shape changes.
+    """Residual block of two 3x3 convolutions, or a 3x3 one between two of 1x1; a 1x1 shortcut if the shape changes.
 
     Attributes:
       width: Output channels.
@@ -54,7 +54,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem and stages of residual blocks; each stage after the first halves height and width.
+    """ResNet: a stem and stages of residual blocks; each stage after the first halves height and width.
 
     Attributes:
       num_classes: K.
@@ -103,7 +103,7 @@ class ResNet(nn.Module):
             features |= {f"stage{number}": x, f"stage{number}_preact": before}
         features["last"] = x
         features["pooled"] = x = jnp.mean(x, axis=(1, 2))
-        return Outputs(nn.Dense(self.num_classes, name="head")(x), features)
+        return Outputs(Dense(self.num_classes, name="head")(x), features)
 
 
 def resnet(
@@ -115,7 +115,7 @@ def resnet(
     axis_name: str | None = None,
     remat: bool = False,
 ) -> Model:
-    """A CIFAR residual network as a model: a stem and three stages of 16, 32 and 64 channels.
+    """CIFAR ResNet: a stem and three stages of 16, 32 and 64 channels.
 
     Args:
       num_classes: K.
@@ -152,15 +152,15 @@ def imagenet_resnet(
     axis_name: str | None = None,
     remat: bool = False,
 ) -> Model:
-    """A residual network of four stages as a model: blocks of 64 to 512 channels, or bottlenecks of 256 to 2048.
+    """ResNet of four stages: blocks of 64 to 512 channels, or bottlenecks of 256 to 2048.
 
-    Bottlenecks halve the image in their 3x3 convolution, as torchvision's and timm's do.
+    Bottlenecks downsample in their 3x3 convolution, as in torchvision and timm.
 
     Args:
       num_classes: K.
       depth: 18 or 34; 50, 101 or 152 with bottlenecks.
       widen: Factor on the channels inside the bottlenecks; 2 makes a wide ResNet-50 or 101.
-      groups: Groups of these channels that are convolved apart; with `widen=2, groups=32` it is ResNeXt-50 (32x4d).
+      groups: Groups of these channels, convolved separately; with `widen=2, groups=32` it is ResNeXt-50 (32x4d).
       small_images: Whether the stem is one 3x3 convolution that keeps the size of the image, for 32x32 pixels.
       axis_name: As for `resnet`.
       remat: As for `resnet`.

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd.models.adapters import from_linen, rematerialised
-from jaxkd.models.layers import channel_shuffle, conv_norms
+from jaxkd.models.layers import Dense, channel_shuffle, conv_norms
 from jaxkd.types import Model, Outputs
 
 _BLOCKS = (4, 8, 4)
-"""Blocks of the three stages, the one that halves the image included."""
+"""Number of blocks in each of the three stages, including the first, which downsamples."""
 _WIDTHS_V1 = (240, 480, 960)
 _GROUPS_V1 = 3
 _WIDTHS_V2 = {0.5: (48, 96, 192, 1024), 1.0: (116, 232, 464, 1024), 1.5: (176, 352, 704, 1024)}
@@ -23,11 +23,11 @@ _WIDTHS_V2 = {0.5: (48, 96, 192, 1024), 1.0: (116, 232, 464, 1024), 1.5: (176, 3
 
 
 class BlockV1(nn.Module):
-    """Convolutions of 1x1 in groups around a depthwise one, with the groups' channels shuffled in between.
+    """Grouped 1x1 convolutions around a depthwise one, with the groups' channels shuffled in between.
 
     Attributes:
       width: Output channels.
-      halve: Whether height and width are halved; then the input is averaged and put beside the result, else added.
+      halve: Whether height and width are halved. If so, the averaged input is concatenated; else the input is added.
       axis_name: Axis over which batch norm takes its statistics together.
     """
 
@@ -55,7 +55,7 @@ class BlockV1(nn.Module):
 
 
 class BlockV2(nn.Module):
-    """Two branches side by side, shuffled: when halving both are convolved, else one half of the channels only.
+    """Two shuffled branches: both convolved where the block downsamples, else only one half of the channels.
 
     Attributes:
       width: Output channels.
@@ -88,7 +88,7 @@ class BlockV2(nn.Module):
 
 
 class ShuffleNet(nn.Module):
-    """Stem of 24 channels and three stages, each of which begins by halving the image.
+    """ShuffleNet: a stem of 24 channels and three stages, each of which begins by downsampling.
 
     Attributes:
       num_classes: K.
@@ -124,11 +124,11 @@ class ShuffleNet(nn.Module):
             x = nn.relu(conv_norm(x, self.widths[-1], "last_{}", kernel=1))
         features["last"] = x
         features["pooled"] = x = jnp.mean(x, axis=(1, 2))
-        return Outputs(nn.Dense(self.num_classes, name="head")(x), features)
+        return Outputs(Dense(self.num_classes, name="head")(x), features)
 
 
 def shufflenet_v1(num_classes: int, *, axis_name: str | None = None, remat: bool = False) -> Model:
-    """A ShuffleNet of three groups as a model.
+    """ShuffleNet V1 with three groups.
 
     Args:
       num_classes: K.
@@ -146,7 +146,7 @@ def shufflenet_v1(num_classes: int, *, axis_name: str | None = None, remat: bool
 
 
 def shufflenet_v2(num_classes: int, *, widen: float = 1.0, axis_name: str | None = None, remat: bool = False) -> Model:
-    """A ShuffleNet V2 as a model.
+    """ShuffleNet V2.
 
     Args:
       num_classes: K.

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd.models.adapters import from_linen, rematerialised
-from jaxkd.models.layers import conv_norms
+from jaxkd.models.layers import Dense, conv_norms
 from jaxkd.types import Model, Outputs
 
 _WIDTHS = (64, 128, 256, 512, 512)
@@ -28,7 +28,7 @@ _DEPTHS = {
 
 
 class VGG(nn.Module):
-    """Five stages of 3x3 convolutions, halved between the first four.
+    """VGG: five stages of 3x3 convolutions with max-pooling between the first four.
 
     Attributes:
       num_classes: K.
@@ -47,7 +47,7 @@ class VGG(nn.Module):
         """Images [B, H, W, C] -> Outputs with logits [B, K]."""
         conv_norm = conv_norms(train, self.axis_name)
         features: dict[str, jax.Array] = {}
-        # Images of 64 pixels are halved once more, as the CIFAR-100 benchmark does.
+        # Images of 64 pixels are downsampled once more, as in the CIFAR-100 benchmark.
         halved = (1, 2, 3, 4) if x.shape[1] == 64 else (1, 2, 3)
         for number, (count, width) in enumerate(zip(self.convolutions, _WIDTHS, strict=True)):
             if number in halved:
@@ -65,15 +65,15 @@ class VGG(nn.Module):
             features |= {f"stage{number}": x, f"stage{number}_preact": before} if number else {"stem": x}
         features["last"] = x
         features["pooled"] = x = jnp.mean(x, axis=(1, 2))
-        return Outputs(nn.Dense(self.num_classes, name="head")(x), features)
+        return Outputs(Dense(self.num_classes, name="head")(x), features)
 
 
 def vgg(num_classes: int, *, depth: int = 16, axis_name: str | None = None, remat: bool = False) -> Model:
-    """A VGG network for small images as a model, as the CIFAR-100 distillation benchmark defines it.
+    """VGG for small images, as the CIFAR-100 distillation benchmark defines it.
 
     Args:
       num_classes: K.
-      depth: 8, 11, 13, 16 or 19; of the fully connected layers that the number counts there is one.
+      depth: 8, 11, 13, 16 or 19. One fully connected layer stands for the three that the number counts.
       axis_name: `parallel.DATA` for batch norm over all devices under `pmap`; under `jit` it is so anyway.
       remat: Whether the backward pass computes each stage again instead of keeping its activations.
 

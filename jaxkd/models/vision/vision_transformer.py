@@ -1,4 +1,4 @@
-"""Vision transformers (ViT), with a distillation token if wanted (DeiT).
+"""Vision transformers (ViT), also with a distillation token (DeiT).
 
 Features: `embedding`, `block0..`, `attention0..` (scores before the softmax), `qkv0..`, `tokens` (after the last norm)
 and `pooled` (the class token of these). With a distillation token also `pooled_distillation` and both heads' logits,
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd.models.adapters import from_linen, rematerialised
-from jaxkd.models.layers import Conv
+from jaxkd.models.layers import Conv, Dense
 from jaxkd.models.text.encoder import Block, check_heads
 from jaxkd.types import Model, Outputs
 
@@ -22,7 +22,7 @@ _INIT = nn.initializers.truncated_normal(0.02)
 
 
 class VisionTransformer(nn.Module):
-    """Patches, tokens before them, transformer blocks with norms first, and a linear layer on each of these tokens.
+    """Vision transformer: class token and patches, transformer blocks with norms first, and a linear layer.
 
     Attributes:
       num_classes: K.
@@ -57,10 +57,10 @@ class VisionTransformer(nn.Module):
             features |= {f"block{number}": x, **{f"{name}{number}": f for name, f in inner.items()}}
         features["tokens"] = x = nn.LayerNorm(epsilon=1e-6, name="norm")(x)
         features["pooled"] = x[:, 0]
-        logits = nn.Dense(self.num_classes, kernel_init=_INIT, name="head")(x[:, 0])
+        logits = Dense(self.num_classes, kernel_init=_INIT, name="head")(x[:, 0])
         if not self.distilled:
             return Outputs(logits, features)
-        second = nn.Dense(self.num_classes, kernel_init=_INIT, name="head_distillation")(x[:, 1])
+        second = Dense(self.num_classes, kernel_init=_INIT, name="head_distillation")(x[:, 1])
         features |= {"pooled_distillation": x[:, 1], "logits_class": logits, "logits_distillation": second}
         return Outputs((logits + second) / 2, features)
 
@@ -95,7 +95,7 @@ def vision_transformer(
     dropout: float = 0.0,
     remat: bool = False,
 ) -> Model:
-    """A vision transformer as a model; with the defaults it is ViT-tiny, which is DeiT-tiny too.
+    """Vision transformer; with the defaults ViT-tiny, which is DeiT-tiny too.
 
     Its positions are trained for one size of images, the size that it is initialised with.
 
@@ -105,7 +105,7 @@ def vision_transformer(
       layers: Blocks.
       width: Hidden size D; the perceptrons inside are four times as wide. Small has 384, base 768, large 1024.
       heads: Heads of each attention: D / 64 in all published ones.
-      distilled: Whether there is a distillation token beside the class token. The logits are then the mean of both
+      distilled: Whether there is a distillation token next to the class token. The logits are then the mean of both
         heads', which stand in the features, so that each can learn from a target of its own.
       dropout: Rate of dropout, 0..1.
       remat: Whether the backward pass computes each block again instead of keeping its activations.

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd.models.adapters import from_linen, rematerialised
-from jaxkd.models.layers import Conv, batch_norm
+from jaxkd.models.layers import Conv, Dense, batch_norm
 from jaxkd.types import Model, Outputs
 
 
 class Block(nn.Module):
-    """Norm, ReLU, 3x3 convolution, twice, and a shortcut, a 1x1 convolution of the normed input if the width changes.
+    """Residual block of norm, ReLU and 3x3 convolution, twice; a 1x1 shortcut where the width changes.
 
     Attributes:
       width: Output channels.
@@ -44,7 +44,7 @@ class Block(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """Stem and three stages of `blocks` blocks of 16, 32 and 64 channels, times `widen`.
+    """Wide ResNet: a stem and three stages of `blocks` blocks, of 16, 32 and 64 channels times `widen`.
 
     Attributes:
       num_classes: K.
@@ -83,7 +83,7 @@ class WideResNet(nn.Module):
         features["stage3_preact"] = x = batch_norm(x, "norm", train=train, axis_name=self.axis_name)
         features["last"] = x = nn.relu(x)
         features["pooled"] = x = jnp.mean(x, axis=(1, 2))
-        return Outputs(nn.Dense(self.num_classes, name="head")(x), features)
+        return Outputs(Dense(self.num_classes, name="head")(x), features)
 
 
 def wide_resnet(
@@ -95,7 +95,7 @@ def wide_resnet(
     axis_name: str | None = None,
     remat: bool = False,
 ) -> Model:
-    """A wide residual network as a model.
+    """Wide ResNet.
 
     Args:
       num_classes: K.

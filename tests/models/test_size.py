@@ -6,7 +6,7 @@ import pytest
 
 from jaxkd import models
 from jaxkd.kernels import convolution
-from jaxkd.models.operations import count_work
+from jaxkd.models.size import count_work
 
 
 def count(function, *shapes):

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 from helpers import assert_trees_equal
-from objectives.test_objectives import BATCH, KEY, STUDENT, TEACHER, rows, start, value
+from objectives.test_terms import BATCH, KEY, STUDENT, TEACHER, rows, start, value
 
 from jaxkd import losses, objectives
 from jaxkd.types import Outputs, Term, Variables
