@@ -23,3 +23,8 @@ def test_the_table_has_a_row_for_each_loss_and_replaces_an_old_one():
 def test_a_readme_without_the_table_is_named():
     with pytest.raises(ValueError, match="no table of losses: put the line"):
         table.with_table("# Losses\n")
+
+
+def test_the_readme_holds_the_table_of_todays_losses():
+    text = table.README.read_text()
+    assert table.with_table(text) == text, "run python -m jaxkd.losses.table"
