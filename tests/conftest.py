@@ -24,6 +24,7 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones have 
 
 import jax
 import pytest
+from forked import Forks
 
 gc.set_threshold(100_000, 50, 50)  # traced programs live on: looking for garbage among them took a sixth of the time
 jax.config.update("jax_num_cpu_devices", 8)
@@ -40,6 +41,14 @@ def pytest_configure(config):
             os.environ[name.upper()] = str(value)
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # what tests start is much alike
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # and imports the same modules
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory):
+    """Starts programs in processes of their own without importing everything anew."""
+    forks = Forks(tmp_path_factory.mktemp("forks"))
+    yield forks
+    forks.close()
 
 
 @pytest.fixture
