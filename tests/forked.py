@@ -13,6 +13,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 
 IMPORTS = """
@@ -73,6 +74,12 @@ class Forks:
         told = {"program": str(program), "words": [str(word) for word in words], "streams": streams}
         told |= {"path": [str(folder) for folder in path], "devices": devices}
         return Forked(self, self.ask(told), streams)
+
+    def start_code(self, code: str, *words, devices: int = 1, path: tuple = ()) -> Forked:
+        """Starts a program that is given as text."""
+        file = self.folder / f"program{self._count}.py"
+        file.write_text(textwrap.dedent(code))
+        return self.start(file, *words, devices=devices, path=path)
 
     def ask(self, told):
         if self._process is None:
