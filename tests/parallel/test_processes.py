@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import assert_trees_close, make_batch, write_pictures
-from matrix import TERMS, alone, assert_each_is_another, assert_same, parts
+from matrix import TERMS, alone, assert_each_is_another, assert_same, hand_over, parts
 
 from jaxkd import cache, data, parallel
 from jaxkd.experiment.context import Context
@@ -46,6 +46,7 @@ def ends(started):
 
 def together(forks, folder, count, names, ways, more, devices=2):
     """What each of several processes wrote down."""
+    (folder / "begun.pickle").write_bytes(pickle.dumps({name: hand_over(name) for name in names}))
     words = ("{address}", "{count}", "{number}", folder, ",".join(names), ",".join(ways), "more" if more else "")
     codes, said = ends(start(forks, count, HERE / "process_worker.py", *words, devices=devices))
     assert codes == [0] * count, said
