@@ -3,6 +3,8 @@
 import gc
 import importlib.metadata
 import os
+import pathlib
+import resource
 import runpy
 import sys
 
@@ -24,6 +26,7 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones have 
 
 import jax
 import pytest
+from forked import Forks
 
 gc.set_threshold(100_000, 50, 50)  # traced programs live on: looking for garbage among them took a sixth of the time
 jax.config.update("jax_num_cpu_devices", 8)
@@ -40,6 +43,71 @@ def pytest_configure(config):
             os.environ[name.upper()] = str(value)
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # what tests start is much alike
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # and imports the same modules
+
+
+LONG = (
+    "parallel/test_processes",
+    "system/test_experiments",
+    "system/test_crash",
+    "system/test_readme",
+    "experiment/test_methods",
+    "pytorch/test_published",
+    "losses/test_properties",
+    "train/test_students",
+    "objectives/test_method_terms",
+    "models/test_vision",
+)
+"""Files that take longest: they begin first, so that no worker has one left when the others have nothing."""
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: number for number, name in enumerate(LONG)}
+    here = pathlib.Path(__file__).parent
+
+    def place(item):
+        name = str(item.path.relative_to(here).with_suffix("")) if item.path.is_relative_to(here) else ""
+        return rank.get(name, len(LONG))
+
+    items.sort(key=place)  # stable: the rest stays in its order
+
+
+RESIDENT_GB = 1.5
+
+
+@pytest.fixture(autouse=True, scope="module")
+def caches_of_other_modules():
+    """Drops what JAX has traced and compiled, where it has become much: a worker held 5 GB of programs at the end."""
+    yield
+    if resident_gb() > RESIDENT_GB:
+        jax.clear_caches()
+        gc.collect()
+
+
+def resident_gb():
+    """Memory that this process has now; where only the most that it ever had is known, that."""
+    try:
+        return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e9
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9  # bytes on macOS
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter, config):
+    """Above pytest's last line, what the run has cost: workers have ended, and are children that were waited for."""
+    yield
+    if not hasattr(config, "workerinput"):
+        own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        seconds = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+        most = max(own.ru_maxrss, children.ru_maxrss) / (1e9 if sys.platform == "darwin" else 1e6)
+        terminalreporter.write_line(f"{seconds:.0f} processor seconds, {most:.1f} GB in the largest process")
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory):
+    """Starts programs in processes of their own without importing everything anew."""
+    forks = Forks(tmp_path_factory.mktemp("forks"))
+    yield forks
+    forks.close()
 
 
 @pytest.fixture

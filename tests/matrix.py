@@ -41,18 +41,20 @@ def own_rows(batch):
 
 
 class Parts:
-    """A student with batch norm, a wider teacher, a term, and a state before the first step."""
+    """A student with batch norm, a wider teacher, a term, and a state before the first step, which may be given."""
 
-    def __init__(self, term, axis_name=DATA):
+    def __init__(self, term, axis_name=DATA, begun=None):
         self.prepare = lambda batch: {**batch, "id": batch["id"] % 16}  # rows of a bank of 16
         self.student = models.convnet(CLASSES, widths=(4,), axis_name=axis_name)
         self.teacher = models.convnet(CLASSES, widths=(8,))
         self.optimizer = optax.sgd(0.05, momentum=0.9)
         self.makers = (self.student, self.teacher, term, self.optimizer)
-        self.known = jax.jit(self.teacher.init)(jax.random.key(9), make_batch())
-        self.state = train.init_state(
-            *self.makers, key=jax.random.key(0), batch=make_batch(), teacher_variables=self.known, prepare=self.prepare
-        )
+        self.known, self.state = begun or self._begin()
+
+    def _begin(self):
+        known = jax.jit(self.teacher.init)(jax.random.key(9), make_batch())
+        options = {"batch": make_batch(), "teacher_variables": known, "prepare": self.prepare}
+        return known, train.init_state(*self.makers, key=jax.random.key(0), **options)
 
     def run(self, plan, steps=3):
         """The last state, and the metrics of each step."""
@@ -77,8 +79,21 @@ class Parts:
 
 @functools.cache
 def parts(name):
-    """Those of one of the objectives above."""
-    return Parts(TERMS[name])
+    """Those of one of the objectives above; a process that was handed its beginning does not compute it again."""
+    return Parts(TERMS[name], begun=BEGUN and _received(*BEGUN[name]))
+
+
+BEGUN = {}
+
+
+def hand_over(name):
+    """The teacher's variables and the state before the first step, for another process."""
+    known, state = parts(name).known, parts(name).state
+    return jax.device_get((known, state.replace(key=jax.random.key_data(state.key))))
+
+
+def _received(known, state):
+    return jax.tree.map(jnp.asarray, (known, state.replace(key=jax.random.wrap_key_data(state.key))))
 
 
 @functools.cache

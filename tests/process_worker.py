@@ -105,6 +105,9 @@ def sentences():
 
 
 def work(folder, names, ways, more):
+    import matrix
+
+    matrix.BEGUN |= pickle.loads((pathlib.Path(folder) / "begun.pickle").read_bytes())
     found = spread(names, ways, more)
     if more:
         found |= {"measured": measured(), "sentences": sentences(), "control": without_gather()}

@@ -3,9 +3,8 @@
 import dataclasses
 import functools
 import os
+import pathlib
 import signal
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -227,11 +226,11 @@ written(pathlib.Path(sys.argv[1]))
 """
 
 
-def test_a_killed_writer_goes_on_and_keeps_what_was_whole(tmp_path):
+def test_a_killed_writer_goes_on_and_keeps_what_was_whole(forks, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_NUM_CPU_DEVICES": "2"}
-    done = subprocess.run([sys.executable, "-c", PROGRAM, cut], env=environment, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    killed = forks.start_code(PROGRAM, cut, devices=2, path=[pathlib.Path(__file__).parents[1]])
+    _, said = killed.communicate(timeout=120)
+    assert killed.returncode == -signal.SIGKILL, said
     left = {path.name: path.stat().st_mtime_ns for path in cut.iterdir()}
     kept = {name: time for name, time in left.items() if name.endswith(shards.ENDING)}
     assert [name.rsplit("-", 1)[0] for name in sorted(kept)] == [stem(0, 0), stem(0, 16)]

@@ -1,21 +1,18 @@
 """Several processes on this machine equal one device, stop together, and do not wait for one that is lost."""
 
 import json
-import os
 import pathlib
 import pickle
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
 import pytest
 from helpers import assert_trees_close, make_batch, write_pictures
-from matrix import TERMS, alone, assert_each_is_another, assert_same, parts
+from matrix import TERMS, alone, assert_each_is_another, assert_same, hand_over, parts
 
 from jaxkd import cache, data, parallel
 from jaxkd.experiment.context import Context
@@ -29,31 +26,16 @@ ONE = parallel.with_jit(parallel.make_mesh(jax.devices()[:1]))
 FEW = ["couples the batch"]
 
 
-def start(count, program, *words, devices=2):
+def start(forks, count, program, *words, devices=2):
     """Processes that find each other on a free port."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(devices),
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)]),
-    }
 
     def own(number):
         return [str(word).format(address=address, count=count, number=number) for word in words]
 
-    return [
-        subprocess.Popen(
-            [sys.executable, str(program), *own(number)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(count)
-    ]
+    return [forks.start(program, *own(number), devices=devices, path=[HERE]) for number in range(count)]
 
 
 def ends(started):
@@ -62,17 +44,18 @@ def ends(started):
     return [one.returncode for one in started], said
 
 
-def together(folder, count, names, ways, more, devices=2):
+def together(forks, folder, count, names, ways, more, devices=2):
     """What each of several processes wrote down."""
+    (folder / "begun.pickle").write_bytes(pickle.dumps({name: hand_over(name) for name in names}))
     words = ("{address}", "{count}", "{number}", folder, ",".join(names), ",".join(ways), "more" if more else "")
-    codes, said = ends(start(count, HERE / "process_worker.py", *words, devices=devices))
+    codes, said = ends(start(forks, count, HERE / "process_worker.py", *words, devices=devices))
     assert codes == [0] * count, said
     return [pickle.loads((folder / f"{number}.pickle").read_bytes()) for number in range(count)]
 
 
-def test_two_processes_equal_one_device(tmp_path):
+def test_two_processes_equal_one_device(forks, tmp_path):
     """One start for all that there is to see, since starting costs more than looking."""
-    two = together(tmp_path, 2, list(TERMS), ["jit", "pmap"], more=True)
+    two = together(forks, tmp_path, 2, list(TERMS), ["jit", "pmap"], more=True)
     for one in two:
         for name in TERMS:
             for way in ("jit", "pmap", *(["model"] if name in FEW else [])):
@@ -123,8 +106,8 @@ def evaluation_and_prediction_see_every_row_once(one):
         np.testing.assert_allclose(logits_there, logits, rtol=1e-5, atol=1e-6)
 
 
-def test_four_processes_equal_one_device(tmp_path):
-    for one in together(tmp_path, 4, ["per example"], ["jit"], more=False, devices=1):
+def test_four_processes_equal_one_device(forks, tmp_path):
+    for one in together(forks, tmp_path, 4, ["per example"], ["jit"], more=False, devices=1):
         assert_same(one["per example", "jit"], alone("per example"))
 
 
@@ -140,11 +123,11 @@ def words_of(root, pictures):
     return "--smoke", "--source", pictures, "--teacher", "mlp", "--epochs", "3", "--flip", "--root", root
 
 
-def experiment(count, root, pictures, peer_timeout=60):
+def experiment(forks, count, root, pictures, peer_timeout=60):
     """Processes with one device each; what more of them do, the tests of steps see."""
     many = ("--coordinator", "{address}", "--num-processes", "{count}", "--process-id", "{number}")
     words = (*words_of(root, pictures.replace("{split}", "{{split}}")), *many, "--peer-timeout", peer_timeout)
-    return start(count, PROGRAM, *words, devices=1)
+    return start(forks, count, PROGRAM, *words, devices=1)
 
 
 def when_training(started, root, phase):
@@ -167,10 +150,10 @@ def summary(root):
     return json.loads((root / "image-kd-smoke" / "summary.json").read_text())
 
 
-def test_an_experiment_stops_loses_a_process_goes_on_and_equals_one_process(tmp_path, pictures, here):
+def test_an_experiment_stops_loses_a_process_goes_on_and_equals_one_process(forks, tmp_path, pictures, here):
     many, one, fewer = tmp_path / "many", tmp_path / "one", tmp_path / "fewer"
 
-    stopped = experiment(2, many, pictures)
+    stopped = experiment(forks, 2, many, pictures)
     when_training(stopped, many, "teacher")
     stopped[1].send_signal(signal.SIGTERM)  # to one of them: both agree on a step
     codes, said = ends(stopped)
@@ -178,7 +161,7 @@ def test_an_experiment_stops_loses_a_process_goes_on_and_equals_one_process(tmp_
     assert "checkpoint saved: run the same command to go on" in said[0][0]
     assert "checkpoint saved" not in said[1][0]
 
-    lost = experiment(2, many, pictures, peer_timeout=5)
+    lost = experiment(forks, 2, many, pictures, peer_timeout=5)
     when_training(lost, many, "alone")
     lost[1].kill()
     codes, said = ends(lost)
@@ -187,7 +170,7 @@ def test_an_experiment_stops_loses_a_process_goes_on_and_equals_one_process(tmp_
     assert "run the same command again everywhere" in said[0][1]
     shutil.copytree(many, fewer)
 
-    codes, said = ends(experiment(2, many, pictures))
+    codes, said = ends(experiment(forks, 2, many, pictures))
     assert codes == [0, 0], said
     assert "agrees" in said[0][0]
     assert said[1][0].replace("[Gloo]", "").count("step") == 0, "the first process alone speaks"
@@ -204,11 +187,11 @@ def test_an_experiment_stops_loses_a_process_goes_on_and_equals_one_process(tmp_
         assert summary(root)["table"] == table
 
 
-def test_a_process_that_fails_alone_tells_the_others(tmp_path, pictures):
+def test_a_process_that_fails_alone_tells_the_others(forks, tmp_path, pictures):
     """The first cannot write; the other does not wait for it for ever."""
     root = tmp_path / "file"
     root.write_text("where the folder should be")
-    codes, said = ends(experiment(2, root, pictures, peer_timeout=8))
+    codes, said = ends(experiment(forks, 2, root, pictures, peer_timeout=8))
     assert codes == [2, 2], said
     assert "error:" in said[0][1]
     assert "process 0 could not open" in said[1][1]

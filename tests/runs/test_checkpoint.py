@@ -5,9 +5,6 @@ import itertools
 import pathlib
 import resource
 import shutil
-import subprocess
-import sys
-import textwrap
 import time
 
 import jax
@@ -326,9 +323,9 @@ def test_folder_that_cannot_be_made_is_a_sentence(tmp_path):
         Checkpoints(tmp_path / "file" / "inside")
 
 
-def test_full_disk_is_a_sentence_and_keeps_what_was_saved(tmp_path):
+def test_full_disk_is_a_sentence_and_keeps_what_was_saved(forks, tmp_path):
     """In a process of its own, whose files may not grow: what the system says of a full disk, for root too."""
-    program = textwrap.dedent(
+    started = forks.start_code(
         f"""
         import resource, jax
         import runs.test_checkpoint as t
@@ -340,12 +337,13 @@ def test_full_disk_is_a_sentence_and_keeps_what_was_saved(tmp_path):
             checkpoints.save(2, t.make_state(2, size=600)); checkpoints.wait()
         except OSError as error:
             print("SAID", error)
-        """
+        """,
+        path=[pathlib.Path(__file__).parents[1]],
     )
-    folder = pathlib.Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=folder, check=True)
-    assert "SAID cannot write a checkpoint to" in done.stdout
-    assert "the last complete one is step 1: free space" in done.stdout
+    out, err = started.communicate(timeout=120)
+    assert started.returncode == 0, err
+    assert "SAID cannot write a checkpoint to" in out
+    assert "the last complete one is step 1: free space" in out
     reopened = Checkpoints(tmp_path)
     assert reopened.latest() == 1
     assert_trees_equal(reopened.restore(make_state(size=600)), make_state(1, size=600))

@@ -9,8 +9,6 @@ import os
 import pathlib
 import shutil
 import socket
-import subprocess
-import sys
 import textwrap
 
 import jax
@@ -33,10 +31,14 @@ class Small:
 """
 
 
-def start(code: str, *words: str) -> subprocess.Popen[str]:
-    """Another Python that has `Small`."""
-    command = [sys.executable, "-c", SMALL + textwrap.dedent(code), *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def start(forks):
+    """Makes another Python that has `Small`."""
+
+    def run(code, *words):
+        return forks.start_code(SMALL + textwrap.dedent(code), *words)
+
+    return run
 
 
 # --- the run directory ---
@@ -238,7 +240,7 @@ def test_unwritable_places_give_the_path_and_the_systems_reason(tmp_path, monkey
     assert not directory.open_run(Config(), root=tmp_path).resumed
 
 
-def test_a_full_disk_leaves_the_old_file_and_one_line(tmp_path):
+def test_a_full_disk_leaves_the_old_file_and_one_line(start, tmp_path):
     """RLIMIT_FSIZE stands for the full disk: root may write everywhere else."""
     process = start(
         """
@@ -248,7 +250,7 @@ def test_a_full_disk_leaves_the_old_file_and_one_line(tmp_path):
 
         def main():
             with directory.open_run(Small(), root=sys.argv[1]) as made:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+                resource.setrlimit(resource.RLIMIT_FSIZE, (350, 350))  # less than the file, more than the line
                 made.finish({"much": list(range(1000))})
 
         cli.main(main)
@@ -264,7 +266,7 @@ def test_a_full_disk_leaves_the_old_file_and_one_line(tmp_path):
     assert json.loads((tmp_path / "small" / "environment.json").read_text())["starts"]
 
 
-def test_two_processes_agree_on_what_process_0_finds(tmp_path):
+def test_two_processes_agree_on_what_process_0_finds(start, tmp_path):
     """Process 1 writes nothing, learns that the run is finished, and fails where process 0 fails."""
     code = """
         root, rank, port = sys.argv[1:]

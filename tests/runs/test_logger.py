@@ -217,7 +217,7 @@ def test_a_folder_that_is_none(tmp_path):
 
 
 @pytest.mark.parametrize(("tensorboard", "place"), [(False, "metrics.jsonl"), (True, "tensorboard")])
-def test_a_full_disk_stops_with_one_line_and_whole_lines(tmp_path, tensorboard, place):
+def test_a_full_disk_stops_with_one_line_and_whole_lines(forks, tmp_path, tensorboard, place):
     """RLIMIT_FSIZE stands for the full disk; with TensorBoard, whose files are longer, that one fills first."""
     code = f"""
         import resource, sys
@@ -232,10 +232,10 @@ def test_a_full_disk_stops_with_one_line_and_whole_lines(tmp_path, tensorboard, 
 
         cli.main(main)
     """
-    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 2, done.stderr
-    assert re.fullmatch(rf"error: cannot write \S+{place} \(File too large\): [^\n]+\n", done.stderr)
+    started = forks.start_code(code, tmp_path)
+    _, said = started.communicate(timeout=120)
+    assert started.returncode == 2, said
+    assert re.fullmatch(rf"error: cannot write \S+{place} \(File too large\): [^\n]+\n", said)
     assert (tmp_path / "metrics.jsonl").read_bytes().endswith(b"}\n")
     steps = [row["step"] for row in lines(tmp_path)]
     assert steps == list(range(len(steps)))

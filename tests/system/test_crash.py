@@ -6,9 +6,9 @@ import io
 import json
 import pathlib
 import shutil
-import subprocess
 import sys
 import tempfile
+import types
 
 import jax
 import numpy as np
@@ -43,7 +43,7 @@ def train(crash, root, name, fault="none"):
 
 
 @pytest.fixture(scope="module")
-def killed(crash, tmp_path_factory):
+def killed(crash, forks, tmp_path_factory):
     """The benchmark: what it found, what it printed, and the undisturbed run, which is made in this process."""
     root = tmp_path_factory.mktemp("runs")
 
@@ -53,13 +53,16 @@ def killed(crash, tmp_path_factory):
                 return super().start(name)
             shutil.copytree(train(crash, self.root, name), root / "whole")
             shutil.copytree(self.root / "data", root / "data")
-            return subprocess.Popen(["true"])
+            return types.SimpleNamespace(poll=lambda: 0, returncode=0)
+
+    def forked(command, stdout, **_):
+        return forks.start(*command[1:], devices=jax.device_count(), out=stdout.name, err=stdout.name)
 
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
         patch.setattr(sys, "argv", [str(PATH), "--smoke", "--out", str(root / "out.json")])
         patch.setattr(crash, "Killer", Here)
         patch.setattr(tempfile, "tempdir", str(root))
-        patch.setenv("JAX_NUM_CPU_DEVICES", str(jax.device_count()))  # of the others: bits depend on it
+        patch.setattr(crash, "subprocess", types.SimpleNamespace(Popen=forked))
         crash.benchmark()
     return json.loads((root / "out.json").read_text()), said.getvalue(), root / "whole"
 
