@@ -5,21 +5,24 @@ import json
 import math
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
 import time
 
-import _methods
 import jax
 import pytest
 from helpers import write_pictures
 
 from jaxkd import parallel
-from jaxkd.experiment import flags
+from jaxkd.experiment import flags, methods
 
 ROOT = pathlib.Path(__file__).parents[2]
-EXPERIMENTS = sorted(p for p in (ROOT / "experiments").rglob("*.py") if not p.name.startswith("_"))
+FOLDER = ROOT / "experiments"
+IMAGE_KD = FOLDER / "vision" / "image_kd.py"
+PARTS = ("recipe", "published")  # of cifar100/run
+EXPERIMENTS = sorted(p for p in FOLDER.rglob("*.py") if not p.name.startswith("_") and p.stem not in PARTS)
 
 
 @pytest.fixture(scope="session")
@@ -28,10 +31,10 @@ def images(tmp_path_factory):
 
 
 def arguments(path, folder, images):
-    """What an experiment needs to stay within the test's folder."""
+    """Flags that keep an experiment within the test's folder."""
     if path.stem == "digits":
         return ["--root", folder, "--data-dir", folder / "data"]
-    if path.stem in ("image_kd", "cifar100", "transfer"):
+    if path.stem in ("image_kd", "run", "transfer"):
         return ["--root", folder, "--source", images]
     if path.stem == "imagenet":
         return ["--root", folder]
@@ -55,6 +58,12 @@ def two_devices(monkeypatch):
     monkeypatch.setattr(flags, "make_mesh", functools.partial(parallel.make_mesh, jax.devices()[:2]))
 
 
+@pytest.fixture
+def one_device(monkeypatch):
+    """As on a laptop."""
+    monkeypatch.setattr(flags, "make_mesh", functools.partial(parallel.make_mesh, jax.devices()[:1]))
+
+
 @pytest.mark.usefixtures("two_devices")
 @pytest.mark.parametrize("path", [p for p in EXPERIMENTS if p.stem not in ELSEWHERE], ids=lambda p: p.stem)
 def test_runs_in_smoke_mode(path, tmp_path, images, here, monkeypatch):
@@ -65,12 +74,13 @@ def test_runs_in_smoke_mode(path, tmp_path, images, here, monkeypatch):
     else:
         code, said = here(path, *words)
         assert code == 0, said.err
+        assert path.stem != "every_method" or "2 trainings, 0 that do not apply, 0 failed" in said.out
 
 
 @pytest.mark.usefixtures("two_devices")
 def test_a_method_that_diverges_does_not_end_the_table(tmp_path, images, here, monkeypatch):
-    monkeypatch.setitem(_methods.METHODS, "nkd", _methods.METHODS["nkd"]._replace(weight=math.inf))
-    path = ROOT / "experiments" / "cifar100.py"
+    monkeypatch.setitem(methods.METHODS, "nkd", methods.METHODS["nkd"]._replace(weight=math.inf))
+    path = FOLDER / "cifar100" / "run.py"
     code, said = here(path, "--smoke", *arguments(path, tmp_path, images), "--methods", "nkd", "at")
     summary = json.loads((tmp_path / "cifar100-smoke" / "summary.json").read_text())
     rows = {row["method"]: row for row in summary["table"]}
@@ -86,13 +96,20 @@ def test_help_reads_well(path, here):
     code, shown = here(path, "--help")
     assert code == 0
     assert "--smoke" in shown.out
-    assert "python experiments/" in shown.out
+    assert f"python {path.relative_to(ROOT)}" in shown.out
+    if path.parent != FOLDER / "benchmarks":
+        panels = re.findall(r"(\w+) options \W", shown.out)
+        assert panels in ([*flags.GROUPS], ["data", "networks", "training", "run"])
+        first = shown.out.split(" options ")[1].split("data options")[0]
+        assert re.findall(r"--[a-z]+", first) == ["--help"], "a flag without a group"
 
 
+@pytest.mark.usefixtures("one_device")
 def test_digits_leaves_a_whole_run_directory_and_does_not_train_twice(tmp_path, here):
-    digits = ROOT / "experiments" / "digits.py"
+    digits = FOLDER / "digits.py"
     more = ("--smoke", *arguments(digits, tmp_path, None))
-    first = run(digits, *more)  # on a single device, which is quicker than on eight
+    code, first = here(digits, *more)
+    assert code == 0, first.err
     folder = tmp_path / "digits-smoke"
     assert {p.name for p in folder.iterdir()} >= {
         "config.json",
@@ -116,7 +133,7 @@ def test_digits_leaves_a_whole_run_directory_and_does_not_train_twice(tmp_path, 
     assert summary["table"][1]["labels"] == "100"
     assert len(summary["test"]["distilled"]["accuracy"]) == 2
     assert summary["wall_seconds"] > 0
-    assert "two standard errors" in first
+    assert "two standard errors" in first.out
     before = (folder / "metrics.jsonl").read_bytes()
     code, again = here(digits, *more)
     assert code == 0
@@ -126,7 +143,7 @@ def test_digits_leaves_a_whole_run_directory_and_does_not_train_twice(tmp_path, 
 
 def test_a_run_cut_short_with_a_cache_and_one_under_pmap_end_as_a_live_one_under_jit(tmp_path, images, here):
     """On eight devices; what batch norm does there, the tests of single steps see."""
-    path = ROOT / "experiments" / "image_kd.py"
+    path = IMAGE_KD
 
     def words(name, *more):
         usual = ("--source", images, "--epochs", "2", "--teacher", "mlp", "--no-wandb", "--flip", "--crop", "1")
@@ -173,16 +190,39 @@ def test_a_run_cut_short_with_a_cache_and_one_under_pmap_end_as_a_live_one_under
 )
 def test_mistakes_get_a_sentence_and_code_2(more, message, tmp_path, images, here):
     flags = {"--source": images, "--root": str(tmp_path)} | dict(zip(more[::2], more[1::2], strict=True))
-    code, said = here(ROOT / "experiments" / "image_kd.py", "--smoke", *(w for pair in flags.items() for w in pair))
+    code, said = here(IMAGE_KD, "--smoke", *(w for pair in flags.items() for w in pair))
     assert code == 2
     assert message in said.err
     assert "Traceback" not in said.err
 
 
 def test_run_made_with_another_configuration_is_refused(tmp_path, here):
-    path = ROOT / "experiments" / "image_kd.py"
+    path = IMAGE_KD
     more = ("--smoke", "--source", "npz:nowhere.npz", "--root", tmp_path)
     assert here(path, *more)[0] == 2
     code, said = here(path, *more, "--temperature", "2")
     assert code == 2
     assert "temperature was 4.0 and is 2.0" in said.err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--methods", "at", "kdd"], "there is no method 'kdd'"),
+        (["--table"], "nobody published tiny -> tiny"),
+        (["--batch-size", "0"], "--batch-size is 0: give at least 1"),
+    ],
+)
+def test_mistakes_in_names_are_found_before_a_folder_is_made(more, message, tmp_path, here):
+    code, said = here(FOLDER / "cifar100" / "run.py", "--smoke", "--root", tmp_path / "runs", *more)
+    assert code == 2
+    assert message in said.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_methods_that_do_not_apply_are_counted_apart(tmp_path, images, here):
+    path = FOLDER / "cifar100" / "every_method.py"
+    more = ("--pairs", "tiny convnet", "--methods", "fsp")
+    code, said = here(path, "--smoke", *arguments(path, tmp_path, images), *more)
+    assert code == 0, said.err
+    assert "0 trainings, 1 that do not apply, 0 failed" in said.out
