@@ -8,7 +8,7 @@ import pytest
 from jaxkd import experiment
 from jaxkd.experiment import TRAINING, check_choice, check_positive, cli, conclude, conclusion, flag
 from jaxkd.experiment.command_line import read_flags
-from jaxkd.files import plain
+from jaxkd.files import to_json
 from jaxkd.runs import Logger, open_run
 
 
@@ -20,7 +20,7 @@ class Config(experiment.ImageConfig):
 
 
 def test_the_resolved_configuration_is_flat_and_has_the_options_of_the_step():
-    resolved = plain(Config())
+    resolved = to_json(Config())
     assert not any(isinstance(value, dict) for value in resolved.values())
     assert {"name": "mine", "epochs": 3, "rate": 0.1, "precision": "float32", "seed": 0}.items() <= resolved.items()
 

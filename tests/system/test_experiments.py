@@ -3,12 +3,9 @@
 import functools
 import json
 import math
-import os
 import pathlib
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import jax
@@ -43,12 +40,6 @@ def arguments(path, folder, images):
     return ["--out", folder if path.stem == "all" else folder / "out.json"]
 
 
-def run(path, *more):
-    done = subprocess.run([sys.executable, path, *map(str, more)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 ELSEWHERE = ("digits", "image_kd", "crash", "large_vocabulary")  # tests of their own start these, and `all` the last
 
 
@@ -66,11 +57,13 @@ def one_device(monkeypatch):
 
 @pytest.mark.usefixtures("two_devices")
 @pytest.mark.parametrize("path", [p for p in EXPERIMENTS if p.stem not in ELSEWHERE], ids=lambda p: p.stem)
-def test_runs_in_smoke_mode(path, tmp_path, images, here, monkeypatch):
+def test_runs_in_smoke_mode(path, tmp_path, images, here, forks, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ("--smoke", *arguments(path, tmp_path, images))
     if path.stem == "devices":  # which cuts the CPU before anything touches it
-        run(path, *words)
+        started = forks.start(path, *words, devices=1)
+        said = started.communicate()
+        assert started.returncode == 0, said
     else:
         code, said = here(path, *words)
         assert code == 0, said.err
@@ -141,7 +134,7 @@ def test_digits_leaves_a_whole_run_directory_and_does_not_train_twice(tmp_path, 
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_run_cut_short_with_a_cache_and_one_under_pmap_end_as_a_live_one_under_jit(tmp_path, images, here):
+def test_a_run_cut_short_with_a_cache_and_one_under_pmap_end_as_a_live_one_under_jit(tmp_path, images, here, forks):
     """On eight devices; what batch norm does there, the tests of single steps see."""
     path = IMAGE_KD
 
@@ -155,17 +148,12 @@ def test_a_run_cut_short_with_a_cache_and_one_under_pmap_end_as_a_live_one_under
         folder = tmp_path / name / "image-kd-smoke"
         return json.loads((folder / "summary.json").read_text())["table"], (folder / "metrics.jsonl").read_text()
 
-    started = subprocess.Popen(
-        [sys.executable, *map(str, words("cut", "--cache", "full"))],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "JAX_NUM_CPU_DEVICES": "8"},
-    )
+    started = forks.start(*words("cut", "--cache", "full"), devices=8)
     log = tmp_path / "cut" / "image-kd-smoke" / "metrics.jsonl"
     while started.poll() is None and not (log.exists() and '"alone"' in log.read_text()):
         time.sleep(0.02)
     started.send_signal(signal.SIGINT)
-    said, _ = started.communicate()
+    said = "".join(started.communicate())
     assert started.returncode == 130, said
     assert "run the same command to go on" in said
     whole, by_pmap = ends("whole"), ends("pmap", "--parallel", "pmap")
