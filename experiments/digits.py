@@ -1,4 +1,4 @@
-"""The classic procedure on scikit-learn's 1,797 handwritten digits: what is a teacher worth when labels are few?
+"""Distillation on scikit-learn's 1,797 handwritten digits: the worth of a teacher when labels are few.
 
 A convolutional teacher sees all 1,000 training labels. A student of 2,410 parameters has 100 labels and 1,000 images:
 it is trained alone on its labels, then on alpha CE + (1 - alpha) T^2 KL with alpha moving from the teacher to the
@@ -16,142 +16,126 @@ import jax
 import numpy as np
 import optax
 
-from jaxkd import augment, data, losses, metrics, models, objectives, reports
-from jaxkd.experiment.cli import check_positive
-from jaxkd.experiment.context import Context
-from jaxkd.experiment.evaluator import Evaluator
-from jaxkd.experiment.launch import launch
-from jaxkd.experiment.teachers import cached_teacher
-from jaxkd.experiment.trainer import train_phase, variables_of
-from jaxkd.parallel import processes
-from jaxkd.runs.logger import read_metrics
+from jaxkd import augment, data, experiment, losses, metrics, models, objectives, reports
+from jaxkd.experiment import (
+    DATA,
+    NETWORKS,
+    TRAINING,
+    Context,
+    Evaluator,
+    cached_teacher,
+    check_positive,
+    conclude,
+    flag,
+    launch,
+    train_phase,
+    variables_of,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    name: str = "digits"  # the run's folder
-    root: str = "runs"  # where the folders of all runs are
-    data_dir: str = "~/tensorflow_datasets"  # where the prepared data set is kept
-    seed: int = 0  # of everything
-    seeds: int = 5  # students of each kind, trained at once
-    labels: int = 100  # labels that the students may see, an equal share of each class
-    batch_size: int = 64  # examples a step
-    temperature: float = 4.0  # T
-    alpha: float = 0.5  # weight of the labels at the end of distillation; it starts at 0
-    hidden: int = 32  # width of the student's hidden layer
-    teacher_steps: int = 450  # updates of the teacher
-    alone_steps: int = 1000  # updates of the students that learn from labels alone
-    distill_steps: int = 1500  # updates of the students that learn from the teacher
-    finetune_steps: int = 100  # updates of the distilled students on their labels
-    learning_rate: float = 0.01  # of the students; the teacher's is 0.003, fine-tuning takes a thirtieth
-    wandb: bool = False  # log to Weights & Biases as well
+class Config(experiment.Config):
+    name: str = "digits"
+    data_dir: str = "~/tensorflow_datasets"
+    labels: int = flag(100, "labels that the students see, as many of each class", DATA)
+    widths: tuple[int, ...] = flag((32, 64), "channels of the teacher's stages", NETWORKS)
+    hidden: int = flag(32, "units of the student's hidden layer", NETWORKS)
+    seeds: int = flag(5, "students of each kind, trained at once; at least 2", TRAINING)
+    temperature: float = flag(4.0, "softmax temperature T of the soft labels, above 0", TRAINING)
+    alpha: float = flag(0.5, "weight of the labels at the end of distillation, 0 to 1; it starts at 0", TRAINING)
+    teacher_steps: int = flag(450, "updates of the teacher", TRAINING)
+    alone_steps: int = flag(1000, "updates of the students that learn from 100 labels alone", TRAINING)
+    distill_steps: int = flag(1500, "updates of the distilled students, and of those with all labels", TRAINING)
+    finetune_steps: int = flag(100, "updates of the distilled students on their labels afterwards", TRAINING)
+    learning_rate: float = flag(0.01, "Adam's first rate for students; fine-tuning takes a thirtieth", TRAINING)
+
+    def check(self) -> None:
+        """Checks counts before the run's folder is made."""
+        super().check()
+        check_positive(self, *(name for name in vars(self) if name.endswith("steps")), "seeds", "labels", "hidden")
 
 
-SMALL = dict(name="digits-smoke", seeds=2, teacher_steps=2, alone_steps=2, distill_steps=2, finetune_steps=1)
+SMALL = dict(
+    name="digits-smoke", widths=(4,), seeds=2, teacher_steps=1, alone_steps=1, distill_steps=1, finetune_steps=1
+)
 
 
 def procedure(config, run, logger, plan) -> None:
-    check_positive(config, *(name for name in vars(config) if name.endswith("steps")), "seeds", "labels")
     folder = data.prepare_digits(Path(config.data_dir).expanduser())
     splits = ("train", f"train[:{config.labels}]", "validation", "test")  # the first rows hold all classes alike
     full, few, validation, test = (data.in_memory(data.open_source(folder, split)) for split in splits)
     normalize = augment.compose(augment.to_float(), augment.normalize(*data.statistics(full)))
     prepare = augment.augment_batch(normalize, seed=config.seed)
-    setting = Context(run, logger, plan, config.seed, config.batch_size, prepare, prepare)
-    big, small = models.convnet(10), models.mlp(10, hidden=(config.hidden,))
+    context = Context(run, logger, plan, config.seed, config.batch_size, prepare, prepare, config)
+    big, small = models.convnet(10, widths=config.widths), models.mlp(10, hidden=(config.hidden,))
     on_labels, keys = objectives.from_labels(losses.cross_entropy), jax.random.key(config.seed + 1)
 
-    def train(name, source, model, term, steps, rate, *, measure, key=None, **options):
+    def train(name, source, model, term, steps, rate, *, evaluator, key=None, **options):
         key = jax.random.split(keys, config.seeds) if key is None else key  # several keys: several students at once
         adam = optax.adamw(optax.cosine_decay_schedule(rate, steps), weight_decay=1e-3)
         return train_phase(
-            setting,
+            context,
             name,
             source,
             student=model,
             objective=(term, adam),
             steps=steps,
             key=key,
-            validation=(measure, validation),
+            validation=(evaluator, validation),
             every=max(1, steps // 5),
             **options,
         )
 
     # 1. A teacher, trained on all labels.
-    alone = Evaluator(setting, big, metrics.CLASSIFICATION)
-    taught = train(
-        "teacher", full, big, on_labels, config.teacher_steps, 0.003, measure=alone, key=jax.random.key(config.seed)
+    evaluator, key = Evaluator(context, big, metrics.CLASSIFICATION), jax.random.key(config.seed)
+    teacher = train("teacher", full, big, on_labels, config.teacher_steps, 0.003, evaluator=evaluator, key=key)
+    teacher_variables = variables_of(teacher)
+    against_teacher = Evaluator(
+        context, small, metrics.DISTILLATION, stacked=True, teacher=big, teacher_variables=teacher_variables
     )
-    teacher = variables_of(taught)
-    beside = Evaluator(setting, small, metrics.DISTILLATION, stacked=True, teacher=big, teacher_variables=teacher)
 
     # 2. Its soft labels, and which examples have a label.
     marked = data.with_fields(full, labelled=np.isin(full.ids, few.ids))
-    soft_labels, reader, nothing = cached_teacher(setting, marked, big, teacher, views=1)
+    soft_labels, reader, nothing = cached_teacher(context, marked, big, teacher_variables, views=1)
 
     # 3. Students: alone on the labels they have, alone on all labels, distilled, distilled and fine-tuned.
-    students = functools.partial(train, model=small, measure=beside, rate=config.learning_rate)
+    students = functools.partial(train, model=small, evaluator=against_teacher, rate=config.learning_rate)
     alpha = optax.linear_schedule(0.0, config.alpha, config.distill_steps)
     both = objectives.weighted(
         label=(alpha, objectives.from_labels(losses.cross_entropy, where="labelled")),
         kd=(lambda step: 1 - alpha(step), objectives.from_logits(losses.kd, temperature=config.temperature)),
     )
-    states = {
-        "student alone": students("alone", few, term=on_labels, steps=config.alone_steps),
-        "student alone, all labels": students("alone-all", full, term=on_labels, steps=config.distill_steps),
-        "distilled": (
-            distilled := students(
-                "distilled",
-                soft_labels,
-                term=both,
-                steps=config.distill_steps,
-                teacher=reader,
-                teacher_variables=nothing,
-            )
-        ),
-        "distilled + fine-tuned": students(
-            "fine-tuned",
-            few,
-            term=on_labels,
-            steps=config.finetune_steps,
-            rate=config.learning_rate / 30,
-            start=variables_of(distilled),
-        ),
-    }
+    alone = students("alone", few, term=on_labels, steps=config.alone_steps)
+    alone_all = students("alone-all", full, term=on_labels, steps=config.distill_steps)
+    cached = dict(teacher=reader, teacher_variables=nothing)
+    distilled = students("distilled", soft_labels, term=both, steps=config.distill_steps, **cached)
+    rest = dict(rate=config.learning_rate / 30, start=variables_of(distilled))
+    tuned = students("fine-tuned", few, term=on_labels, steps=config.finetune_steps, **rest)
 
     # 4. The test split, once.
-    found = {"teacher": alone(taught, test), **{name: beside(state, test) for name, state in states.items()}}
-    sizes = [models.count_parameters(teacher)] + [models.count_parameters(variables_of(distilled)) // config.seeds] * 4
-    if processes.is_first():
-        conclude(run, found, sizes, [len(full), len(few), len(full), len(few), len(few)])
-
-
-def conclude(run, found, sizes, labels) -> None:
-    """Prints the table, draws the figures, finishes the run."""
-    test = {name: metrics.values(accumulated) for name, accumulated in found.items()}
-    rows = [
-        reports.result(n, v, parameters=p, labels=seen)
-        for (n, v), p, seen in zip(test.items(), sizes, labels, strict=True)
-    ]
-    gain, error, verdict = reports.gain(100 * test["student alone"]["accuracy"], 100 * test["distilled"]["accuracy"])
-    caption = f"distilled against alone: {verdict}"
-    reports.show(
-        reports.table(rows, reports.RESULTS, title="500 test digits, mean ± std over students", caption=caption)
+    states = {
+        "student alone": alone,
+        "student alone, all labels": alone_all,
+        "distilled": distilled,
+        "distilled + fine-tuned": tuned,
+    }
+    sums = {"teacher": evaluator(teacher, test), **{n: against_teacher(state, test) for n, state in states.items()}}
+    found = {name: metrics.values(accumulators) for name, accumulators in sums.items()}
+    sizes = [models.count_parameters(teacher_variables)]
+    sizes += [models.count_parameters(variables_of(distilled)) // config.seeds] * 4
+    labels = [len(full), len(few), len(full), len(few), len(few)]
+    gain, error, verdict = reports.gain(*(100 * found[name]["accuracy"] for name in ("student alone", "distilled")))
+    conclude(
+        run,
+        [reports.result(n, found[n], parameters=p, labels=k) for n, p, k in zip(found, sizes, labels, strict=True)],
+        title="500 test digits, mean ± std over students",
+        caption=f"distilled against alone: {verdict}",
+        curves=["accuracy", "nll"],
+        reliability={name: accumulators["ece"].bins() for name, accumulators in sums.items()},
+        test=found,
+        gain=gain,
+        standard_error=error,
     )
-    logged = [line for line in read_metrics(run.path) if line["split"] == "validation"]
-    reports.plot_curves(logged, run.path / "curves.png", y=["accuracy", "nll"], labels={"nll": "NLL (nats)"})
-    bins = {name: accumulated["ece"].bins() for name, accumulated in found.items()}
-    reports.plot_reliability(bins, run.path / "reliability.png", title="Reliability, students pooled")
-    run.finish(
-        {
-            "table": rows,
-            "test": test,
-            "validation": reports.last_and_best(logged),
-            "gain": gain,
-            "standard_error": error,
-        }
-    )
-    print(f"figures, metrics and checkpoints are in {run.path}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the tests of the command line and of the run directory share: a configuration, failures and exits."""
+"""A configuration, failures and exits, for the tests of the command line and of the run directory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from jaxkd.experiment import cli
+from jaxkd.experiment import RUN, TRAINING, cli, flag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,16 +20,12 @@ class Inner:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What the tests configure."""
+    """Configuration of the tests."""
 
-    name: str = "digits"
-    """Folder of the run, below runs/."""
-    steps: int = 1000
-    """Updates of each student."""
-    temperature: float = 4.0
-    """Softens both distributions."""
-    hidden: tuple[int, ...] = (64, 64)
-    """Widths of the layers."""
+    name: str = flag("digits", "folder of the run", RUN)
+    steps: int = flag(1000, "Updates of each student.", TRAINING)
+    temperature: float = flag(4.0, "Softens both distributions.", TRAINING)
+    hidden: tuple[int, ...] = flag((64, 64), "Widths of the layers.", TRAINING)
     model: Inner = dataclasses.field(default_factory=Inner)
 
 
@@ -43,6 +39,7 @@ def refusal(code):
 
 
 def leaves(function) -> int | str | None:
+    """The exit code of an experiment's main function."""
     with pytest.raises(SystemExit) as left:
         cli.main(function)
     return left.value.code

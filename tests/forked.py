@@ -18,7 +18,7 @@ import time
 
 IMPORTS = """
     flax.linen flax.nnx optax.contrib tensorboardX jaxkd.augment jaxkd.cache jaxkd.data.open jaxkd.data.pipeline
-    jaxkd.experiment.cli jaxkd.experiment.evaluator jaxkd.experiment.launch jaxkd.experiment.teachers
+    jaxkd.experiment.cli jaxkd.experiment.evaluator jaxkd.experiment.launcher jaxkd.experiment.teachers
     jaxkd.experiment.trainer jaxkd.losses jaxkd.metrics jaxkd.models jaxkd.objectives jaxkd.parallel jaxkd.reports
     jaxkd.runs.checkpoint jaxkd.runs.logger jaxkd.train tyro typeguard
 """

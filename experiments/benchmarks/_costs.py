@@ -1,4 +1,4 @@
-"""What a program moves, and what a device can do: bytes, peak rates."""
+"""Bytes that a program moves, and peak rates of a device."""
 
 from __future__ import annotations
 

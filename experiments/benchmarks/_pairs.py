@@ -1,4 +1,4 @@
-"""What several benchmarks work on: pairs of networks, and pictures read through the pipeline."""
+"""Pairs of networks and random images that several benchmarks use."""
 
 import numpy as np
 
@@ -8,13 +8,13 @@ from jaxkd import augment, models
 def sizes(fast):
     """Flags of `networks`; larger on an accelerator."""
     return dict(
-        pairs=(("resnet", "bert"), "which teachers and students: resnet, bert"),
-        depths=((56, 20), "of the residual networks, teacher and student"),
-        layers=((12, 6), "of the transformers, teacher and student"),
+        pairs=(("resnet", "bert"), "teachers and students: resnet, bert"),
+        depths=((56, 20), "depths of the residual networks, teacher and student"),
+        layers=((12, 6), "layers of the transformers, teacher and student"),
         width=(768 if fast else 128, "hidden size of the transformers"),
-        heads=(12 if fast else 4, "heads of their attention"),
-        vocabulary=(30522 if fast else 2000, "tokens they know"),
-        length=(128, "tokens of an example"),
+        heads=(12 if fast else 4, "attention heads of the transformers"),
+        vocabulary=(30522 if fast else 2000, "vocabulary of the transformers, in tokens"),
+        length=(128, "length of an example, in tokens"),
     )
 
 
@@ -30,7 +30,7 @@ def networks(pair, config, classes=100, **more):
 
 
 def pictures(examples, classes):
-    """Arrays of 32x32 images and labels, and how their views are made on the device."""
+    """Arrays of 32x32 images and labels, and a function that makes their views on the device."""
     rng = np.random.default_rng(0)
     arrays = {
         "image": rng.integers(0, 256, (examples, 32, 32, 3), dtype=np.uint8),

@@ -1,4 +1,4 @@
-"""What the benchmarks share: flags, rounds in which peers alternate, tables, and JSON and Markdown files.
+"""Parts of all benchmarks: flags, rounds in which peers alternate, tables, and JSON and Markdown files.
 
 It needs neither tyro nor rich, so that a bare machine with an accelerator runs the benchmarks too.
 """
@@ -32,7 +32,7 @@ def flags(description: str, *, smoke: Mapping[str, Any], **fields: tuple[Any, st
       Name -> value.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="shrink everything to a run that shows that it works")
+    parser.add_argument("--smoke", action="store_true", help="shrink to a run that only shows that it works")
     for name, (default, text) in fields.items():
         options: dict[str, Any] = {"help": f"{text} (default: {default})", "default": default}
         if isinstance(default, bool):
@@ -50,10 +50,10 @@ def flags(description: str, *, smoke: Mapping[str, Any], **fields: tuple[Any, st
 def alternate(
     contestants: Mapping[str, Callable[[], Any]], *, rounds: int, seconds: float
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """Seconds a call of each contestant, each timed once a round, with another one first in every round.
+    """Measures the seconds of a call of each contestant, once a round, with another one first in every round.
 
     Args:
-      contestants: Name -> what is timed; it waits for its own result.
+      contestants: Name -> the call that is timed; it waits for its own result.
       rounds: Number of rounds.
       seconds: Least length of one contestant's turn.
 
@@ -70,7 +70,7 @@ def alternate(
 
 
 def seconds_per_call(call: Callable[[], Any], least: float) -> float:
-    """Mean over as many calls as fill the least length."""
+    """Mean seconds of a call, over as many calls as fill the least length."""
     start, count, elapsed = time.perf_counter(), 0, 0.0
     while count == 0 or elapsed < least:
         call()
@@ -79,7 +79,7 @@ def seconds_per_call(call: Callable[[], Any], least: float) -> float:
 
 
 def spread(values: Any, *, scale: float = 1.0) -> str:
-    """ "median (lower quartile..upper quartile)"."""
+    """Formats values as "median (lower quartile..upper quartile)"."""
     low, middle, high = (f"{scale * x:.4g}" for x in np.percentile(values, [25, 50, 75]))
     return f"{middle} ({low}..{high})"
 
@@ -97,7 +97,7 @@ def device_line() -> str:
 
 
 def is_accelerator() -> bool:
-    """Whether sizes fit for an accelerator make sense."""
+    """True on an accelerator, which needs larger sizes than a CPU."""
     return jax.default_backend() != "cpu"
 
 
@@ -110,11 +110,11 @@ def publish(
     notes: Sequence[str] = (),
     **more: Any,
 ) -> None:
-    """Prints a table and writes it as JSON, and as Markdown beside it.
+    """Prints a table and writes it as JSON and as Markdown.
 
     Args:
       out: The JSON file; the Markdown file has its name with another ending.
-      title: What was measured.
+      title: Above the table.
       rows: Key -> value of each row; keys that are no column go into the JSON alone.
       columns: Key -> header.
       notes: Sentences below the table.
@@ -131,5 +131,5 @@ def publish(
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has no form for, as lists and numbers."""
+    """Lists and numbers in place of a value that JSON has no form for."""
     return np.asarray(value).tolist()

@@ -1,15 +1,15 @@
-"""Training step and whole epoch of distillation beside the same in PyTorch, eager and `torch.compile`.
+"""Training step and whole epoch of distillation, compared with PyTorch, eager and `torch.compile`.
 
 ResNet-56 -> ResNet-20 at 32x32, and a BERT-like teacher of 12 layers with a student of 6 at length 128; KD with T = 4
 and cross-entropy, SGD with momentum; the teacher live, and its logits cached in the batches. All start from the same
 weights, see the same batches, must give the same losses, and take turns in one process. An epoch reads the examples in
-a random order from memory, copies them to the device and takes all steps. Where both have it, products of float32 use
-TF32.
+a random order from memory, copies them to the device and takes all steps. On devices that have TF32, both use it for
+products of float32.
 
     python experiments/benchmarks/against_torch.py        about fifteen minutes on two CPU cores
     python experiments/benchmarks/against_torch.py --pairs bert --peers eager
 
-`pip install -e ".[bench]"` brings PyTorch; without it the library's side is reported alone.
+`pip install -e ".[bench]"` brings PyTorch; without it the table has the library's rows alone.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ import numpy as np
 import optax
 
 from jaxkd import losses, models, objectives, parallel, train
-from jaxkd.experiment.cli import main
+from jaxkd.experiment import main
 from jaxkd.types import Variables, leaf_name
 
 T, ALPHA, RATE, MOMENTUM, CLASSES, MAX_LENGTH = 4.0, 0.1, 0.01, 0.9, 100, 512
@@ -41,7 +41,7 @@ SMALL = {
 
 
 def networks(pair, config):
-    """(library's teacher, student), and how PyTorch makes its own."""
+    """(teacher, student) of the library, and a function that makes PyTorch's."""
     mine = pairs.networks(pair, config, CLASSES, **({"max_length": MAX_LENGTH} if pair == "bert" else {}))
     if pair == "resnet":
         return mine, [("ResNet", (CLASSES, d)) for d in config.depths]
@@ -60,16 +60,18 @@ def examples(pair, count, config):
 
 
 def with_logits(pair, config, source, batch_size):
-    """The teacher's variables, and the examples with what it says of them."""
+    """The teacher's variables, and the examples with its logits."""
     teacher = networks(pair, config)[0][0]
-    known = models.init(teacher, jax.random.key(1), {name: x[:batch_size] for name, x in source.items()})
-    say = jax.jit(lambda known, rows: teacher.apply(known, rows, None, False)[0].logits)
+    teacher_variables = models.init(teacher, jax.random.key(1), {name: x[:batch_size] for name, x in source.items()})
+    say = jax.jit(lambda variables, rows: teacher.apply(variables, rows, None, False)[0].logits)
     starts = range(0, len(source["label"]), batch_size)
-    found = [say(known, {name: x[start : start + batch_size] for name, x in source.items()}) for start in starts]
-    return known, {**source, CACHED: np.concatenate(found)}
+    found = [
+        say(teacher_variables, {name: x[start : start + batch_size] for name, x in source.items()}) for start in starts
+    ]
+    return teacher_variables, {**source, CACHED: np.concatenate(found)}
 
 
-def library(pair, config, batch, known, cached):
+def library(pair, config, batch, teacher_variables, cached):
     """(step on a placed batch, place, wait, the weights by path) of the library."""
     (teacher, student), _ = networks(pair, config)
     mesh = parallel.make_mesh(jax.devices()[:1])
@@ -77,16 +79,16 @@ def library(pair, config, batch, known, cached):
         label=(ALPHA, objectives.from_labels(losses.cross_entropy)),
         kd=(1 - ALPHA, objectives.from_logits(losses.kd, temperature=T)),
     )
-    held_by = Variables({}, {}) if cached else known
+    placed_variables = Variables({}, {}) if cached else teacher_variables
     parts = (student, models.cached(logits=CACHED) if cached else teacher, term, optax.sgd(RATE, momentum=MOMENTUM))
-    state = train.init_state(*parts, key=jax.random.key(0), batch=batch, teacher_variables=held_by)
-    weights = [by_path(v) for v in (known, Variables(state.params["student"], state.state["student"]))]
+    state = train.init_state(*parts, key=jax.random.key(0), batch=batch, teacher_variables=placed_variables)
+    weights = [by_path(v) for v in (teacher_variables, Variables(state.params["student"], state.state["student"]))]
     step = parallel.compile_jit(train.make_train_step(*parts), mesh)
-    held = {"state": parallel.put_replicated(state, mesh)}
-    known = parallel.put_replicated(held_by, mesh)
+    box = {"state": parallel.put_replicated(state, mesh)}
+    teacher_variables = parallel.put_replicated(placed_variables, mesh)
 
     def launch(placed):
-        held["state"], metrics = step(held["state"], known, placed)
+        box["state"], metrics = step(box["state"], teacher_variables, placed)
         return metrics["loss"]
 
     def place(rows):
@@ -102,7 +104,7 @@ def by_path(variables):
 
 
 def torch_side(pair, config, weights, compiled, cached):
-    """The same of PyTorch."""
+    """PyTorch's counterpart of `of_the_library`."""
     import _torch_models
     import torch
     import torch.nn.functional as F
@@ -119,9 +121,9 @@ def torch_side(pair, config, weights, compiled, cached):
     student.train()
     optimizer = torch.optim.SGD(student.parameters(), lr=RATE, momentum=MOMENTUM)
 
-    def objective(inputs, label, known):
+    def objective(inputs, label, cached_logits):
         with torch.no_grad():
-            t = F.log_softmax((known if cached else teacher(*inputs)) / T, dim=-1)
+            t = F.log_softmax((cached_logits if cached else teacher(*inputs)) / T, dim=-1)
         z = student(*inputs)
         kd = T**2 * F.kl_div(F.log_softmax(z / T, dim=-1), t, reduction="batchmean", log_target=True)
         return ALPHA * F.cross_entropy(z, label) + (1 - ALPHA) * kd
@@ -142,10 +144,10 @@ def torch_side(pair, config, weights, compiled, cached):
             return (x.pin_memory() if device == "cuda" else x).to(device, non_blocking=True)
 
         label = copy(rows["label"].astype(np.int64))
-        known = copy(rows[CACHED]) if cached else None
+        cached_logits = copy(rows[CACHED]) if cached else None
         if pair == "resnet":
-            return [copy(rows["image"]).permute(0, 3, 1, 2).contiguous(memory_format=layout)], label, known
-        return [copy(rows["tokens"].astype(np.int64)), copy(rows["token_mask"])], label, known
+            return [copy(rows["image"]).permute(0, 3, 1, 2).contiguous(memory_format=layout)], label, cached_logits
+        return [copy(rows["tokens"].astype(np.int64)), copy(rows["token_mask"])], label, cached_logits
 
     def wait(loss):
         if device == "cuda":
@@ -165,11 +167,11 @@ def epoch(side, source, batch_size):
     wait(loss)
 
 
-def sides_of(pair, config, batch, known):
+def sides_of(pair, config, batch, teacher_variables):
     """Name -> (launch, place, wait), and the losses of three steps of each."""
     ways, sides = {"": False, ", cached": True}, {}
     for way, cached in ways.items():
-        *mine, weights = library(pair, config, batch, known, cached)
+        *mine, weights = library(pair, config, batch, teacher_variables, cached)
         sides[f"jaxkd{way}"] = tuple(mine)
     if importlib.util.find_spec("torch"):
         for peer in config.peers:
@@ -184,9 +186,9 @@ def sides_of(pair, config, batch, known):
 
 def measure(pair, batch_size, config):
     drawn = examples(pair, max(config.epoch_examples, batch_size), config)
-    known, source = with_logits(pair, config, drawn, batch_size)
+    teacher_variables, source = with_logits(pair, config, drawn, batch_size)
     batch = {name: x[:batch_size] for name, x in source.items()}
-    sides, seen = sides_of(pair, config, batch, known)
+    sides, seen = sides_of(pair, config, batch, teacher_variables)
     tolerance = 3e-2 if timing.is_accelerator() else 1e-3  # of float32, and of TF32
     for name, found in seen.items():  # the same mathematics
         np.testing.assert_allclose(found, seen["jaxkd"], rtol=tolerance, err_msg=name)
@@ -220,15 +222,15 @@ def benchmark() -> None:
         __doc__,
         smoke=SMALL,
         **pairs.sizes(fast),
-        peers=(("eager", "compile"), "which of PyTorch's ways: eager, compile"),
+        peers=(("eager", "compile"), "ways to run PyTorch: eager, compile"),
         batch_sizes=((64, 512) if fast else (64,), "examples a step"),
         epoch_examples=(50_000 if fast else 1024, "examples of an epoch"),
         rounds=(30 if fast else 5, "alternating rounds of steps"),
         epochs=(5 if fast else 3, "alternating rounds of epochs"),
         seconds=(0.5, "least length of one side of a round of steps"),
         mode=("default", "mode of torch.compile: default, reduce-overhead, max-autotune"),
-        channels_last=(False, "whether PyTorch keeps images with channels last"),
-        out=("runs/against_torch.json", "where the figures go"),
+        channels_last=(False, "let PyTorch keep images with channels last"),
+        out=("runs/against_torch.json", "JSON file for the figures"),
     )
     rows, notes = [], ["Median (quartiles); a ratio is that side's time over jaxkd's in the same round."]
     if not importlib.util.find_spec("torch"):

@@ -1,7 +1,7 @@
-"""Every benchmark in this folder, one after the other in a process of its own, with sizes that fit the device.
+"""Every benchmark in this folder, one after the other in a process of its own, with sizes that suit the device.
 
 Each writes its figures into NAME.json and its table into NAME.md; one that fails is reported at the end, after the
-others have run. On Linux all of them have memory by large pages, PyTorch as well, as the README recommends.
+others have run. On Linux all of them, PyTorch included, use large memory pages.
 
     python experiments/benchmarks/all.py --out runs/benchmarks
     python experiments/benchmarks/all.py --out runs/benchmarks --only against_torch large_vocabulary
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import _timing as timing
 
-from jaxkd.experiment.cli import main
+from jaxkd.experiment import main
 
 FOLDER = Path(__file__).parent
 LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # read when a process starts
@@ -38,8 +38,8 @@ def benchmark() -> None:
     config = timing.flags(
         __doc__,
         smoke={"only": ("large_vocabulary",)},
-        only=(THERE, "which of them"),
-        limit=(3600, "seconds that one may take"),
+        only=(THERE, "names of the benchmarks to run"),
+        limit=(3600, "seconds after which a benchmark is stopped"),
         out=("runs/benchmarks", "folder for the figures and tables"),
     )
     if unknown := set(config.only) - set(THERE):

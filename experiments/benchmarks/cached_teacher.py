@@ -1,4 +1,4 @@
-"""What a cached teacher saves beside a live one, read through the pipeline, and how fast it is written.
+"""Training speed with a cached teacher compared with a live one, and the speed of writing the cache.
 
 ResNet-56 -> ResNet-20 at 32x32 with random crops and flips, KD with T = 4 and cross-entropy, SGD with momentum. All
 students take their batches from Grain's threads; those with a cache find the teacher's targets in them, on disk under
@@ -19,7 +19,7 @@ from _pairs import pictures
 
 from jaxkd import cache, data, losses, models, objectives, parallel, train
 from jaxkd.cache.write import write_targets
-from jaxkd.experiment.cli import main
+from jaxkd.experiment import main
 from jaxkd.types import Variables
 
 SMALL = dict(rounds=1, seconds=0.01, steps=2, batch_size=8, pair="mlp", examples=32, classes=10, top_k=4)
@@ -31,7 +31,7 @@ NETWORKS = {
 }
 
 
-def trainer(source, prepare, student, teacher, known, config, plan, stack):
+def trainer(source, prepare, student, teacher, teacher_variables, config, plan, stack):
     """A function that takes some steps with batches from the pipeline and waits for the last one."""
     term = objectives.weighted(
         label=(ALPHA, objectives.from_labels(losses.cross_entropy)),
@@ -39,14 +39,16 @@ def trainer(source, prepare, student, teacher, known, config, plan, stack):
     )
     parts = (student, teacher, term, optax.sgd(0.01, momentum=0.9))
     batches = data.train_batches(source, config.batch_size, seed=0)
-    known = plan.put(known)
-    state = train.init_state(*parts, key=jax.random.key(0), batch=batches[0], teacher_variables=known, prepare=prepare)
-    step, held = plan.compile(train.make_train_step(*parts, prepare=prepare)), {"state": plan.put(state)}
+    teacher_variables = plan.put(teacher_variables)
+    state = train.init_state(
+        *parts, key=jax.random.key(0), batch=batches[0], teacher_variables=teacher_variables, prepare=prepare
+    )
+    step, box = plan.compile(train.make_train_step(*parts, prepare=prepare)), {"state": plan.put(state)}
     stream = stack.enter_context(contextlib.closing(data.prefetch(batches, plan.place)))
 
     def run():
         for _ in range(config.steps):
-            held["state"], found = step(held["state"], known, next(stream))
+            box["state"], found = step(box["state"], teacher_variables, next(stream))
         return float(found["loss"])
 
     return run
@@ -57,32 +59,36 @@ def benchmark() -> None:
         __doc__,
         smoke=SMALL,
         rounds=(12, "alternating rounds"),
-        seconds=(1.0, "least length of one side of a round"),
+        seconds=(1.0, "least seconds of one side of a round"),
         steps=(5, "steps between two looks at the clock"),
         batch_size=(64, "examples a step"),
-        pair=("resnet", "which teacher and student: resnet, mlp"),
-        depths=((56, 20), "of the residual networks, teacher and student"),
-        examples=(2048, "examples of the set"),
+        pair=("resnet", "teacher and student: resnet or mlp"),
+        depths=((56, 20), "depths of the residual networks, teacher and student"),
+        examples=(2048, "examples of the data set"),
         views=(2, "views of each example in the cache"),
         classes=(100, "classes"),
-        top_k=(16, "classes that are kept in the reduced cache"),
-        out=("runs/benchmarks/cached_teacher.json", "where the figures go"),
+        top_k=(16, "top classes that the reduced cache keeps"),
+        out=("runs/benchmarks/cached_teacher.json", "JSON file for the figures"),
     )
     arrays, prepare = pictures(config.examples, config.classes)
     source = dataclasses.replace(data.open_source(arrays, num_classes=config.classes), views=config.views)
     plan = parallel.with_jit(parallel.make_mesh(jax.devices()[:1]))
     (big, big_name), (small, small_name) = NETWORKS[config.pair](config)
-    known = models.init(big, jax.random.key(1), prepare(data.train_batches(source, 8, seed=0)[0]))
-    same = {"made_with": {"teacher": cache.fingerprint_variables(known)}, "prepare": prepare, "views": config.views}
+    teacher_variables = models.init(big, jax.random.key(1), prepare(data.train_batches(source, 8, seed=0)[0]))
+    same = {
+        "made_with": {"teacher": cache.fingerprint_variables(teacher_variables)},
+        "prepare": prepare,
+        "views": config.views,
+    }
     written, nothing = {"live": None, "none": None}, Variables({}, {})
     with contextlib.ExitStack() as stack:
-        sides = {"live": trainer(source, prepare, small, big, known, config, plan, stack)}
+        sides = {"live": trainer(source, prepare, small, big, teacher_variables, config, plan, stack)}
         zeros = data.with_fields(source, teacher_logits=np.zeros((config.examples, config.classes), np.float32))
         sides["none"] = trainer(zeros, prepare, small, models.cached(), nothing, config, plan, stack)
         for name, k in (("cached, all logits", None), (f"cached, top {config.top_k}", config.top_k)):
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             written[name] = write_targets(
-                folder, source, big, known, plan=plan, batch_size=config.batch_size, top_k=k, **same
+                folder, source, big, teacher_variables, plan=plan, batch_size=config.batch_size, top_k=k, **same
             )
             teacher = models.cached(num_classes=None if k is None else config.classes)
             joined = cache.with_targets(source, folder, **same)

@@ -1,7 +1,8 @@
-"""A convolution with both its gradients, as networks here have it and as XLA has it by itself, and the same in a loop.
+"""A convolution with both its gradients, by the library's kernel and by XLA, alone and inside a loop.
 
-`jaxkd.convolution.convolve` beside `lax.conv_general_dilated`, on layers of networks for 32x32 images: one call, and as
-a step of a `lax.scan`, as steps in one dispatch and stacks of students have it. All take turns in one process.
+`jaxkd.kernels.convolution.convolve` is compared with `lax.conv_general_dilated` on layers of networks for 32x32 images:
+as one call, and as a step of a `lax.scan`, as in several steps at once and in stacks of students. All take turns in one
+process.
 
     python experiments/benchmarks/convolutions.py        about a minute on two CPU cores
 """
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd.experiment.cli import main
+from jaxkd.experiment import main
 from jaxkd.kernels.convolution import convolve
 
 SMALL = dict(rounds=1, seconds=0.001, batch_size=1, loop=2, layers=("depthwise",))
@@ -66,11 +67,11 @@ def benchmark() -> None:
         __doc__,
         smoke=SMALL,
         rounds=(4, "alternating rounds"),
-        seconds=(0.1, "least length of one side of a round"),
+        seconds=(0.1, "least seconds of one side of a round"),
         batch_size=(16, "images"),
         loop=(2, "steps of the loop"),
-        layers=(tuple(LAYERS), "which layers"),
-        out=("runs/benchmarks/convolutions.json", "where the figures go"),
+        layers=(tuple(LAYERS), "names of the layers"),
+        out=("runs/benchmarks/convolutions.json", "JSON file for the figures"),
     )
     rows = []
     for name in config.layers:

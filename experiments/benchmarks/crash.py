@@ -3,8 +3,8 @@
 The run is an ordinary experiment in a process of its own: on scikit-learn's digits a teacher, then a student with batch
 norm, dropout, augmentation, momentum, a moving average, a weight on a schedule and CRD's memory banks, with evaluations
 and checkpoints. Every second kill comes while a checkpoint is being written, the others between two log lines or while
-the run starts. Compared are parameters, states, optimizer, moving average, log lines, predictions, summary and which
-checkpoints are kept. Exit code 1 if anything differs.
+the run starts. The comparison covers parameters, states, optimizer, moving average, log lines, predictions, summary and
+the checkpoints that are kept. The exit code is 1 if anything differs.
 
     python experiments/benchmarks/crash.py --kills 20
 """
@@ -25,27 +25,37 @@ import jax
 import numpy as np
 import optax
 
-from jaxkd import augment, data, losses, metrics, models, objectives, reports
-from jaxkd.experiment.cli import check_positive, main, parse
-from jaxkd.experiment.context import Context
-from jaxkd.experiment.evaluator import Evaluator, predict
-from jaxkd.experiment.flags import StepOptions
-from jaxkd.experiment.launch import launch
-from jaxkd.experiment.trainer import train_phase, variables_of
+from jaxkd import augment, data, experiment, losses, metrics, models, objectives, reports
+from jaxkd.experiment import (
+    RUN,
+    TRAINING,
+    Context,
+    Evaluator,
+    check_positive,
+    flag,
+    launch,
+    main,
+    parse,
+    predict,
+    train_phase,
+    variables_of,
+)
 from jaxkd.keys import plain_words
 from jaxkd.runs.checkpoint import Checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    kills: int = 20  # how often the run is killed
-    steps: int = 300  # updates of the student; the teacher gets a third
-    every: int = 15  # updates between two checkpoints
-    fault: Literal["none", "order", "bank"] = "none"  # what each resumed start gets wrong, to see that it is noticed
-    seed: int = 0  # of the moments of the kills
-    cache: bool = False  # let starts share compiled programs, which is quicker; else each compiles its own
-    timeout: float = 600.0  # seconds after which a start counts as hanging
-    out: str = "runs/crash.json"  # where the findings go
+    kills: int = flag(20, "times that the run is killed", TRAINING)
+    steps: int = flag(300, "updates of the student; the teacher has a third of them", TRAINING)
+    every: int = flag(15, "updates between two checkpoints", TRAINING)
+    fault: Literal["none", "order", "bank"] = flag(
+        "none", "mistake of each resumed start, to show that it is noticed: order of the data, or memory bank", RUN
+    )
+    seed: int = flag(0, "seed of the moments of the kills", RUN)
+    cache: bool = flag(False, "let starts share compiled programs, which is faster; else each compiles its own", RUN)
+    timeout: float = flag(600.0, "seconds after which a start counts as hanging", RUN)
+    out: str = flag("runs/crash.json", "JSON file for the findings", RUN)
 
 
 SMALL = dict(kills=2, steps=12, every=4, cache=True)
@@ -55,14 +65,13 @@ SMALL = dict(kills=2, steps=12, every=4, cache=True)
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
-    name: str = "run"  # the run's folder
-    root: str = "runs"  # where the folders of all runs are
-    data_dir: str = "data"  # where the digits are kept
-    steps: int = 300  # updates of the student
-    every: int = 15  # updates between two evaluations and checkpoints
-    fault: Literal["none", "order", "bank"] = "none"  # what a resumed start gets wrong
-    wandb: bool = False  # log to Weights & Biases as well
+class RunConfig(experiment.Config):
+    data_dir: str = "data"
+    batch_size: int = 32
+    ema_decay: float = 0.9
+    steps: int = flag(300, "updates of the student", TRAINING)
+    every: int = flag(15, "updates between two evaluations and checkpoints", TRAINING)
+    fault: Literal["none", "order", "bank"] = flag("none", "mistake of a resumed start", RUN)
 
 
 def procedure(config, run, logger, plan) -> None:
@@ -73,42 +82,41 @@ def procedure(config, run, logger, plan) -> None:
     if run.resumed and config.fault == "bank":
         Checkpoints.restore = without_memories(Checkpoints.restore)
     order = int(run.resumed and config.fault == "order")
-    setting = Context(
-        run, logger, plan, order, 32, noisy, augment.augment_batch(clean, seed=0), StepOptions(ema_decay=0.9)
-    )
+    clean = augment.augment_batch(clean, seed=0)
+    context = Context(run, logger, plan, order, config.batch_size, noisy, clean, config)
     big, small = models.convnet(10, widths=(8,)), models.convnet(10, widths=(4,), dropout=0.2)
 
-    def train(name, model, measure, term, steps, **options):
+    def train(name, model, evaluator, term, steps, **options):
         optimizer = optax.sgd(optax.cosine_decay_schedule(0.05, steps), momentum=0.9)
         return train_phase(
-            setting,
+            context,
             name,
             full,
             student=model,
             objective=(term, optimizer),
             steps=steps,
             key=jax.random.key(0),
-            validation=(measure, validation),
+            validation=(evaluator, validation),
             every=config.every,
             log_every=5,
             **options,
         )
 
     on_labels = objectives.from_labels(losses.cross_entropy)
-    alone = Evaluator(setting, big, metrics.CLASSIFICATION)
-    taught = train("teacher", big, alone, on_labels, max(1, config.steps // 3))
-    teacher = variables_of(taught)
+    evaluator = Evaluator(context, big, metrics.CLASSIFICATION)
+    teacher = train("teacher", big, evaluator, on_labels, max(1, config.steps // 3))
+    with_teacher = dict(teacher=big, teacher_variables=variables_of(teacher))
     term = objectives.weighted(
         label=on_labels,
         kd=(optax.linear_schedule(1.0, 0.2, config.steps), objectives.from_logits(losses.kd, temperature=4.0)),
         crd=(0.5, objectives.crd(student="pooled", teacher="pooled", examples=len(full), width=16, negatives=64)),
     )
-    beside = Evaluator(setting, small, metrics.DISTILLATION, teacher=big, teacher_variables=teacher)
-    state = train("student", small, beside, term, config.steps, teacher=big, teacher_variables=teacher)
-    ids, logits = predict(setting, small, variables_of(state), test)
-    arrays = {**leaves("teacher", taught), **leaves("student", state), "test ids": ids, "test logits": logits}
+    evaluator = Evaluator(context, small, metrics.DISTILLATION, **with_teacher)
+    state = train("student", small, evaluator, term, config.steps, **with_teacher)
+    ids, logits = predict(context, small, variables_of(state), test)
+    arrays = {**leaves("teacher", teacher), **leaves("student", state), "test ids": ids, "test logits": logits}
     np.savez(run.path / "final.npz", **arrays)
-    run.finish({"test": metrics.values(beside(state, test))})
+    run.finish({"test": metrics.values(evaluator(state, test))})
 
 
 def leaves(name, tree):
@@ -120,7 +128,7 @@ def leaves(name, tree):
 
 
 def without_memories(restore):
-    """A restoring that forgets what the term remembers."""
+    """`Checkpoints.restore` with a fault: it forgets the memories of the term."""
 
     @functools.wraps(restore)
     def forgetful(self, like):
@@ -130,11 +138,11 @@ def without_memories(restore):
     return forgetful
 
 
-# What kills and compares it.
+# The program that kills and compares it.
 
 
 def differences(one, other):
-    """What two finished runs differ in, as sentences."""
+    """Differences of two finished runs, as sentences."""
     a, b = (dict(np.load(folder / "final.npz")) for folder in (one, other))
     bits = [{name: (x.dtype, x.shape, x.tobytes()) for name, x in arrays.items()} for arrays in (a, b)]
     found = [f"{name} differs" for name in sorted({*a, *b}) if bits[0].get(name) != bits[1].get(name)]
@@ -149,7 +157,7 @@ def differences(one, other):
 
 
 class Killer:
-    """Starts the run and kills it; knows its folder."""
+    """Starts runs in a folder and kills them."""
 
     def __init__(self, config, folder) -> None:
         self.config, self.root, self.random = config, folder, np.random.default_rng(config.seed)
@@ -173,12 +181,12 @@ class Killer:
             return subprocess.Popen(command, stdout=said, stderr=said, env=environment)
 
     def lines(self, name):
-        """How many lines the run has logged."""
+        """Number of lines that the run has logged."""
         log = self.root / name / "metrics.jsonl"
         return log.read_bytes().count(b"\n") if log.exists() else 0
 
     def saves(self, name):
-        """Checkpoints that are being written, or were when the run was killed."""
+        """Checkpoints that are being written, or were being written when the run was killed."""
         return set((self.root / name / "checkpoints").glob("*/*.orbax-checkpoint-tmp*"))
 
     def finish(self, name) -> bool:
@@ -226,7 +234,7 @@ class Killer:
 
 
 def compare(config, folder):
-    """All kills: what each met, and what the killed runs differ in from the undisturbed one."""
+    """Kills runs and compares them: a row of the table for each kill, and the differences from an undisturbed run."""
     killer = Killer(config, folder)
     began = time.monotonic()
     process = killer.start("undisturbed")

@@ -1,7 +1,7 @@
 """The same global batch on one device and on all of them, under `jit` and `pmap`.
 
-On CPUs the devices are eight slices of the same cores, so the figure is what splitting costs; on accelerators it is
-what more of them gain.
+On CPUs the devices are eight slices of the same cores, so the figure is the cost of splitting; on accelerators it is
+the gain of more devices.
 
     python experiments/benchmarks/devices.py        about two minutes on two CPU cores
 """
@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from jaxkd import losses, models, objectives, parallel, train
-from jaxkd.experiment.cli import main
+from jaxkd.experiment import main
 
 SMALL = {"batch_size": 16, "teacher": "mlp", "student": "mlp", "rounds": 1, "seconds": 0.01}
 
@@ -23,15 +23,15 @@ def network(name):
     return models.resnet(100, depth=int(name.removeprefix("resnet")), axis_name=parallel.DATA)
 
 
-def stepper(plan, parts, batch, known):
+def stepper(plan, parts, batch, teacher_variables):
     """Does one step and waits for it."""
-    state = train.init_state(*parts, key=jax.random.key(0), batch=batch, teacher_variables=known)
+    state = train.init_state(*parts, key=jax.random.key(0), batch=batch, teacher_variables=teacher_variables)
     step = plan.compile(train.make_train_step(*parts, axis_name=plan.axis_name))
-    held = {"state": plan.put(jax.tree.map(lambda x: x.copy(), state))}
-    known, placed = plan.put(known), plan.place(batch)
+    box = {"state": plan.put(jax.tree.map(lambda x: x.copy(), state))}
+    teacher_variables, placed = plan.put(teacher_variables), plan.place(batch)
 
     def call():
-        held["state"], metrics = step(held["state"], known, placed)
+        box["state"], metrics = step(box["state"], teacher_variables, placed)
         return metrics["loss"].block_until_ready()
 
     return call
@@ -42,12 +42,12 @@ def benchmark() -> None:
         __doc__,
         smoke=SMALL,
         batch_size=(64, "examples a step, over all devices"),
-        teacher=("resnet20", "resnet<depth> or mlp"),
-        student=("resnet8", "resnet<depth> or mlp"),
-        devices=(8, "devices that a CPU is cut into"),
+        teacher=("resnet20", "teacher or student: resnet<depth> or mlp"),
+        student=("resnet8", "teacher or student: resnet<depth> or mlp"),
+        devices=(8, "devices that a CPU is split into"),
         rounds=(10, "alternating rounds"),
-        seconds=(0.5, "least length of one side of a round"),
-        out=("runs/devices.json", "where the figures go"),
+        seconds=(0.5, "least seconds of one side of a round"),
+        out=("runs/devices.json", "JSON file for the figures"),
     )
     jax.config.update("jax_num_cpu_devices", config.devices)  # before any back end starts; accelerators ignore it
     everything = jax.devices()
@@ -61,7 +61,7 @@ def benchmark() -> None:
         label=(0.1, objectives.from_labels(losses.cross_entropy)),
         kd=(0.9, objectives.from_logits(losses.kd, temperature=4.0)),
     )
-    known = models.init(teacher, jax.random.key(1), batch)
+    teacher_variables = models.init(teacher, jax.random.key(1), batch)
     plans = {"1 device": parallel.with_jit(parallel.make_mesh(everything[:1]))}
     if len(everything) > 1:
         plans |= {
@@ -69,7 +69,7 @@ def benchmark() -> None:
             f"{len(everything)} devices, pmap": parallel.with_pmap(),
         }
     parts = (student, teacher, term, optax.sgd(0.01, momentum=0.9))
-    calls = {name: stepper(plan, parts, batch, known) for name, plan in plans.items()}
+    calls = {name: stepper(plan, parts, batch, teacher_variables) for name, plan in plans.items()}
     seen = {name: [float(call()) for _ in range(3)] for name, call in calls.items()}
     for found in seen.values():  # the same mathematics
         np.testing.assert_allclose(found, seen["1 device"], rtol=2e-2 if timing.is_accelerator() else 1e-3)

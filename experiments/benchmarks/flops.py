@@ -1,7 +1,7 @@
-"""Where the floating-point operations of a distillation run go, and how much of the device's peak rate it reaches.
+"""Floating-point operations of each part of a distillation run, and the part of the device's peak rate that it reaches.
 
 Operations are counted from the program as written (products and convolutions, and one for each other element), not
-from what the compiler makes of it, which is shown beside them. The peak is that of a large square matrix product of
+from the compiled one, whose count has a column of its own. The peak is that of a large square matrix product of
 the same format, measured here. Backward is the whole step without the other parts.
 
     python experiments/benchmarks/flops.py        about two minutes on two CPU cores
@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from jaxkd import losses, models, objectives, train
-from jaxkd.experiment.cli import main
+from jaxkd.experiment import main
 from jaxkd.models.size import Work, count_work
 from jaxkd.types import Outputs, Variables
 
@@ -120,8 +120,8 @@ def benchmark() -> None:
         batch_size=(512 if fast else 64, "examples a step"),
         run_steps=(100_000, "steps of the run that the report is about"),
         rounds=(20 if fast else 5, "alternating rounds"),
-        seconds=(0.3, "least length of one part of a round"),
-        out=("runs/flops.json", "where the figures go"),
+        seconds=(0.3, "least seconds of one part of a round"),
+        out=("runs/flops.json", "JSON file for the figures"),
     )
     peaks = costs.peaks(seconds=config.seconds, small=config.rounds == 1)
     rates = ", ".join(f"{peaks[n] / 1e9:,.0f} GFLOP/s in {n}" for n in config.formats)

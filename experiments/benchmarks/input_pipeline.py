@@ -1,6 +1,6 @@
-"""Whether the input keeps up: the same training step fed by the pipeline, and from batches that lie on the device.
+"""Speed of the input pipeline: a training step fed by it, compared with one fed from batches on the device.
 
-KD from a teacher whose logits stand beside the images, which is where the step asks for most examples a second; 32x32
+KD from a teacher with cached logits, the case that needs most examples a second; 32x32
 images with random crops and flips on the device. Fed from memory: eight batches, or bundles of them, placed beforehand,
 again and again. Fed by the pipeline: a shuffled epoch read, put together and placed by the threads of Grain, step by
 step; the same in bundles of steps with one dispatch each; and in bundles from a table on the device, for which only row
@@ -19,7 +19,7 @@ import optax
 from _pairs import pictures
 
 from jaxkd import data, losses, models, objectives, parallel, train
-from jaxkd.experiment.cli import main
+from jaxkd.experiment import main
 from jaxkd.train import multistep
 from jaxkd.types import Variables
 
@@ -44,16 +44,16 @@ def contestants(student, config, stack):
     nothing, single = Variables({}, {}), train.make_train_step(*parts, prepare=prepare)
     batches = data.train_batches(source, config.batch_size, seed=0)
 
-    def side(step, known, stream, dispatches):
-        compiled, known = plan.compile(step), plan.put(known)
+    def side(step, teacher_variables, stream, dispatches):
+        compiled, teacher_variables = plan.compile(step), plan.put(teacher_variables)
         state = train.init_state(
             *parts, key=jax.random.key(0), batch=batches[0], teacher_variables=nothing, prepare=prepare
         )
-        held = {"state": plan.put(state)}
+        box = {"state": plan.put(state)}
 
         def run():
             for _ in range(dispatches):
-                held["state"], found = compiled(held["state"], known, next(stream))
+                box["state"], found = compiled(box["state"], teacher_variables, next(stream))
             return jax.block_until_ready(found["loss"])
 
         return run
@@ -85,13 +85,13 @@ def benchmark() -> None:
         __doc__,
         smoke=SMALL,
         rounds=(20, "alternating rounds"),
-        seconds=(1.0, "least length of one side of a round"),
-        steps=(20, "steps between two looks at the clock, after which the last is waited for"),
-        bundle=(10, "steps in a bundle; a divisor of these"),
+        seconds=(1.0, "least seconds of one side of a round"),
+        steps=(20, "steps between two readings of the clock, each after the last step has ended"),
+        bundle=(10, "steps in a bundle; a divisor of --steps"),
         batch_size=(64, "examples a step"),
-        examples=(8192, "examples of the set"),
-        students=(("mlp", "resnet"), "which students"),
-        out=("runs/benchmarks/input_pipeline.json", "where the figures go"),
+        examples=(8192, "examples of the data set"),
+        students=(("mlp", "resnet"), "students: mlp, resnet"),
+        out=("runs/benchmarks/input_pipeline.json", "JSON file for the figures"),
     )
     if config.steps % config.bundle:
         raise ValueError(f"--steps is {config.steps} but --bundle {config.bundle}: give a multiple of it.")

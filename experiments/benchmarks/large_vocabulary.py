@@ -1,7 +1,7 @@
-"""KL between two language-model heads, dense against `losses.chunked_kl`: time and peak memory by vocabulary.
+"""KL between two language-model heads, dense compared with `losses.chunked_kl`: time and peak memory by vocabulary.
 
-Value and gradients in the student's hidden states and output matrix; the teacher's side is frozen. Memory is what the
-compiled program needs beside its inputs and results; on an accelerator also the peak of a process that does nothing
+Value and gradients in the student's hidden states and output matrix; the teacher's side is frozen. Memory is that of
+the compiled program without its inputs and results; on an accelerator also the peak of a process that does nothing
 else, inputs and results included.
 
     python experiments/benchmarks/large_vocabulary.py        about three minutes on two CPU cores
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd import losses
-from jaxkd.experiment.cli import main
+from jaxkd.experiment import main
 
 SMALL = {"vocabularies": (256,), "tokens": 128, "width": 16, "rounds": 1, "seconds": 0.01}
 T = 2.0
@@ -85,9 +85,9 @@ def benchmark() -> None:
         tokens=(8192 if accelerator else 1024, "tokens of a batch"),
         width=(1024 if accelerator else 256, "hidden size of both sides"),
         rounds=(20 if accelerator else 5, "alternating rounds"),
-        seconds=(0.3, "least length of one side of a round"),
-        one=("", "only run this way once and print the peak of the memory (the benchmark calls itself so)"),
-        out=("runs/large_vocabulary.json", "where the figures go"),
+        seconds=(0.3, "least seconds of one side of a round"),
+        one=("", "for the benchmark itself: run this variant once and print its peak memory"),
+        out=("runs/large_vocabulary.json", "JSON file for the figures"),
     )
     if config.one:
         arguments = inputs(config.tokens, config.width, config.vocabularies[0])

@@ -1,11 +1,11 @@
-"""What logging, checkpoints, evaluation hooks, progress and watching cost beside the bare training steps.
+"""Cost of logging, checkpoints, evaluations, progress and watching, compared with the bare training steps.
 
 Bare: the compiled steps over prefetched batches and nothing else, waited for at the end. Loop: `loop.fit` over the same
 batches with a logger (JSON lines and TensorBoard), progress, checkpoints, an evaluation hook, divergence guard and
 clock. Both go in alternating rounds of one process. The ratio of a round is loop / bare, where the loop's time is all
 of `fit` (the calls that log and save included, and the wait for the last save) without the seconds inside the
-evaluation: evaluating is no training step. The second row has those seconds too. Opening the checkpoints' folder is
-outside both. On a busy machine the ratio of the processor's seconds, over all threads, is the steadier figure.
+evaluation. The second row includes those seconds. Opening the checkpoints' folder is outside both. On a busy machine
+the ratio of the processor's seconds, over all threads, is the steadier figure.
 
     python experiments/benchmarks/loop_overhead.py        about nine minutes on two CPU cores
 """
@@ -15,6 +15,7 @@ import io
 import tempfile
 import time
 from pathlib import Path
+from typing import Literal
 
 import _timing as timing
 import jax
@@ -24,7 +25,7 @@ import optax
 import rich.console
 
 from jaxkd import data, losses, metrics, models, objectives, parallel, train
-from jaxkd.experiment.cli import check_positive, main, parse
+from jaxkd.experiment import DATA, NETWORKS, RUN, TRAINING, check_positive, flag, main, parse
 from jaxkd.runs.checkpoint import Checkpoints
 from jaxkd.runs.logger import Logger
 from jaxkd.runs.loop import Every, evaluate, fit
@@ -35,16 +36,16 @@ from jaxkd.types import Variables
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    rounds: int = 14  # alternating rounds: short ones, since a machine gets faster and slower over minutes
-    steps: int = 100  # training steps of one side of a round
-    batch_size: int = 64  # examples a step
-    size: int = 32  # height and width of the images
-    examples: int = 512  # images in the evaluated split
-    network: str = "resnet8"  # the student: resnet8 or mlp
-    log_every: int = 50  # interval of logged metrics
-    checkpoint_every: int = 100  # interval of checkpoints
-    evaluate_every: int = 100  # interval of evaluations
-    out: str = "runs/loop_overhead.json"  # where the figures go
+    size: int = flag(32, "height and width of the images, in pixels", DATA)
+    examples: int = flag(512, "images of the evaluated split", DATA)
+    network: Literal["resnet8", "mlp"] = flag("resnet8", "network of the student", NETWORKS)
+    steps: int = flag(100, "updates of one side of a round", TRAINING)
+    batch_size: int = flag(64, "examples a step", TRAINING)
+    log_every: int = flag(50, "updates between two logged lines", TRAINING)
+    checkpoint_every: int = flag(100, "updates between two checkpoints", TRAINING)
+    evaluate_every: int = flag(100, "updates between two evaluations", TRAINING)
+    rounds: int = flag(14, "alternating rounds; short ones, since a machine's speed drifts over minutes", RUN)
+    out: str = flag("runs/loop_overhead.json", "JSON file for the figures", RUN)
 
 
 SMALL = dict(
@@ -82,14 +83,17 @@ def contestants(config):
     batches = data.train_batches(images(8 * config.batch_size), config.batch_size, seed=0)
     split = data.eval_batches(images(config.examples), config.batch_size)
     plan = parallel.with_jit(parallel.make_mesh(jax.devices()[:1]))
-    known, prepare = plan.put(Variables({}, {})), {"prepare": lambda batch: {**batch, "image": batch["image"] / 255}}
+    no_variables, prepare = (
+        plan.put(Variables({}, {})),
+        {"prepare": lambda batch: {**batch, "image": batch["image"] / 255}},
+    )
     parts = (
         NETWORKS[config.network](),
         models.no_teacher(),
         objectives.from_labels(losses.cross_entropy),
         optax.sgd(0.01, momentum=0.9),
     )
-    first = train.init_state(*parts, key=jax.random.key(0), batch=batches[0], teacher_variables=known, **prepare)
+    first = train.init_state(*parts, key=jax.random.key(0), batch=batches[0], teacher_variables=no_variables, **prepare)
     step = plan.compile(train.make_train_step(*parts, metrics={"accuracy": metrics.accuracy}, **prepare))
     measure = plan.compile(train.make_eval_step(*parts[:2], metrics.CLASSIFICATION, **prepare), donate_state=False)
 
@@ -97,7 +101,7 @@ def contestants(config):
         state = plan.put(jax.tree.map(jnp.copy, first))  # a copy, since the step donates it
         start = now()
         for batch in data.prefetch(batches, plan.place, stop=config.steps):
-            state, _ = step(state, known, batch)
+            state, _ = step(state, no_variables, batch)
         jax.block_until_ready(state)
         return now() - start, np.zeros(2)
 
@@ -107,7 +111,7 @@ def contestants(config):
         def hook(state):
             jax.block_until_ready(state)  # the steps before are no part of the evaluation
             start = now()
-            found = metrics.values(evaluate(measure, state, known, data.prefetch(split, plan.place)))
+            found = metrics.values(evaluate(measure, state, no_variables, data.prefetch(split, plan.place)))
             evaluating.append(now() - start)
             return found
 
@@ -120,7 +124,7 @@ def contestants(config):
             fit(
                 step,
                 state,
-                known,
+                no_variables,
                 stream,
                 steps=config.steps,
                 log=logger.phase("student", bar),

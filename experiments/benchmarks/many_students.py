@@ -1,4 +1,4 @@
-"""N students at once, beside one teacher in one program, against N runs of their own.
+"""N students at once, with one teacher in one program, compared with N separate runs.
 
 With T the time of the teacher's forward pass and S that of the rest of a student's step, N runs take N (T + S) a batch,
 and N students that share the teacher T + N S at best: the ideal ratio is (T + N S) / (N (T + S)). The forms of
@@ -15,7 +15,7 @@ import optax
 from _timing import alternate, flags, publish, spread
 
 from jaxkd import losses, models, objectives, parallel
-from jaxkd.experiment.cli import main
+from jaxkd.experiment import main
 from jaxkd.train import students
 
 SMALL = dict(rounds=1, seconds=0.001, batch_size=8, counts=(2,), pairs=("mlp",))
@@ -37,7 +37,7 @@ def contestants(teacher, student, config, mesh):
         "image": rng.standard_normal((config.batch_size, 32, 32, 3)).astype(np.float32),
         "label": rng.integers(0, 10, config.batch_size).astype(np.int32),
     }
-    known = parallel.put_replicated(models.init(teacher, jax.random.key(1), batch), mesh)
+    teacher_variables = parallel.put_replicated(models.init(teacher, jax.random.key(1), batch), mesh)
 
     def make_parts(temperature, rate):
         term = objectives.weighted(
@@ -53,15 +53,15 @@ def contestants(teacher, student, config, mesh):
             "seed": np.arange(count),
         }
         plan = students.sweep(make_parts, points)
-        state = plan.init(key=jax.random.key(0), batch=batch, teacher_variables=known)
+        state = plan.init(key=jax.random.key(0), batch=batch, teacher_variables=teacher_variables)
         return plan.make_step(), parallel.put_replicated(state, mesh)
 
     def runner(step, state, *inputs):
         compiled = jax.jit(step, donate_argnums=0)
-        held = {"state": state}
+        box = {"state": state}
 
         def run():
-            held["state"], found = compiled(held["state"], *inputs)
+            box["state"], found = compiled(box["state"], *inputs)
             return found["loss"].block_until_ready()
 
         return run
@@ -70,14 +70,17 @@ def contestants(teacher, student, config, mesh):
     step, state = swept(1)
     first = students.pick_student(state, 0)
     make_inputs = jax.jit(step.inputs)
-    inputs = make_inputs(known, placed)
-    yield "teacher", lambda: jax.block_until_ready(make_inputs(known, placed).teacher_out.logits)
+    inputs = make_inputs(teacher_variables, placed)
+    yield "teacher", lambda: jax.block_until_ready(make_inputs(teacher_variables, placed).teacher_out.logits)
     yield "student", runner(step.update, jax.tree.map(jnp.copy, first), inputs)
-    yield "single", runner(step, first, known, placed)
+    yield "single", runner(step, first, teacher_variables, placed)
     for count in config.counts:
         step, state = swept(count)
         for name in config.forms:
-            yield f"{name} {count}", runner(students.FORMS[name](step), jax.tree.map(jnp.copy, state), known, placed)
+            yield (
+                f"{name} {count}",
+                runner(students.FORMS[name](step), jax.tree.map(jnp.copy, state), teacher_variables, placed),
+            )
 
 
 def measure(pair, config, mesh):
@@ -108,12 +111,12 @@ def benchmark():
         __doc__,
         smoke=SMALL,
         rounds=(12, "alternating rounds"),
-        seconds=(0.3, "least length of one side of a round"),
+        seconds=(0.3, "least seconds of one side of a round"),
         batch_size=(64, "examples a step"),
         counts=((1, 2, 4, 8, 16, 32), "numbers of students"),
-        pairs=(("mlp", "convnet", "resnet"), "which teachers and students"),
-        forms=(tuple(students.FORMS), "which forms of a stack"),
-        out=("runs/benchmarks/many_students.json", "JSON file to write"),
+        pairs=(("mlp", "convnet", "resnet"), "teachers and students: mlp, convnet, resnet"),
+        forms=(tuple(students.FORMS), "forms of a stack: vmap, map, unroll"),
+        out=("runs/benchmarks/many_students.json", "JSON file for the figures"),
     )
     mesh = parallel.make_mesh(jax.devices()[:1])
     rows = [shown(row) for pair in config.pairs for row in measure(pair, config, mesh)]
@@ -127,7 +130,7 @@ def benchmark():
         unroll="unroll / N runs",
         best="best / ideal",
     )
-    publish(config.out, f"N students beside one teacher, batch {config.batch_size}", rows, columns)
+    publish(config.out, f"N students with one teacher, batch {config.batch_size}", rows, columns)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What the library's step costs beside a hand-written JAX step of the same mathematics.
+"""Time of the library's step compared with a hand-written JAX step of the same mathematics.
 
 Both are compiled alike, fed the same batches and timed in alternating rounds of one process; the ratio of a round is
-library / hand-written, and the median of the rounds is what counts.
+library / hand-written, and the result is the median of the rounds.
 
     python experiments/benchmarks/step_overhead.py        about two minutes on two CPU cores
 """
@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from jaxkd import losses, models, objectives, parallel, train
-from jaxkd.experiment.cli import main
+from jaxkd.experiment import main
 from jaxkd.models.vision.mlp import MLP
 from jaxkd.models.vision.resnet import ResNet
 
@@ -62,13 +62,13 @@ def contestants(teacher_module, student_module, config):
     teacher, student = models.from_linen(teacher_module), models.from_linen(student_module)
     optimizer = optax.sgd(0.01, momentum=0.9)
     mesh = parallel.make_mesh(jax.devices()[:1])
-    known = parallel.put_replicated(models.init(teacher, jax.random.key(1), batch), mesh)
+    teacher_variables = parallel.put_replicated(models.init(teacher, jax.random.key(1), batch), mesh)
     term = objectives.weighted(
         label=(ALPHA, objectives.from_labels(losses.cross_entropy)),
         kd=(1 - ALPHA, objectives.from_logits(losses.kd, temperature=T)),
     )
     parts = (student, teacher, term, optimizer)
-    state = train.init_state(*parts, key=jax.random.key(0), batch=batch, teacher_variables=known)
+    state = train.init_state(*parts, key=jax.random.key(0), batch=batch, teacher_variables=teacher_variables)
     mine = {"state": parallel.put_replicated(state, mesh)}
     theirs = {
         "carry": jax.tree.map(
@@ -78,10 +78,10 @@ def contestants(teacher_module, student_module, config):
     library = parallel.compile_jit(train.make_train_step(*parts), mesh)
     by_hand = handwritten(teacher_module, student_module, optimizer)
     placed = parallel.put_batch(batch, mesh)
-    variables = {"params": known.params, **known.state}
+    variables = {"params": teacher_variables.params, **teacher_variables.state}
 
     def step_library():
-        mine["state"], found = library(mine["state"], known, placed)
+        mine["state"], found = library(mine["state"], teacher_variables, placed)
         return found["loss"].block_until_ready()
 
     def step_by_hand():
@@ -97,10 +97,10 @@ def benchmark() -> None:
         __doc__,
         smoke=SMALL,
         rounds=(40, "alternating rounds of each pair"),
-        seconds=(0.6, "least length of one side of a round"),
+        seconds=(0.6, "least seconds of one side of a round"),
         batch_size=(64, "examples a step"),
-        pairs=(("mlp", "resnet"), "which teachers and students: mlp, resnet"),
-        out=("runs/step_overhead.json", "where the figures go"),
+        pairs=(("mlp", "resnet"), "teachers and students: mlp, resnet"),
+        out=("runs/step_overhead.json", "JSON file for the figures"),
     )
     rows = []
     for name, *modules in (PAIRS[pair] for pair in config.pairs):
@@ -118,7 +118,7 @@ def benchmark() -> None:
             }
         )
     columns = {"pair": "pair", "library": "library ms", "hand": "hand-written ms", "ratio": "ratio"}
-    title = f"A step of the library beside one written by hand, batch {config.batch_size}"
+    title = f"A step of the library and one written by hand, batch {config.batch_size}"
     timing.publish(config.out, title, rows, columns, notes=["Median (quartiles)."], config=vars(config))
 
 

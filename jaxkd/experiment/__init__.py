@@ -1,22 +1,53 @@
-"""What an experiment file calls: the command line, the context of its trainings, trainer, evaluator and teachers."""
+"""Functions that an experiment file calls: command line, context, trainer, evaluator, teachers, and its end.
 
-from jaxkd.experiment.cli import check_positive, main, parse, parse_grid
-from jaxkd.experiment.context import NO_VARIABLES, Context
-from jaxkd.experiment.evaluator import Evaluator, predict
-from jaxkd.experiment.flags import Devices, StepOptions
-from jaxkd.experiment.launch import keep_programs, launch
-from jaxkd.experiment.teachers import Keep, cached_teacher
-from jaxkd.experiment.trainer import train_phase, variables_of
+Each name is imported on first use, so that a benchmark, which needs `main` alone, runs where little is installed.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxkd.experiment.cli import main, parse, parse_grid
+    from jaxkd.experiment.conclusion import conclude
+    from jaxkd.experiment.config import Config, ImageConfig, check_choice, check_positive
+    from jaxkd.experiment.context import NO_VARIABLES, Context
+    from jaxkd.experiment.evaluator import Evaluator, predict
+    from jaxkd.experiment.flags import DATA, DEVICES, NETWORKS, RUN, TRAINING, Devices, StepOptions, flag
+    from jaxkd.experiment.launcher import keep_programs, launch
+    from jaxkd.experiment.teachers import Keep, cached_teacher
+    from jaxkd.experiment.trainer import train_phase, variables_of
+
+_FILES = {
+    "cli": ("main", "parse", "parse_grid"),
+    "conclusion": ("conclude",),
+    "config": ("Config", "ImageConfig", "check_choice", "check_positive"),
+    "context": ("NO_VARIABLES", "Context"),
+    "evaluator": ("Evaluator", "predict"),
+    "flags": ("DATA", "DEVICES", "NETWORKS", "RUN", "TRAINING", "Devices", "StepOptions", "flag"),
+    "launcher": ("keep_programs", "launch"),
+    "teachers": ("Keep", "cached_teacher"),
+    "trainer": ("train_phase", "variables_of"),
+}
 
 __all__ = [
+    "DATA",
+    "DEVICES",
+    "NETWORKS",
     "NO_VARIABLES",
+    "RUN",
+    "TRAINING",
+    "Config",
     "Context",
     "Devices",
     "Evaluator",
+    "ImageConfig",
     "Keep",
     "StepOptions",
     "cached_teacher",
+    "check_choice",
     "check_positive",
+    "conclude",
+    "flag",
     "keep_programs",
     "launch",
     "main",
@@ -26,3 +57,11 @@ __all__ = [
     "train_phase",
     "variables_of",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the file of a name on first use."""
+    for file, names in _FILES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"jaxkd.experiment.{file}"), name)
+    raise AttributeError(f"module 'jaxkd.experiment' has no attribute {name!r}: it has {', '.join(__all__)}.")

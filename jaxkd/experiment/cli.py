@@ -1,4 +1,4 @@
-"""The command line of an experiment, and one clear line where a user's input is at fault."""
+"""The command line of an experiment, and one clear line in place of a traceback for a user's mistake."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import dis
 import errno
 import inspect
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
+
+from jaxkd.experiment.command_line import field_names, read_flags
 
 Config = TypeVar("Config")
-Flags = TypeVar("Flags")
 
 _USER_FAULTS = (ValueError, TypeError, LookupError, ArithmeticError, ImportError, OSError)
 _MACHINE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
@@ -26,8 +29,8 @@ def parse(
     """Reads an experiment's configuration from the command line, with a flag for every field and `--smoke`.
 
     Args:
-      config_class: A frozen dataclass whose fields all have types, defaults and doc-comments, none called `smoke`.
-      description: What the experiment does, shown by `--help`.
+      config_class: A frozen dataclass whose fields all have types and defaults (see `flags.flag`), none called `smoke`.
+      description: Shown by `--help`.
       smoke: Field name -> the default that `--smoke` puts in place of the usual one; explicit flags still win.
       args: Words of the command line; those of the process by default.
 
@@ -38,109 +41,76 @@ def parse(
       SystemExit: With code 0 after `--help`, with code 2 after the message for an unknown flag or a wrong value.
       TypeError: If `smoke` names a field that the configuration does not have.
     """
-    return _parse(config_class, [], description, smoke, args)[0]
+    return parse_all([config_class], description=description, smoke=smoke, args=args)[0]
 
 
-def parse_beside(
-    config_class: type[Config],
-    flags_class: type[Flags],
-    *,
-    description: str,
-    smoke: Mapping[str, Any],
-    args: Sequence[str] | None = None,
-) -> tuple[Config, Flags]:
-    """As `parse`, with flags beside the configuration that are no part of it.
+def parse_all(
+    classes: Sequence[type[Any]], *, description: str, smoke: Mapping[str, Any], args: Sequence[str] | None = None
+) -> list[Any]:
+    """Reads several dataclasses from one command line, such as a configuration and the devices.
 
     Args:
-      config_class: As in `parse`.
-      flags_class: A frozen dataclass, whose fields have other names than the configuration's.
+      classes: Each as `config_class` in `parse`; no two of them share a field's name.
       description: As in `parse`.
-      smoke: As in `parse`.
+      smoke: As in `parse`, of the first class.
       args: As in `parse`.
 
     Returns:
-      An instance of each.
+      An instance of each class.
 
     Raises:
       SystemExit: As in `parse`.
       TypeError: As in `parse`.
     """
-    return _parse(config_class, [flags_class], description, smoke, args)
+    options = {"description": _wrapped(description), "args": args}
+    usual = [one() for one in classes]
+    small = [dataclasses.replace(usual[0], **smoke), *usual[1:]]
+    found = read_flags(classes, usual, **options)
+    if found["smoke"]:
+        found = read_flags(classes, small, **options)
+    return [one(**{name: found[name] for name in field_names(one)}) for one in classes]
 
 
-def _parse(
-    config_class: type[Any], beside: list[type[Any]], description: str, smoke: Mapping[str, Any], args: Any
-) -> Any:
-    """The configuration, and an instance of each class beside it."""
-    import tyro
-
-    small = dataclasses.replace(config_class(), **smoke)
-    help_smoke = "Shrink everything to a run of a few steps that only shows that the experiment works."
-    command_line: Any = dataclasses.make_dataclass(
-        "CommandLine",
-        [
-            ("config", Annotated[config_class, tyro.conf.arg(name="")]),
-            ("smoke", Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help=help_smoke)]),
-            *((f"beside{i}", Annotated[one, tyro.conf.arg(name="")]) for i, one in enumerate(beside)),
-        ],
-    )
-
-    def read(default: Any) -> Any:
-        """Lets tyro parse on top of these defaults."""
-        start = command_line(default, False, *(one() for one in beside))
-        return tyro.cli(command_line, default=start, description=description, args=args)
-
-    parsed = read(config_class())
-    parsed = read(small) if parsed.smoke else parsed
-    return parsed.config, *(getattr(parsed, f"beside{i}") for i, _ in enumerate(beside))
+def _wrapped(description: str) -> str:
+    """The description in lines that fit the terminal; each begins with a space, or tyro would join them again."""
+    width = min(shutil.get_terminal_size().columns, 120) - 2
+    paragraphs = [
+        part if part.startswith(" ") else textwrap.fill(part, width) for part in description.strip().split("\n\n")
+    ]
+    return textwrap.indent("\n\n".join(paragraphs), " ")
 
 
 def parse_grid(words: Sequence[str], names: Sequence[str]) -> dict[str, list[float]]:
     """Reads the points of a sweep, such as `temperature=1,2,4`.
 
     Args:
-      words: One a name.
-      names: Which names there are.
+      words: One for each name.
+      names: All names that may be varied.
 
     Returns:
       Name -> values, in the order given.
 
     Raises:
-      ValueError: If a word has another form, a name is not one of those, or stands twice.
+      ValueError: If a word has another form, or a name is unknown or given twice.
     """
     found: dict[str, list[float]] = {}
     for word in words:
         name, _, values = word.partition("=")
         if name not in names or name in found:
-            what = "stands twice in the grid" if name in found else "is nothing that a grid can vary"
+            what = "is given twice in --grid" if name in found else "cannot be varied by --grid"
             raise ValueError(f"{name!r} {what}: give each of {', '.join(names)} once at most.")
         try:
             found[name] = [float(value) for value in values.split(",")]
         except ValueError:
-            raise ValueError(f"{word!r} is no part of a grid: write {name}=1,2,4.") from None
+            raise ValueError(f"{word!r} is not a part of --grid: write {name}=1,2,4.") from None
     return found
 
 
-def check_positive(config: Any, *names: str) -> None:
-    """Refuses a configuration in which a count is not positive.
-
-    Args:
-      config: The configuration.
-      *names: Fields that must be at least 1.
-
-    Raises:
-      ValueError: If one is smaller.
-    """
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} is {getattr(config, name)}: give at least 1.")
-
-
 def main(function: Callable[[], object]) -> None:
-    """Runs an experiment's main function; what the user can mend becomes one line on stderr instead of a traceback.
+    """Runs an experiment's main function and turns errors that the user can mend into one line on stderr.
 
-    That is: an error that a `raise` of jaxkd, or of a file beside that of `function`, throws on purpose, and a disk
-    that is full or may not be written to. Every other exception is a bug and keeps its traceback.
+    Those are errors that a `raise` statement of jaxkd, or of a file in the folder of `function`, throws on purpose, and
+    errors of a disk that is full or must not be written to. Every other exception is a bug and keeps its traceback.
     `JAXKD_TRACEBACK=1` in the environment keeps all tracebacks.
 
     Args:
@@ -163,7 +133,7 @@ def main(function: Callable[[], object]) -> None:
 
 
 def _meant_for_the_user(error: BaseException, function: Callable[[], object]) -> bool:
-    """Whether the error comes from a `raise` in jaxkd or beside the experiment, or from a full or forbidden disk."""
+    """True for an error of a `raise` in jaxkd or in the experiment's folder, and for a full or forbidden disk."""
     if isinstance(error, OSError) and error.errno in _MACHINE_FAULTS:
         return True
     trace = error.__traceback__
@@ -176,5 +146,5 @@ def _meant_for_the_user(error: BaseException, function: Callable[[], object]) ->
     deliberate = code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
     experiment = getattr(getattr(inspect.unwrap(function), "__code__", None), "co_filename", None)
     file = Path(code.co_filename).resolve()
-    beside = experiment is not None and file.parent == Path(experiment).resolve().parent
-    return deliberate and (beside or file.is_relative_to(_PACKAGE_FOLDER))
+    neighbour = experiment is not None and file.parent == Path(experiment).resolve().parent
+    return deliberate and (neighbour or file.is_relative_to(_PACKAGE_FOLDER))

@@ -1,4 +1,4 @@
-"""The context that all trainings of an experiment share."""
+"""The context that all trainings of an experiment share: run, logger, devices, batches, options."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ NO_VARIABLES = Variables({}, {})
 
 
 class Context(NamedTuple):
-    """What all trainings of an experiment share.
+    """Parts that all trainings of an experiment share.
 
     Attributes:
-      run: Where checkpoints go.
-      logger: Where metrics go.
-      plan: How steps are spread over devices.
+      run: The run's folder, for checkpoints.
+      logger: The logger, for metrics.
+      plan: The plan that spreads steps over devices.
       seed: Seed of the order of the examples.
       batch_size: Examples a step, over all devices and processes.
       train_prepare: Augmentation and normalisation of training batches, on the device.
       eval_prepare: Normalisation of evaluation batches, on the device.
-      training: How steps are made.
-      divergence: What counts as an exploding loss, at which a training stops; None for nothing.
+      step_options: Options of the train step; an experiment's configuration holds them.
+      divergence: Thresholds of an exploding loss, at which a training stops; None for no such stop.
     """
 
     run: Run
@@ -37,11 +37,11 @@ class Context(NamedTuple):
     batch_size: int
     train_prepare: Prepare
     eval_prepare: Prepare
-    training: StepOptions = StepOptions()
+    step_options: StepOptions = StepOptions()
     divergence: Divergence | None = USUAL
 
     def batch_of(self, source: data.Source) -> int:
-        """Examples a step takes from a source: all of one smaller than a batch.
+        """Examples that a step takes from a source: all of one that is smaller than a batch.
 
         Args:
           source: The source.

@@ -8,73 +8,75 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxkd import data, metrics, parallel, train
+from jaxkd import data, parallel, train
 from jaxkd.experiment.context import NO_VARIABLES, Context
 from jaxkd.runs.loop import evaluate
 from jaxkd.train import students
-from jaxkd.types import Batch, Model, TrainState, Variables
+from jaxkd.types import Batch, Metric, Model, TrainState, Variables
 
 
 class Evaluator:
-    """Compiles the evaluation of a student once, for use during and after training.
+    """The evaluation of a student, compiled once for use during and after training.
 
     Args:
-      setting: What all trainings share.
-      student: The model that is measured.
-      chosen: Name -> metric.
+      context: The context of the experiment's trainings.
+      student: The model that is evaluated.
+      metrics: Name -> metric.
       stacked: Whether states hold several students.
-      teacher: The model that it is compared with, if any.
+      teacher: The model that the student is compared with, if any.
       teacher_variables: The teacher's variables.
     """
 
     def __init__(
         self,
-        setting: Context,
+        context: Context,
         student: Model,
-        chosen: Mapping[str, metrics.Metric],
+        metrics: Mapping[str, Metric],
         *,
         stacked: bool = False,
         teacher: Model | None = None,
         teacher_variables: Variables = NO_VARIABLES,
     ) -> None:
-        plan = setting.plan
-        taught, held = setting.training.teacher(teacher, teacher_variables)
-        pair = (setting.training.student(student), taught)
+        plan, options = context.plan, context.step_options
+        teacher, teacher_variables = options.cast_teacher(teacher, teacher_variables)
+        networks = (options.cast_student(student), teacher)
 
         def compiled(ema: bool) -> Any:
-            options: dict[str, Any] = {"prepare": setting.eval_prepare, "axis_name": plan.axis_name}
-            step = train.make_eval_step(*pair, chosen, ema=ema, **options)
-            form = students.FORMS["map" if setting.training.form == "fastest" else setting.training.form]
+            step = train.make_eval_step(
+                *networks, metrics, ema=ema, prepare=context.eval_prepare, axis_name=plan.axis_name
+            )
+            form = students.FORMS["map" if options.form == "fastest" else options.form]
             return plan.compile(form(step) if stacked else step, donate_state=False)
 
         self._steps = {"": compiled(ema=False), "ema_": compiled(ema=True)}
-        self._known, self._place = plan.put(held), plan.place
-        self._size = 256 * plan.mesh.size
+        self._teacher_variables, self._place = plan.put(teacher_variables), plan.place
+        self._batch_size = 256 * plan.mesh.size
 
     def __call__(self, state: TrainState, source: data.Source) -> dict[str, Any]:
-        """Metrics of a state over a whole split.
+        """Computes the metrics of a state over a whole split.
 
         Args:
           state: The state.
           source: The split.
 
         Returns:
-          Name -> accumulator on the host; `metrics.values` turns them into numbers. Where the state carries a moving
-          average of the student, its metrics stand beside the student's under `ema_<name>`.
+          Name -> accumulator on the host; `metrics.values` turns them into numbers. A state with a moving average of
+          the student has its metrics too, under `ema_<name>`.
         """
-        batches = data.eval_batches(source, self._size)
+        batches = data.eval_batches(source, self._batch_size)
         found: dict[str, Any] = {}
         for prefix in ("", "ema_") if state.ema is not None else ("",):
-            sums = evaluate(self._steps[prefix], state, self._known, data.prefetch(batches, self._place))
+            stream = data.prefetch(batches, self._place)
+            sums = evaluate(self._steps[prefix], state, self._teacher_variables, stream)
             found |= {f"{prefix}{name}": value for name, value in sums.items()}
         return found
 
 
-def predict(setting: Context, model: Model, variables: Variables, source: data.Source) -> tuple[Any, Any]:
-    """A model's logits for every row of a source, in evaluation mode, as a teacher's soft labels.
+def predict(context: Context, model: Model, variables: Variables, source: data.Source) -> tuple[Any, Any]:
+    """Computes a model's logits for every row of a source, in evaluation mode, for instance as soft labels.
 
     Args:
-      setting: What all trainings share.
+      context: The context of the experiment's trainings.
       model: The model.
       variables: Its variables.
       source: The rows.
@@ -84,13 +86,13 @@ def predict(setting: Context, model: Model, variables: Variables, source: data.S
     """
 
     def logits(state: Any, variables: Variables, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
-        found = model.apply(variables, setting.eval_prepare(batch), None, False)[0].logits
-        return found, batch["id"], batch["mask"]
+        outputs, _ = model.apply(variables, context.eval_prepare(batch), None, False)
+        return outputs.logits, batch["id"], batch["mask"]
 
-    plan = parallel.with_jit(setting.plan.mesh)
-    step, known = plan.compile(logits, donate_state=False), plan.put(variables)
+    plan = parallel.with_jit(context.plan.mesh)
+    step, placed = plan.compile(logits, donate_state=False), plan.put(variables)
     rows = [
-        jax.device_get(step(None, known, batch))
+        jax.device_get(step(None, placed, batch))
         for batch in data.prefetch(data.eval_batches(source, 256 * plan.mesh.size), plan.place)
     ]
     return (

@@ -1,31 +1,61 @@
-"""The flags that say where an experiment runs: on which devices, how its steps are spread, beside which processes."""
+"""Flags of the command line: how a field declares one, and those that every experiment has for steps and devices."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 import optax
 
 from jaxkd import models
-from jaxkd.parallel import DATA, MODEL, make_mesh, processes
+from jaxkd.parallel import DATA as DATA_AXIS
+from jaxkd.parallel import MODEL as MODEL_AXIS
+from jaxkd.parallel import make_mesh, processes
 from jaxkd.parallel.compile import Plan, with_jit, with_pmap
 from jaxkd.types import Model, Variables
+
+Group: TypeAlias = Literal["data", "networks", "training", "devices", "run"]
+"""The panel of `--help` that a flag stands in."""
+DATA: Group = "data"
+NETWORKS: Group = "networks"
+TRAINING: Group = "training"
+DEVICES: Group = "devices"
+RUN: Group = "run"
+GROUPS: tuple[Group, ...] = (DATA, NETWORKS, TRAINING, DEVICES, RUN)
+"""All panels, in the order in which `--help` shows them."""
+
+
+def flag(default: Any, help: str, group: Group) -> Any:
+    """A field of a configuration with its help, as `steps: int = flag(100, "updates of the student", TRAINING)`.
+
+    A subclass may give the field another default (`steps: int = 200`) and keeps help and group.
+
+    Args:
+      default: The field's default.
+      help: One plain phrase for someone who has not seen the code, with the unit or the domain.
+      group: The panel of `--help`.
+
+    Returns:
+      A dataclass field.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "group": group})
 
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """No part of the configuration: a run may go on with other devices than it began with."""
+    """Flags of devices and processes, no part of the configuration: a run may go on with others than it began with."""
 
-    parallel: Literal["jit", "pmap"] = "jit"  # how steps are spread over the devices
-    mesh: str | None = (
-        None  # axes and sizes such as data=4,model=2 (params are split over "model"); all data by default
+    parallel: Literal["jit", "pmap"] = flag("jit", "function of JAX that spreads a step over the devices", DEVICES)
+    mesh: str | None = flag(
+        None, 'axes of the mesh and their sizes, such as data=4,model=2, where "model" splits the parameters', DEVICES
     )
-    coordinator: str | None = None  # with several processes: HOST:PORT of the first, or auto (Slurm, MPI, K8s, TPU)
-    num_processes: int | None = None  # how many there are, unless the coordinator is auto
-    process_id: int | None = None  # which one this is, from 0, unless the coordinator is auto
-    peer_timeout: float = 60.0  # seconds without a sign of life after which another process counts as lost
+    coordinator: str | None = flag(
+        None, "with several processes: HOST:PORT of the first, or auto under Slurm, MPI, Kubernetes, on TPUs", DEVICES
+    )
+    num_processes: int | None = flag(None, "number of processes, unless the coordinator is auto", DEVICES)
+    process_id: int | None = flag(None, "number of this process, from 0, unless the coordinator is auto", DEVICES)
+    peer_timeout: float = flag(60.0, "seconds of silence after which another process counts as lost", DEVICES)
 
     def start(self) -> None:
         """Joins the other processes, if there are any; call it before anything touches a device.
@@ -36,22 +66,23 @@ class Devices:
         processes.start(self.coordinator, self.num_processes, self.process_id, peer_timeout=self.peer_timeout)
 
     def plan(self) -> Plan:
-        """How steps are spread over the devices there are.
+        """Makes the plan that spreads steps over the devices there are.
 
         Returns:
           The plan.
 
         Raises:
-          ValueError: If the mesh has axes that there are not, does not have as many devices as there are, or cannot be
-            served by `pmap`.
+          ValueError: If --mesh has an unknown axis or sizes that do not multiply to the number of devices, or if it
+            would split parameters under --parallel pmap.
         """
-        count = jax.device_count()
-        sizes = {} if self.mesh is None else _sizes(self.mesh, count)
+        sizes = {} if self.mesh is None else _sizes(self.mesh, jax.device_count())
         if self.parallel == "pmap":
-            if sizes.get(MODEL, 1) > 1:
-                raise ValueError(f"pmap keeps params whole on every device, so has no axis {MODEL!r}: use jit for it.")
+            if sizes.get(MODEL_AXIS, 1) > 1:
+                raise ValueError(
+                    f"pmap keeps params whole on every device, so has no axis {MODEL_AXIS!r}: use jit for it."
+                )
             return with_pmap()
-        return with_jit(make_mesh(model=sizes.get(MODEL, 1)))
+        return with_jit(make_mesh(model=sizes.get(MODEL_AXIS, 1)))
 
 
 def _sizes(text: str, count: int) -> dict[str, int]:
@@ -59,16 +90,16 @@ def _sizes(text: str, count: int) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for part in text.split(","):
         name, _, size = part.strip().partition("=")
-        if name not in (DATA, MODEL) or name in sizes or not size.isdecimal() or int(size) < 1:
+        if name not in (DATA_AXIS, MODEL_AXIS) or name in sizes or not size.isdecimal() or int(size) < 1:
             raise ValueError(
-                f"the mesh is {text!r}, but must be like {DATA}=4,{MODEL}=2: name each axis once, with a size."
+                f"--mesh is {text!r}, but must be like {DATA_AXIS}=4,{MODEL_AXIS}=2: name each axis once, with a size."
             )
         sizes[name] = int(size)
-    product = sizes.get(DATA, 1) * sizes.get(MODEL, 1)
-    if product != count if DATA in sizes else count % product:
+    product = sizes.get(DATA_AXIS, 1) * sizes.get(MODEL_AXIS, 1)
+    if product != count if DATA_AXIS in sizes else count % product:
         wanted = " times ".join(map(str, sizes.values()))
         raise ValueError(
-            f"the mesh {text} is of {wanted} = {product} devices but there are {count}: choose sizes whose product is "
+            f"--mesh {text} is of {wanted} = {product} devices but there are {count}: choose sizes whose product is "
             f"{count}."
         )
     return sizes
@@ -76,20 +107,30 @@ def _sizes(text: str, count: int) -> dict[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class StepOptions:
-    """How steps are made, as flags that every experiment can have: none of them changes what is trained for."""
+    """Options of the train step that every experiment can have; none of them changes the objective."""
 
-    precision: Literal["float32", "bfloat16"] = "float32"  # of what is computed; params and losses stay in float32
-    teacher_weights: Literal["float32", "bfloat16", "int8"] = "float32"  # how the teacher is held
-    micro_batches: int = 1  # parts of a batch that pass through the networks one after the other
-    clip: float | None = None  # longest gradient
-    ema_decay: float | None = None  # of a moving average of the student, measured beside it
-    skip_nonfinite: bool = False  # leave updates with a NaN or an infinity out and count them, instead of stopping
-    at_once: int = 1  # steps in one dispatch
-    resident: bool = False  # keep the training data on the devices
-    form: Literal["vmap", "map", "unroll", "fastest"] = "vmap"  # how a stack of students is computed; fastest measures
+    precision: Literal["float32", "bfloat16"] = flag(
+        "float32", "format of the networks' activations; parameters and losses stay in float32", TRAINING
+    )
+    teacher_weights: Literal["float32", "bfloat16", "int8"] = flag(
+        "float32", "format in which the teacher's weights are kept in memory", TRAINING
+    )
+    micro_batches: int = flag(1, "parts of a batch that are computed one after the other, to save memory", TRAINING)
+    clip: float | None = flag(None, "largest global norm of the gradient; no clipping if absent", TRAINING)
+    ema_decay: float | None = flag(
+        None, "decay of a moving average of the student, 0 to 1, which is evaluated as well; none if absent", TRAINING
+    )
+    skip_nonfinite: bool = flag(
+        False, "skip and count updates that hold a NaN or an infinity, instead of stopping", TRAINING
+    )
+    at_once: int = flag(1, "updates in one call of the compiled program", DEVICES)
+    resident: bool = flag(False, "keep the training data in the devices' memory", DEVICES)
+    form: Literal["vmap", "map", "unroll", "fastest"] = flag(
+        "vmap", "way to compute several students in one program; fastest measures the three others", DEVICES
+    )
 
-    def student(self, model: Model) -> Model:
-        """The model as it is computed.
+    def cast_student(self, model: Model) -> Model:
+        """The model in the precision of its activations.
 
         Args:
           model: The model.
@@ -99,8 +140,8 @@ class StepOptions:
         """
         return model if self.precision == "float32" else models.in_dtype(model)
 
-    def teacher(self, model: Model | None, variables: Variables) -> tuple[Model, Variables]:
-        """A teacher as it is computed and held.
+    def cast_teacher(self, model: Model | None, variables: Variables) -> tuple[Model, Variables]:
+        """The teacher in the precision of its activations, and its variables in the format of its weights.
 
         Args:
           model: The model, if there is one.
@@ -113,13 +154,13 @@ class StepOptions:
             return models.no_teacher(), variables
         if not jax.tree.leaves(variables.params):  # its outputs are cached
             return model, variables
-        computed = self.student(model)
+        computed = self.cast_student(model)
         if self.teacher_weights == "int8":
             return models.from_int8(computed), models.to_int8(variables)
         return computed, variables if self.teacher_weights == "float32" else models.cast(variables)
 
-    def optimizer(self, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-        """An optimizer of clipped gradients.
+    def clipped(self, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+        """The optimizer, after clipping of the gradient if `clip` is given.
 
         Args:
           optimizer: The optax transformation.

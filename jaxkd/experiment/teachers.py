@@ -1,4 +1,4 @@
-"""Teachers as experiments use them: live, or cached once and read by every student."""
+"""Teachers as experiments use them: live, or with outputs that are computed once and read by every student."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from jaxkd import cache, data, models
-from jaxkd.cache.write import (
-    write_targets,
-)
+from jaxkd.cache.write import write_targets
 from jaxkd.experiment.context import NO_VARIABLES, Context
 from jaxkd.types import Model, Variables
 
 Keep: TypeAlias = Literal["none", "full"] | int
-"""What is kept of a teacher's logits: nothing, all, or the top so many."""
+"""The part of a teacher's logits that is cached: nothing, all classes, or the top k."""
 
 
 def cached_teacher(
-    setting: Context,
+    context: Context,
     source: data.Source,
-    model: Model,
-    variables: Variables,
+    teacher: Model,
+    teacher_variables: Variables,
     *,
     views: int,
     keep: Keep = "full",
@@ -31,39 +29,45 @@ def cached_teacher(
     path: str | os.PathLike[str] | None = None,
     made_with: Mapping[str, str] | None = None,
 ) -> tuple[data.Source, Model, Variables]:
-    """A teacher whose outputs are computed once and then read beside the data, to give to `train_phase`.
+    """Computes a teacher's outputs once, for `train_phase` to read them together with the data.
 
-    With full logits a training has the bits of one with the live teacher, as far as the device computes a network
-    alike in a program of its own. With the top k it is that of `models.top_k(model, k)`, but for log-probabilities l
-    that are rounded by at most 2^-11 |l| + 2^-25; the mass of the other classes is exact in float32.
+    With full logits, a training ends with the same bits as one with the live teacher, on a device that computes a
+    network alike in a program of its own. With the top k it is a training with `models.top_k(teacher, k)`, except that
+    log-probabilities l are rounded by at most 2^-11 |l| + 2^-25; the mass of the other classes is exact in float32.
 
     Args:
-      setting: What all trainings share; its `train_prepare` makes the views that the teacher sees.
-      source: What the student learns from.
-      model: The teacher.
-      variables: Its variables.
-      views: How many views of each example there are: the number of epochs, or fewer that come again and again.
-      keep: "full" for all logits in float32, k for the top k classes, "none" for the live teacher with these views.
-      features: Names of features that are kept too, in the teacher's precision.
-      path: Folder of the targets, written if they are not all there; `targets` in the run's folder if None.
+      context: The context of the experiment's trainings; its `train_prepare` makes the views that the teacher sees.
+      source: The students' training data.
+      teacher: The teacher.
+      teacher_variables: Its variables.
+      views: Views of each example: the number of epochs, or fewer, which are then repeated.
+      keep: "full" for all logits in float32, k for the top k classes, "none" for the live teacher on these views.
+      features: Names of features that are cached too, in the teacher's precision.
+      path: Folder of the targets, written if they are incomplete; `targets` in the run's folder if None.
       made_with: Further entries of the fingerprint.
 
     Returns:
-      The source with its views and targets, the model that reads them, and its variables, of which there are none.
+      The source with its views and targets, the model that reads them, and its variables, which are empty.
 
     Raises:
-      ValueError: Whatever `write_targets` and `data.with_targets` say.
+      ValueError: As `write_targets` and `data.with_targets` say.
     """
     if keep == "none":
-        return dataclasses.replace(source, views=views), model, variables
-    folder, top_k = setting.run.path / "targets" if path is None else Path(path), None if keep == "full" else keep
-    taught, held = setting.training.teacher(model, variables)
-    print_ = {"teacher": cache.fingerprint_variables(variables), "precision": setting.training.precision}
-    print_ |= {"teacher_weights": setting.training.teacher_weights, **(made_with or {})}
-    options: dict[str, Any] = {"plan": setting.plan, "batch_size": setting.batch_of(source)}
-    options |= {"top_k": top_k, "features": features}
-    same: dict[str, Any] = {"prepare": setting.train_prepare, "views": views, "made_with": print_}
-    rate = write_targets(folder, source, taught, held, **options, **same)
-    setting.run.examples_per_second["targets"] = rate
-    read = models.cached(features=features, num_classes=None if top_k is None else source.num_classes)
-    return cache.with_targets(source, folder, **same), read, NO_VARIABLES
+        return dataclasses.replace(source, views=views), teacher, teacher_variables
+    folder = context.run.path / "targets" if path is None else Path(path)
+    top_k, options = None if keep == "full" else keep, context.step_options
+    fingerprint = {"teacher": cache.fingerprint_variables(teacher_variables), "precision": options.precision}
+    fingerprint |= {"teacher_weights": options.teacher_weights, **(made_with or {})}
+    same: dict[str, Any] = {"prepare": context.train_prepare, "views": views, "made_with": fingerprint}
+    context.run.examples_per_second["targets"] = write_targets(
+        folder,
+        source,
+        *options.cast_teacher(teacher, teacher_variables),
+        plan=context.plan,
+        batch_size=context.batch_of(source),
+        top_k=top_k,
+        features=features,
+        **same,
+    )
+    reader = models.cached(features=features, num_classes=None if top_k is None else source.num_classes)
+    return cache.with_targets(source, folder, **same), reader, NO_VARIABLES

@@ -1,4 +1,4 @@
-"""One training of an experiment from start to end, and its measurement: the makers called in their usual order."""
+"""One training of an experiment from start to end: networks, state, step, batches, loop."""
 
 from __future__ import annotations
 
@@ -24,9 +24,12 @@ from jaxkd.types import Batch, Model, StepFn, Term, TrainState, Variables
 MOST_ACCURATE = Best("validation/accuracy")
 """The checkpoint that a phase keeps besides the newest."""
 
+Make: TypeAlias = Callable[..., tuple[Term, optax.GradientTransformation]]
+"""(**point) -> term and optimizer of one student of a sweep; called with traced numbers."""
+
 
 def variables_of(state: TrainState) -> Variables:
-    """The student of a state, for instance to make it the next phase's start or teacher.
+    """The student of a state, for instance as the next phase's start or teacher.
 
     Args:
       state: The state.
@@ -37,12 +40,8 @@ def variables_of(state: TrainState) -> Variables:
     return Variables(state.params["student"], state.state["student"])
 
 
-Make: TypeAlias = Callable[..., tuple[Term, optax.GradientTransformation]]
-"""(**point) -> term and optimizer of one student of a sweep; called with traced numbers."""
-
-
 def train_phase(
-    setting: Context,
+    context: Context,
     name: str,
     source: data.Source,
     *,
@@ -62,148 +61,164 @@ def train_phase(
     """Trains a student, or several at once, going on from the phase's newest checkpoint.
 
     Args:
-      setting: What all trainings share.
+      context: The context of the experiment's trainings.
       name: The phase's name, in the metrics and among the checkpoints.
-      source: What it learns from.
-      student: The model that learns.
+      source: The training data.
+      student: The student.
       objective: Term and optax transformation; for a sweep a function that makes them from a point.
       steps: Updates.
       key: Typed PRNG key [], or [S] for S students at once.
       points: Name -> [S] for a sweep of S students (`students.grid`); those that diverge are left behind.
-      teacher: The model that it learns from, if any.
+      teacher: The teacher, if any.
       teacher_variables: The teacher's variables.
-      start: Where the student starts; freshly initialised if None. Of several, one for all or a stack [S, ...].
-      validation: What to measure during training, and on which split.
-      every: Interval of validations and checkpoints, in updates; the last step has both.
+      start: The student's first variables; freshly initialised if None. Of several, one for all or a stack [S, ...].
+      validation: Evaluator and split for evaluations during training.
+      every: Interval of evaluations and checkpoints, in updates; the last step has both.
       log_every: Interval of logged training metrics, in updates.
-      best: Which checkpoint is kept besides the newest two, if any.
+      best: The checkpoint that is kept besides the newest two, if any.
 
     Returns:
       The state after the last step.
 
     Raises:
-      ValueError: Whatever the parts say, or the checkpoints: made with another teacher, or of another layout.
+      ValueError: As the parts say, or the checkpoints: made with another teacher, or of another layout.
     """
+    plan, options = context.plan, context.step_options
     made_with = {f"{name} of the targets": value for name, value in source.made_with.items()}
     made_with["teacher"] = cache.fingerprint_variables(teacher_variables)
-    taught, held = setting.training.teacher(teacher, teacher_variables)
-    networks = (setting.training.student(student), taught)
-    step, state, known, batches = _compiled(setting, name, source, networks, held, objective, points, key, start)
-    clock = Clock(setting.batch_of(source))
 
-    def hook(state: TrainState) -> dict[str, Any]:
-        measure, split = validation or (None, None)
-        return metrics.values(measure(state, split)) if measure and split else {}
+    # 1. The networks as they are computed, the teacher's variables on the devices, the batches.
+    teacher, teacher_variables = options.cast_teacher(teacher, teacher_variables)
+    networks, placed = (options.cast_student(student), teacher), plan.put(teacher_variables)
+    batches = data.train_batches(source, context.batch_of(source), seed=context.seed)
 
-    checkpoints = Checkpoints(setting.run.phase(name).checkpoints, best=best, fingerprint=made_with)
+    # 2. The state before the first step, and the compiled step.
+    state, step = _begin(context, networks, objective, points, key, batches[0], placed, start)
+    state = plan.put(state)
+    if points is not None or key.ndim:
+        step = _stacked(context, name, step, state, placed, batches)
+    compiled, inputs, batches = _compiled(context, source, step, placed, batches)
+
+    # 3. The loop, which goes on from the newest checkpoint.
+    clock = Clock(context.batch_of(source))
+    checkpoints = Checkpoints(context.run.phase(name).checkpoints, best=best, fingerprint=made_with)
     try:
-        with Progress(name, steps, batch_size=setting.batch_size) as progress:
+        with Progress(name, steps, batch_size=context.batch_size) as progress:
             state = fit(
-                step,
+                compiled,
                 state,
-                known,
-                _feed(setting, batches, every, clock),
+                inputs,
+                _stream(context, batches, every, clock),
                 steps=steps,
-                log=setting.logger.phase(name, progress),
+                log=context.logger.phase(name, progress),
                 log_every=log_every,
-                hooks=[Every(every, "validation", hook)] if validation else [],
+                hooks=[Every(every, "validation", _evaluation(*validation))] if validation else [],
                 checkpoints=checkpoints,
                 checkpoint_every=every,
-                divergence=setting.divergence,
+                divergence=context.divergence,
                 clock=clock,
-                bundled=setting.training.at_once > 1,
+                bundled=options.at_once > 1,
             )
-        setting.run.examples_per_second[name] = progress.examples_per_second
+        context.run.examples_per_second[name] = progress.examples_per_second
         return state
     finally:
         checkpoints.close()
 
 
-def _compiled(
-    setting: Context,
-    name: str,
-    source: data.Source,
-    networks: tuple[Model, Model],
-    held: Variables,
-    objective: tuple[Term, optax.GradientTransformation] | Make,
-    points: Mapping[str, Any] | None,
-    key: jax.Array,
-    start: Variables | None,
-) -> tuple[StepFn, TrainState, Any, Any]:
-    """The compiled step; the state before the first one, and the teacher, on the devices; the batches."""
-    plan, size = setting.plan, setting.batch_of(source)
-    batches = data.train_batches(source, size, seed=setting.seed)
-    example = parallel.put_batch(batches[0], plan.mesh)
-    known = plan.put(held)
-    state, single = _begin(setting, networks, objective, points, key, example, known, start)
-    state = plan.put(state)
-    if points is not None or key.ndim:
-        first = data.prefetch(batches, plan.place, stop=1)
-        single = students.FORMS[_form(setting, name, single, state, known, first)](single)
-    step: StepFn = multistep.scan_steps(single) if setting.training.at_once > 1 else single
-    if setting.training.resident:
-        fields, rows = data.table(source)
-        batches = data.train_batches(rows, size, seed=setting.seed)
-        return plan.compile(multistep.from_table(step)), state, (known, plan.put(fields)), batches
-    return plan.compile(step), state, known, batches
-
-
 def _begin(
-    setting: Context,
+    context: Context,
     networks: tuple[Model, Model],
     objective: tuple[Term, optax.GradientTransformation] | Make,
     points: Mapping[str, Any] | None,
     key: jax.Array,
     batch: Batch,
-    known: Variables,
+    teacher_variables: Variables,
     start: Variables | None,
 ) -> tuple[TrainState, train.Step]:
     """The state before the first step, of one student or of a stack, and the step of one."""
-    given = setting.training
-    options: dict[str, Any] = {"prepare": setting.train_prepare, "axis_name": setting.plan.axis_name}
-    options |= {"metrics": {"accuracy": metrics.accuracy}, "skip_nonfinite": given.skip_nonfinite or points is not None}
-    options |= {"ema_decay": given.ema_decay, "micro_batches": given.micro_batches}
-    begin: dict[str, Any] = {"key": key, "batch": batch, "teacher_variables": known, "prepare": setting.train_prepare}
-    begin |= {"student_variables": start, "ema": given.ema_decay is not None}
+    options = context.step_options
+    making: dict[str, Any] = {
+        "prepare": context.train_prepare,
+        "axis_name": context.plan.axis_name,
+        "metrics": {"accuracy": metrics.accuracy},
+        "skip_nonfinite": options.skip_nonfinite or points is not None,
+        "ema_decay": options.ema_decay,
+        "micro_batches": options.micro_batches,
+    }
+    beginning: dict[str, Any] = {
+        "key": key,
+        "batch": parallel.put_batch(batch, context.plan.mesh),
+        "teacher_variables": teacher_variables,
+        "prepare": context.train_prepare,
+        "student_variables": start,
+        "ema": options.ema_decay is not None,
+    }
 
     def parts(term: Term, optimizer: optax.GradientTransformation) -> students.Parts:
-        return *networks, term, given.optimizer(optimizer)
+        return *networks, term, options.clipped(optimizer)
 
     if callable(objective) != (points is not None):
         raise ValueError(
             "a sweep needs points and a function that makes term and optimizer of each; one training needs neither."
         )
     if not callable(objective):
-        chosen = parts(*objective)
-        return train.init_state(*chosen, **begin), train.make_train_step(*chosen, **options)
-    swept = students.sweep(lambda **point: parts(*objective(**point)), points or {})
-    return swept.init(**begin), swept.make_step(**options)
+        single = parts(*objective)
+        return train.init_state(*single, **beginning), train.make_train_step(*single, **making)
+    sweep = students.sweep(lambda **point: parts(*objective(**point)), points or {})
+    return sweep.init(**beginning), sweep.make_step(**making)
 
 
-def _feed(setting: Context, batches: Any, every: int, clock: Clock) -> Batches:
-    """What `fit` asks for the batches of some steps, one by one or in bundles."""
-    place = setting.plan.place
+def _stacked(
+    context: Context, name: str, step: train.Step, state: TrainState, teacher_variables: Any, batches: Any
+) -> train.Step:
+    """The step of a stack of students, in the form that `step_options` names."""
+    form = context.step_options.form
+    if form == "fastest":
+        first = data.prefetch(batches, context.plan.place, stop=1)
+        form = _fastest(context, name, step, state, teacher_variables, first)
+    return students.FORMS[form](step)
 
-    def feed(first: int, last: int) -> Generator[Batch, None, None]:
-        if setting.training.at_once == 1:
+
+def _fastest(
+    context: Context, name: str, step: train.Step, state: TrainState, teacher_variables: Any, batches: Iterable[Batch]
+) -> Any:
+    """The fastest form on this machine; it is measured once and kept in the run's folder, for exact resuming."""
+    file = context.run.path / "forms.json"
+    forms = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if name not in forms:
+        found = students.fastest_form(step, context.plan.compile, state, teacher_variables, next(iter(batches)))
+        forms[name] = processes.agree(found, list(students.FORMS))
+        if processes.is_first():
+            write_atomically(file, json.dumps(forms, indent=2) + "\n")
+    return forms[name]
+
+
+def _compiled(
+    context: Context, source: data.Source, step: train.Step, teacher_variables: Any, batches: Any
+) -> tuple[StepFn, Any, Any]:
+    """The compiled step, its second argument (the teacher's variables, with resident data also these), its batches."""
+    plan, options = context.plan, context.step_options
+    function: StepFn = multistep.scan_steps(step) if options.at_once > 1 else step
+    if not options.resident:
+        return plan.compile(function), teacher_variables, batches
+    fields, rows = data.table(source)
+    batches = data.train_batches(rows, context.batch_of(source), seed=context.seed)
+    return plan.compile(multistep.from_table(function)), (teacher_variables, plan.put(fields)), batches
+
+
+def _stream(context: Context, batches: Any, every: int, clock: Clock) -> Batches:
+    """A function (first, last) -> batches of those steps on the devices, one by one or in bundles."""
+    place, at_once = context.plan.place, context.step_options.at_once
+
+    def stream(first: int, last: int) -> Generator[Batch, None, None]:
+        if at_once == 1:
             return data.prefetch(batches, place, start=first, stop=last, measure=clock.measure)
-        spans = multistep.spans(first, last, setting.training.at_once, every)
+        spans = multistep.spans(first, last, at_once, every)
         return data.prefetch(data.bundles(batches, spans), place, measure=clock.measure)
 
-    return feed
+    return stream
 
 
-def _form(
-    setting: Context, name: str, step: train.Step, state: TrainState, known: Any, batches: Iterable[Batch]
-) -> str:
-    """How this phase computes its stack; what was measured is kept in the run's folder, as exact resuming needs."""
-    if setting.training.form != "fastest":
-        return setting.training.form
-    file = setting.run.path / "forms.json"
-    chosen = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    if name not in chosen:
-        found = students.fastest_form(step, setting.plan.compile, state, known, next(iter(batches)))
-        chosen[name] = processes.agree(found, list(students.FORMS))
-        if processes.is_first():
-            write_atomically(file, json.dumps(chosen, indent=2) + "\n")
-    return chosen[name]
+def _evaluation(evaluator: Evaluator, split: data.Source) -> Callable[[TrainState], dict[str, Any]]:
+    """A hook of the loop: the metrics of a state on a split, as numbers."""
+    return lambda state: metrics.values(evaluator(state, split))

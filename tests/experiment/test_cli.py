@@ -128,8 +128,8 @@ def test_ctrl_c_and_exit_codes_of_the_loop(capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_sentence_of_a_file_beside_the_experiment_becomes_one_line(capsys):
-    """As experiments share what stands beside them; one elsewhere is a bug of another package, see above."""
+def test_a_sentence_of_a_file_in_the_experiments_folder_becomes_one_line(capsys):
+    """Experiments share files of their folder; a `raise` elsewhere is a bug of another package, see above."""
     names = {}
     code = compile(
         "def refuse():\n    raise ValueError('no method')", str(pathlib.Path(__file__).parent / "x.py"), "exec"

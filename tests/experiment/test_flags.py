@@ -7,7 +7,7 @@ import sys
 import jax
 import pytest
 
-from jaxkd.experiment.launch import keep_programs
+from jaxkd.experiment import keep_programs
 
 PROGRAM = """
 import jax, jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What all trainings of an experiment share: the options of the step, and what is measured."""
+"""Phases of an experiment and their evaluation, with the options of the step."""
 
 import dataclasses
 import logging
@@ -10,10 +10,7 @@ import pytest
 from helpers import Setup, make_batch
 
 from jaxkd import data, losses, metrics, models, objectives, parallel
-from jaxkd.experiment.context import Context
-from jaxkd.experiment.evaluator import Evaluator
-from jaxkd.experiment.flags import StepOptions
-from jaxkd.experiment.trainer import train_phase, variables_of
+from jaxkd.experiment import Context, Evaluator, StepOptions, train_phase, variables_of
 from jaxkd.runs import timing
 from jaxkd.runs.directory import open_run
 from jaxkd.runs.divergence import Divergence, DivergenceError, NonFiniteError
@@ -24,23 +21,23 @@ def same(batch):
     return batch
 
 
-def test_the_moving_average_is_measured_beside_the_student():
+def test_the_moving_average_is_evaluated_with_the_student():
     setup = Setup(ema_decay=0.5)
     state, _ = jax.jit(setup.step)(setup.state, setup.teacher_variables, make_batch())
     batch = make_batch(40)
     source = data.open_source({"image": batch["image"], "label": batch["label"]})
-    setting = Context(None, None, parallel.with_jit(), 0, 16, same, same)
+    context = Context(None, None, parallel.with_jit(), 0, 16, same, same)
     options = {"teacher": setup.teacher, "teacher_variables": setup.teacher_variables}
-    measure = Evaluator(setting, setup.student, metrics.DISTILLATION, **options)
-    found = metrics.values(measure(state, source))
-    raw = metrics.values(measure(state.replace(ema=None), source))
+    evaluator = Evaluator(context, setup.student, metrics.DISTILLATION, **options)
+    found = metrics.values(evaluator(state, source))
+    raw = metrics.values(evaluator(state.replace(ema=None), source))
     averaged = state.replace(
         params={**state.params, "student": state.ema.params},
         state={**state.state, "student": state.ema.state},
         ema=None,
     )
     assert variables_of(averaged) == state.ema
-    for name, value in metrics.values(measure(averaged, source)).items():
+    for name, value in metrics.values(evaluator(averaged, source)).items():
         np.testing.assert_allclose(found[f"ema_{name}"], value, rtol=1e-6)
         np.testing.assert_allclose(found[name], raw[name], rtol=1e-6)
     assert found["nll"] != found["ema_nll"]
@@ -52,16 +49,16 @@ class Config:
     name: str = "run"
 
 
-def test_stage_goes_on_with_the_same_teacher_alone(tmp_path):
+def test_phase_goes_on_with_the_same_teacher_alone(tmp_path):
     setup = Setup(ema_decay=0.5)
     batch = make_batch(40)
     source = data.open_source({"image": batch["image"], "label": batch["label"]})
     with open_run(Config(), root=tmp_path) as run, Logger(run.path, tensorboard=False) as logger:
-        setting = Context(run, logger, parallel.with_jit(), 0, 16, same, same)
+        context = Context(run, logger, parallel.with_jit(), 0, 16, same, same)
 
         def train(steps, teacher_variables, source=source):
             return train_phase(
-                setting,
+                context,
                 "student",
                 source,
                 student=setup.student,
@@ -81,19 +78,19 @@ def test_stage_goes_on_with_the_same_teacher_alone(tmp_path):
             train(3, setup.teacher_variables, dataclasses.replace(source, made_with={"teacher": "abc"}))
 
 
-def test_stage_keeps_its_best_validation(tmp_path):
+def test_phase_keeps_its_best_validation(tmp_path):
     setup = Setup()
     batch = make_batch(40)
     source = data.open_source({"image": batch["image"], "label": batch["label"]})
     with open_run(Config(), root=tmp_path) as run, Logger(run.path, tensorboard=False) as logger:
-        setting = Context(run, logger, parallel.with_jit(), 0, 16, same, same)
+        context = Context(run, logger, parallel.with_jit(), 0, 16, same, same)
         accuracies = iter([0.2, 0.7, 0.1, 0.3, 0.4])
 
-        def measure(state, split):
+        def evaluator(state, split):
             return {"accuracy": metrics.Mean(next(accuracies), 1)}
 
         train_phase(
-            setting,
+            context,
             "student",
             source,
             student=setup.student,
@@ -102,7 +99,7 @@ def test_stage_keeps_its_best_validation(tmp_path):
             key=jax.random.key(0),
             teacher=setup.teacher,
             teacher_variables=setup.teacher_variables,
-            validation=(measure, source),
+            validation=(evaluator, source),
             every=1,
         )
         assert {int(p.name) for p in run.phase("student").checkpoints.iterdir()} == {2, 4, 5}
@@ -133,16 +130,16 @@ def train(folder, *, bad=(), rate=0.1, steps=6, every=2, **options):
         return state, run.path
 
 
-def test_a_nan_in_a_batch_stops_a_stage_or_is_skipped_and_counted_as_its_setting_says(tmp_path):
+def test_a_nan_in_a_batch_stops_a_phase_or_is_skipped_and_counted_as_its_context_says(tmp_path):
     with pytest.raises(NonFiniteError, match="the loss became nan at step"):
         train(tmp_path / "stop", bad=[7])
-    state, path = train(tmp_path / "skip", bad=[7], training=StepOptions(skip_nonfinite=True))
+    state, path = train(tmp_path / "skip", bad=[7], step_options=StepOptions(skip_nonfinite=True))
     assert int(state.skipped) == 1, "six steps of four rows are one epoch, in which the row comes once"
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state.params))
     assert [line["skipped"] for line in read_metrics(path)][-1] == 1
 
 
-def test_a_stage_writes_what_it_measured_beside_its_metrics_and_not_among_them(tmp_path):
+def test_a_phase_writes_its_speed_into_a_file_of_its_own(tmp_path):
     _, path = train(tmp_path)
     lines = read_metrics(path / "system.jsonl")
     assert [(line["phase"], line["step"], line["split"]) for line in lines] == [
@@ -155,7 +152,7 @@ def test_a_stage_writes_what_it_measured_beside_its_metrics_and_not_among_them(t
     assert (again / "metrics.jsonl").read_bytes() == (path / "metrics.jsonl").read_bytes()
 
 
-def test_a_stage_that_diverges_is_stopped_unless_its_setting_lets_it(tmp_path):
+def test_a_phase_that_diverges_is_stopped_unless_its_context_allows_it(tmp_path):
     """Steps that climb: the loss grows by three orders of magnitude and is finite all the time."""
     quick = Divergence(factor=3.0, patience=3)
     climb = {"rate": lambda step: -1.0 * (step > 24)}
@@ -165,7 +162,7 @@ def test_a_stage_that_diverges_is_stopped_unless_its_setting_lets_it(tmp_path):
     assert int(state.step) == 60
 
 
-def test_a_slow_source_is_reported_by_its_stage(tmp_path, monkeypatch, caplog):
+def test_a_slow_source_is_reported_by_its_phase(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("jaxkd.experiment.trainer.Clock", lambda size: timing.Clock(size, patience=1e-6, share=-1.0))
     with caplog.at_level(logging.WARNING, "jaxkd.runs.timing"):
         train(tmp_path)

@@ -21,7 +21,7 @@ from jaxkd.parallel import processes
 
 HERE = pathlib.Path(__file__).parents[1]
 ROOT = HERE.parent
-PROGRAM = ROOT / "experiments" / "image_kd.py"
+PROGRAM = ROOT / "experiments" / "vision" / "image_kd.py"
 ONE = parallel.with_jit(parallel.make_mesh(jax.devices()[:1]))
 FEW = ["couples the batch"]
 

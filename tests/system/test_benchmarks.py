@@ -1,4 +1,4 @@
-"""How the benchmarks take turns and what they write, against a clock and a file."""
+"""Alternating rounds of the benchmarks, and the tables that they write."""
 
 import pathlib
 import sys

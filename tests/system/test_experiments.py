@@ -3,23 +3,23 @@
 import functools
 import json
 import math
-import os
 import pathlib
+import re
 import signal
-import subprocess
-import sys
 import time
 
-import _methods
 import jax
 import pytest
 from helpers import write_pictures
 
 from jaxkd import parallel
-from jaxkd.experiment import flags
+from jaxkd.experiment import flags, methods
 
 ROOT = pathlib.Path(__file__).parents[2]
-EXPERIMENTS = sorted(p for p in (ROOT / "experiments").rglob("*.py") if not p.name.startswith("_"))
+FOLDER = ROOT / "experiments"
+IMAGE_KD = FOLDER / "vision" / "image_kd.py"
+PARTS = ("recipe", "published")  # of cifar100/run
+EXPERIMENTS = sorted(p for p in FOLDER.rglob("*.py") if not p.name.startswith("_") and p.stem not in PARTS)
 
 
 @pytest.fixture(scope="session")
@@ -28,22 +28,16 @@ def images(tmp_path_factory):
 
 
 def arguments(path, folder, images):
-    """What an experiment needs to stay within the test's folder."""
+    """Flags that keep an experiment within the test's folder."""
     if path.stem == "digits":
         return ["--root", folder, "--data-dir", folder / "data"]
-    if path.stem in ("image_kd", "cifar100", "transfer"):
+    if path.stem in ("image_kd", "run", "transfer"):
         return ["--root", folder, "--source", images]
     if path.stem == "imagenet":
         return ["--root", folder]
     if path.stem == "every_method":
         return ["--out", folder / "out.json", "--source", images]
     return ["--out", folder if path.stem == "all" else folder / "out.json"]
-
-
-def run(path, *more):
-    done = subprocess.run([sys.executable, path, *map(str, more)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 ELSEWHERE = ("digits", "image_kd", "crash", "large_vocabulary")  # tests of their own start these, and `all` the last
@@ -55,22 +49,31 @@ def two_devices(monkeypatch):
     monkeypatch.setattr(flags, "make_mesh", functools.partial(parallel.make_mesh, jax.devices()[:2]))
 
 
+@pytest.fixture
+def one_device(monkeypatch):
+    """As on a laptop."""
+    monkeypatch.setattr(flags, "make_mesh", functools.partial(parallel.make_mesh, jax.devices()[:1]))
+
+
 @pytest.mark.usefixtures("two_devices")
 @pytest.mark.parametrize("path", [p for p in EXPERIMENTS if p.stem not in ELSEWHERE], ids=lambda p: p.stem)
-def test_runs_in_smoke_mode(path, tmp_path, images, here, monkeypatch):
+def test_runs_in_smoke_mode(path, tmp_path, images, here, forks, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ("--smoke", *arguments(path, tmp_path, images))
     if path.stem == "devices":  # which cuts the CPU before anything touches it
-        run(path, *words)
+        started = forks.start(path, *words, devices=1)
+        said = started.communicate()
+        assert started.returncode == 0, said
     else:
         code, said = here(path, *words)
         assert code == 0, said.err
+        assert path.stem != "every_method" or "2 trainings, 0 that do not apply, 0 failed" in said.out
 
 
 @pytest.mark.usefixtures("two_devices")
 def test_a_method_that_diverges_does_not_end_the_table(tmp_path, images, here, monkeypatch):
-    monkeypatch.setitem(_methods.METHODS, "nkd", _methods.METHODS["nkd"]._replace(weight=math.inf))
-    path = ROOT / "experiments" / "cifar100.py"
+    monkeypatch.setitem(methods.METHODS, "nkd", methods.METHODS["nkd"]._replace(weight=math.inf))
+    path = FOLDER / "cifar100" / "run.py"
     code, said = here(path, "--smoke", *arguments(path, tmp_path, images), "--methods", "nkd", "at")
     summary = json.loads((tmp_path / "cifar100-smoke" / "summary.json").read_text())
     rows = {row["method"]: row for row in summary["table"]}
@@ -86,13 +89,20 @@ def test_help_reads_well(path, here):
     code, shown = here(path, "--help")
     assert code == 0
     assert "--smoke" in shown.out
-    assert "python experiments/" in shown.out
+    assert f"python {path.relative_to(ROOT)}" in shown.out
+    if path.parent != FOLDER / "benchmarks":
+        panels = re.findall(r"(\w+) options \W", shown.out)
+        assert panels in ([*flags.GROUPS], ["data", "networks", "training", "run"])
+        first = shown.out.split(" options ")[1].split("data options")[0]
+        assert re.findall(r"--[a-z]+", first) == ["--help"], "a flag without a group"
 
 
+@pytest.mark.usefixtures("one_device")
 def test_digits_leaves_a_whole_run_directory_and_does_not_train_twice(tmp_path, here):
-    digits = ROOT / "experiments" / "digits.py"
+    digits = FOLDER / "digits.py"
     more = ("--smoke", *arguments(digits, tmp_path, None))
-    first = run(digits, *more)  # on a single device, which is quicker than on eight
+    code, first = here(digits, *more)
+    assert code == 0, first.err
     folder = tmp_path / "digits-smoke"
     assert {p.name for p in folder.iterdir()} >= {
         "config.json",
@@ -116,7 +126,7 @@ def test_digits_leaves_a_whole_run_directory_and_does_not_train_twice(tmp_path, 
     assert summary["table"][1]["labels"] == "100"
     assert len(summary["test"]["distilled"]["accuracy"]) == 2
     assert summary["wall_seconds"] > 0
-    assert "two standard errors" in first
+    assert "two standard errors" in first.out
     before = (folder / "metrics.jsonl").read_bytes()
     code, again = here(digits, *more)
     assert code == 0
@@ -124,9 +134,9 @@ def test_digits_leaves_a_whole_run_directory_and_does_not_train_twice(tmp_path, 
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_run_cut_short_with_a_cache_and_one_under_pmap_end_as_a_live_one_under_jit(tmp_path, images, here):
+def test_a_run_cut_short_with_a_cache_and_one_under_pmap_end_as_a_live_one_under_jit(tmp_path, images, here, forks):
     """On eight devices; what batch norm does there, the tests of single steps see."""
-    path = ROOT / "experiments" / "image_kd.py"
+    path = IMAGE_KD
 
     def words(name, *more):
         usual = ("--source", images, "--epochs", "2", "--teacher", "mlp", "--no-wandb", "--flip", "--crop", "1")
@@ -138,17 +148,12 @@ def test_a_run_cut_short_with_a_cache_and_one_under_pmap_end_as_a_live_one_under
         folder = tmp_path / name / "image-kd-smoke"
         return json.loads((folder / "summary.json").read_text())["table"], (folder / "metrics.jsonl").read_text()
 
-    started = subprocess.Popen(
-        [sys.executable, *map(str, words("cut", "--cache", "full"))],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "JAX_NUM_CPU_DEVICES": "8"},
-    )
+    started = forks.start(*words("cut", "--cache", "full"), devices=8)
     log = tmp_path / "cut" / "image-kd-smoke" / "metrics.jsonl"
     while started.poll() is None and not (log.exists() and '"alone"' in log.read_text()):
         time.sleep(0.02)
     started.send_signal(signal.SIGINT)
-    said, _ = started.communicate()
+    said = "".join(started.communicate())
     assert started.returncode == 130, said
     assert "run the same command to go on" in said
     whole, by_pmap = ends("whole"), ends("pmap", "--parallel", "pmap")
@@ -173,16 +178,39 @@ def test_a_run_cut_short_with_a_cache_and_one_under_pmap_end_as_a_live_one_under
 )
 def test_mistakes_get_a_sentence_and_code_2(more, message, tmp_path, images, here):
     flags = {"--source": images, "--root": str(tmp_path)} | dict(zip(more[::2], more[1::2], strict=True))
-    code, said = here(ROOT / "experiments" / "image_kd.py", "--smoke", *(w for pair in flags.items() for w in pair))
+    code, said = here(IMAGE_KD, "--smoke", *(w for pair in flags.items() for w in pair))
     assert code == 2
     assert message in said.err
     assert "Traceback" not in said.err
 
 
 def test_run_made_with_another_configuration_is_refused(tmp_path, here):
-    path = ROOT / "experiments" / "image_kd.py"
+    path = IMAGE_KD
     more = ("--smoke", "--source", "npz:nowhere.npz", "--root", tmp_path)
     assert here(path, *more)[0] == 2
     code, said = here(path, *more, "--temperature", "2")
     assert code == 2
     assert "temperature was 4.0 and is 2.0" in said.err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--methods", "at", "kdd"], "there is no method 'kdd'"),
+        (["--table"], "nobody published tiny -> tiny"),
+        (["--batch-size", "0"], "--batch-size is 0: give at least 1"),
+    ],
+)
+def test_mistakes_in_names_are_found_before_a_folder_is_made(more, message, tmp_path, here):
+    code, said = here(FOLDER / "cifar100" / "run.py", "--smoke", "--root", tmp_path / "runs", *more)
+    assert code == 2
+    assert message in said.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_methods_that_do_not_apply_are_counted_apart(tmp_path, images, here):
+    path = FOLDER / "cifar100" / "every_method.py"
+    more = ("--pairs", "tiny convnet", "--methods", "fsp")
+    code, said = here(path, "--smoke", *arguments(path, tmp_path, images), *more)
+    assert code == 0, said.err
+    assert "0 trainings, 1 that do not apply, 0 failed" in said.out

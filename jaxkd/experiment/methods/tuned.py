@@ -1,4 +1,4 @@
-"""What others tuned pair by pair, as (teacher, student) -> figure; other pairs have a method's usual one."""
+"""Weights that were tuned for single pairs, as (teacher, student) -> value; other pairs have the method's usual one."""
 
 BETA = {
     ("resnet56", "resnet20"): 2.0,

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 
 from jaxkd import parallel
-from jaxkd.experiment.cli import main, parse_beside
+from jaxkd.experiment.cli import main, parse_all
+from jaxkd.experiment.config import Config
 from jaxkd.experiment.flags import Devices
 from jaxkd.parallel import processes
 from jaxkd.runs.directory import Run, open_run
@@ -20,18 +21,20 @@ from jaxkd.runs.logger import Logger
 
 
 def launch(
-    config_class: type[Any],
+    config_class: type[Config],
     procedure: Callable[[Any, Run, Logger, parallel.Plan], None],
     *,
     description: str,
     smoke: Mapping[str, Any],
     ignore: Sequence[str] = ("root", "data_dir", "wandb"),
 ) -> None:
-    """Runs an experiment: command line, run directory, logs; a finished run says so, a user's error is one line.
+    """Runs an experiment: reads and checks the command line, opens the run's folder and logs, calls the procedure.
+
+    A run that is finished already says so and ends with code 0; a mistake of the user is one line on stderr.
 
     Args:
-      config_class: A frozen dataclass with the fields `name`, `root` and `wandb`, among others.
-      procedure: The experiment, (config, run, logger, plan) -> None; it ends with `run.finish(summary)`.
+      config_class: The experiment's configuration.
+      procedure: The experiment, (config, run, logger, plan) -> None; it ends with `conclude`.
       description: Shown by `--help`.
       smoke: Field -> the default that `--smoke` puts in place of the usual one.
       ignore: Fields that may change between two starts of one run.
@@ -42,7 +45,8 @@ def launch(
 
     @functools.wraps(procedure)
     def start() -> None:
-        config, devices = parse_beside(config_class, Devices, description=description, smoke=smoke)
+        config, devices = parse_all([config_class, Devices], description=description, smoke=smoke)
+        config.check()
         keep_programs()
         devices.start()
         plan = devices.plan()
@@ -58,9 +62,9 @@ def launch(
 
 
 def keep_programs() -> None:
-    """Keeps what JAX compiles for later starts, in the user's cache folder, apart for each machine.
+    """Keeps compiled programs for later starts, in a folder for each machine inside the user's cache folder.
 
-    The environment variable `JAX_COMPILATION_CACHE_DIR` names another folder, or, where it is empty, none.
+    The environment variable `JAX_COMPILATION_CACHE_DIR` names another folder; if it is empty, nothing is kept.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return

@@ -1,4 +1,4 @@
-"""What others measured on the CIFAR-100 distillation benchmark, which is never a result of this library.
+"""Published figures of the CIFAR-100 distillation benchmark, none of which is a result of this library.
 
 Accuracies are on the test images, in percent.
 LAST: of the last epoch, the README of Tian, Krishnan, Isola, https://github.com/HobbitLong/RepDistiller.
@@ -87,12 +87,15 @@ BEST = {
 """Method -> pair -> accuracy."""
 
 
-def measured(pair):
-    """What others measured for a pair, the teacher and the student alone aside."""
-    return [name for name in {**LAST, **BEST} if name not in ("teacher", "alone") and both(name, pair)]
+def methods_of(pair):
+    """The methods with published figures for a pair, in the order of the tables; an error if there are none."""
+    names = [name for name in {**LAST, **BEST} if name not in ("teacher", "alone") and figures(name, pair)]
+    if not names:
+        raise ValueError(f"nobody published {' -> '.join(pair)}: leave --table out and name --methods.")
+    return names
 
 
-def both(name, pair):
-    """A method's published figures, by the table's column."""
+def figures(name, pair):
+    """A method's published figures for a pair, by the table's column."""
     found = {"published": LAST.get(name, {}).get(pair), "later": BEST.get(name, {}).get(pair)}
     return {column: f"{value:.2f}" for column, value in found.items() if value is not None}

@@ -1,0 +1,99 @@
+"""Transfer from one data set to another: both sets, and optimizers that spare the layers that are kept."""
+
+from __future__ import annotations
+
+import optax
+
+from jaxkd import data
+from jaxkd.train import optimizers
+
+GROUPS = (r"head|term/", r"stage[34]", r"stage2", r".")
+"""Groups of layers as regular expressions of their paths, deepest first."""
+
+
+def open_source_and_target(
+    source: str,
+    target: str,
+    splits: tuple[str, str, str, str],
+    *,
+    per_class: int,
+    source_classes: int | None = None,
+    target_classes: int | None = None,
+    data_dir: str | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+) -> tuple[data.Source, data.Source, data.Source, data.Source]:
+    """Opens a set to pre-train on, and one with few labels to transfer to.
+
+    Args:
+      source: The set to pre-train on, as `data.open_source` takes it.
+      target: The set to transfer to.
+      splits: Split of the source; the target's splits for training, validation and test.
+      per_class: Labels of each class of the target.
+      source_classes: Number of the source's first classes to use; all if None.
+      target_classes: Number of the target's last classes to use; all if None.
+      data_dir: Folder of the prepared data sets.
+      image_size: Height and width to resize images to.
+      seed: Seed of the draw of the labels.
+
+    Returns:
+      The source; few examples of the target, its validation and its test split.
+
+    Raises:
+      ValueError: If the images of the two have different shapes.
+    """
+
+    def opened(spec: str, split: str) -> data.Source:
+        return data.in_memory(data.open_source(spec, split, data_dir=data_dir, image_size=image_size))
+
+    first, *rest = splits
+    pretraining, targets = opened(source, first), [opened(target, split) for split in rest]
+    if source_classes is not None:
+        pretraining = data.of_classes(pretraining, range(source_classes))
+    if target_classes is not None:
+        targets = [data.of_classes(t, range(t.num_classes - target_classes, t.num_classes)) for t in targets]
+    whole, validation, test = targets
+    if pretraining.image_shape != whole.image_shape:
+        raise ValueError(
+            f"images are {pretraining.image_shape} in the source but {whole.image_shape} in the target: "
+            "give --image-size, and sets with as many channels."
+        )
+    return pretraining, data.few_labels(whole, per_class, seed=seed), validation, test
+
+
+def sgd(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """SGD with momentum 0.9 and weight decay 5e-4.
+
+    Args:
+      rate: The learning rate.
+
+    Returns:
+      An optax transformation.
+    """
+    return optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(rate, momentum=0.9))
+
+
+def thawing(rate: optax.ScalarOrSchedule, steps: int) -> optax.GradientTransformation:
+    """Gradual unfreezing: shallower groups of layers join later, a tenth of the steps apart, and with smaller rates.
+
+    Args:
+      rate: The learning rate of the deepest group.
+      steps: Updates of the training.
+
+    Returns:
+      An optax transformation.
+    """
+    return optimizers.unfreezing(sgd, GROUPS, rate, every=steps // 10)
+
+
+def last_layer(rate: optax.ScalarOrSchedule, steps: int) -> optax.GradientTransformation:
+    """SGD of the last layer; all others stay as they are.
+
+    Args:
+      rate: The learning rate.
+      steps: Updates of the training.
+
+    Returns:
+      An optax transformation.
+    """
+    return optimizers.by_path({"head": sgd(rate)}, optax.set_to_zero())
