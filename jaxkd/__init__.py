@@ -5,7 +5,6 @@ Losses are pure functions of arrays, terms and models are pairs of pure function
 """
 
 import importlib
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
         types,
     )
 
-__version__ = importlib.metadata.version("jaxkd")
+__version__ = "0.2.0"
 
 __all__ = [
     "augment",

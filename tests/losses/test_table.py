@@ -28,8 +28,3 @@ def test_a_readme_without_the_table_is_named():
 def test_the_readme_holds_the_table_of_todays_losses():
     text = table.README.read_text()
     assert table.with_table(text) == text, "run python -m jaxkd.losses.table"
-
-
-def test_the_readme_s_table_is_up_to_date():
-    text = table.README.read_text()
-    assert table.with_table(text) == text, "run python -m jaxkd.losses.table"

@@ -1,13 +1,15 @@
 """The READMEs' promises: their code runs, their links lead somewhere, and the map of the library is whole."""
 
+import importlib.metadata
 import json
 import pathlib
 import re
 import subprocess
 import sys
-import tomllib
 
 import pytest
+
+import jaxkd
 
 ROOT = pathlib.Path(__file__).parents[2]
 FACE = ROOT / "README.md"
@@ -137,5 +139,5 @@ def test_every_file_of_the_library_has_a_line():
 
 
 def test_the_changelog_begins_with_this_version():
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert re.search(r"## Changelog\n\n### (\S+)", LIBRARY.read_text())[1] == version
+    assert re.search(r"## Changelog\n\n### (\S+)", LIBRARY.read_text())[1] == jaxkd.__version__
+    assert jaxkd.__version__ == importlib.metadata.version("jaxkd"), "install it again"
