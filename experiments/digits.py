@@ -60,12 +60,17 @@ SMALL = dict(
 )
 
 
-def procedure(config, run, logger, plan) -> None:
+def load(config):
+    """All training rows, those with labels, validation and test rows; and the normalisation of images."""
     folder = data.prepare_digits(Path(config.data_dir).expanduser())
     splits = ("train", f"train[:{config.labels}]", "validation", "test")  # the first rows hold all classes alike
-    full, few, validation, test = (data.in_memory(data.open_source(folder, split)) for split in splits)
-    normalize = augment.compose(augment.to_float(), augment.normalize(*data.statistics(full)))
-    prepare = augment.augment_batch(normalize, seed=config.seed)
+    sources = [data.in_memory(data.open_source(folder, split)) for split in splits]
+    normalize = augment.compose(augment.to_float(), augment.normalize(*data.statistics(sources[0])))
+    return sources, augment.augment_batch(normalize, seed=config.seed)
+
+
+def procedure(config, run, logger, plan) -> None:
+    (full, few, validation, test), prepare = load(config)
     context = Context(run, logger, plan, config.seed, config.batch_size, prepare, prepare, config)
     big, small = models.convnet(10, widths=config.widths), models.mlp(10, hidden=(config.hidden,))
     on_labels, keys = objectives.from_labels(losses.cross_entropy), jax.random.key(config.seed + 1)
@@ -73,18 +78,8 @@ def procedure(config, run, logger, plan) -> None:
     def train(name, source, model, term, steps, rate, *, evaluator, key=None, **options):
         key = jax.random.split(keys, config.seeds) if key is None else key  # several keys: several students at once
         adam = optax.adamw(optax.cosine_decay_schedule(rate, steps), weight_decay=1e-3)
-        return train_phase(
-            context,
-            name,
-            source,
-            student=model,
-            objective=(term, adam),
-            steps=steps,
-            key=key,
-            validation=(evaluator, validation),
-            every=max(1, steps // 5),
-            **options,
-        )
+        options |= dict(steps=steps, key=key, validation=(evaluator, validation), every=max(1, steps // 5))
+        return train_phase(context, name, source, student=model, objective=(term, adam), **options)
 
     # 1. A teacher, trained on all labels.
     evaluator, key = Evaluator(context, big, metrics.CLASSIFICATION), jax.random.key(config.seed)
@@ -105,25 +100,26 @@ def procedure(config, run, logger, plan) -> None:
         label=(alpha, objectives.from_labels(losses.cross_entropy, where="labelled")),
         kd=(lambda step: 1 - alpha(step), objectives.from_logits(losses.kd, temperature=config.temperature)),
     )
-    alone = students("alone", few, term=on_labels, steps=config.alone_steps)
-    alone_all = students("alone-all", full, term=on_labels, steps=config.distill_steps)
+    states = {
+        "student alone": students("alone", few, term=on_labels, steps=config.alone_steps),
+        "student alone, all labels": students("alone-all", full, term=on_labels, steps=config.distill_steps),
+    }
     cached = dict(teacher=reader, teacher_variables=nothing)
     distilled = students("distilled", soft_labels, term=both, steps=config.distill_steps, **cached)
     rest = dict(rate=config.learning_rate / 30, start=variables_of(distilled))
     tuned = students("fine-tuned", few, term=on_labels, steps=config.finetune_steps, **rest)
+    states |= {"distilled": distilled, "distilled + fine-tuned": tuned}
 
     # 4. The test split, once.
-    states = {
-        "student alone": alone,
-        "student alone, all labels": alone_all,
-        "distilled": distilled,
-        "distilled + fine-tuned": tuned,
-    }
     sums = {"teacher": evaluator(teacher, test), **{n: against_teacher(state, test) for n, state in states.items()}}
+    parameters = [models.count_parameters(variables_of(s)) for s in (teacher, distilled)]
+    sizes = [parameters[0]] + [parameters[1] // config.seeds] * 4
+    compare(run, sums, sizes, [len(full), len(few), len(full), len(few), len(few)])
+
+
+def compare(run, sums, sizes, labels):
+    """The table of all networks, the gain of distillation over the student alone, and the figures."""
     found = {name: metrics.values(accumulators) for name, accumulators in sums.items()}
-    sizes = [models.count_parameters(teacher_variables)]
-    sizes += [models.count_parameters(variables_of(distilled)) // config.seeds] * 4
-    labels = [len(full), len(few), len(full), len(few), len(few)]
     gain, error, verdict = reports.gain(*(100 * found[name]["accuracy"] for name in ("student alone", "distilled")))
     conclude(
         run,

@@ -96,6 +96,12 @@ def benchmark() -> None:
         first = {name: run() for name, run in sides.items()}
         np.testing.assert_allclose(first["cached, all logits"], first["live"], rtol=1e-4)  # the same training
         times = timing.alternate(sides, rounds=config.rounds, seconds=config.seconds)
+    title = f"{big_name} -> {small_name}, live and cached teacher, batch {config.batch_size}"
+    publish(config, title, times, written)
+
+
+def publish(config, title, times, written):
+    """The table of all sides, and the figures in a file."""
     examples = config.steps * config.batch_size
     rows = [
         {
@@ -106,11 +112,10 @@ def benchmark() -> None:
             "ratio_median": np.median(times["live"] / times[name]),
             "written": written[name] and f"{written[name]:.0f}",
         }
-        for name in sides
+        for name in written
     ]
     columns = dict(teacher="teacher", rate="examples/s", ratio="times the live one", written="written, examples/s")
     notes = ["Median (quartiles). Against none, which makes the student's step on zeros, no cache can be faster."]
-    title = f"{big_name} -> {small_name}, live and cached teacher, batch {config.batch_size}"
     timing.publish(config.out, title, rows, columns, notes=notes, config=vars(config))
 
 

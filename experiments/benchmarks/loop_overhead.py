@@ -67,32 +67,26 @@ def now():
     return np.array([time.perf_counter(), time.process_time()])
 
 
-def contestants(config):
-    """Two functions that train for a round and return its seconds (as in `now`): in all, and inside the evaluation."""
+def random_images(config):
+    """Training batches and evaluation batches of random images."""
     rng = np.random.default_rng(0)
 
     def images(count):
-        return data.open_source(
-            {
-                "image": rng.integers(0, 256, (count, config.size, config.size, 3), np.uint8),
-                "label": rng.integers(0, 10, count),
-            },
-            num_classes=10,
-        )
+        pixels = rng.integers(0, 256, (count, config.size, config.size, 3), np.uint8)
+        return data.open_source({"image": pixels, "label": rng.integers(0, 10, count)}, num_classes=10)
 
     batches = data.train_batches(images(8 * config.batch_size), config.batch_size, seed=0)
-    split = data.eval_batches(images(config.examples), config.batch_size)
+    return batches, data.eval_batches(images(config.examples), config.batch_size)
+
+
+def contestants(config):
+    """Two functions that train for a round and return its seconds (as in `now`): in all, and inside the evaluation."""
+    batches, split = random_images(config)
     plan = parallel.with_jit(parallel.make_mesh(jax.devices()[:1]))
-    no_variables, prepare = (
-        plan.put(Variables({}, {})),
-        {"prepare": lambda batch: {**batch, "image": batch["image"] / 255}},
-    )
-    parts = (
-        NETWORKS[config.network](),
-        models.no_teacher(),
-        objectives.from_labels(losses.cross_entropy),
-        optax.sgd(0.01, momentum=0.9),
-    )
+    no_variables = plan.put(Variables({}, {}))
+    prepare = {"prepare": lambda batch: {**batch, "image": batch["image"] / 255}}
+    networks, label = (NETWORKS[config.network](), models.no_teacher()), objectives.from_labels(losses.cross_entropy)
+    parts = (*networks, label, optax.sgd(0.01, momentum=0.9))
     first = train.init_state(*parts, key=jax.random.key(0), batch=batches[0], teacher_variables=no_variables, **prepare)
     step = plan.compile(train.make_train_step(*parts, metrics={"accuracy": metrics.accuracy}, **prepare))
     measure = plan.compile(train.make_eval_step(*parts[:2], metrics.CLASSIFICATION, **prepare), donate_state=False)
@@ -120,20 +114,11 @@ def contestants(config):
 
         checkpoints, console = Checkpoints(folder / "checkpoints"), rich.console.Console(file=io.StringIO())
         with Logger(folder) as logger, Progress("", config.steps, batch_size=config.batch_size, console=console) as bar:
+            options = dict(log=logger.phase("student", bar), log_every=config.log_every, clock=clock)
+            options |= dict(hooks=[Every(config.evaluate_every, "validation", hook)], checkpoints=checkpoints)
+            options["checkpoint_every"] = config.checkpoint_every
             start = now()
-            fit(
-                step,
-                state,
-                no_variables,
-                stream,
-                steps=config.steps,
-                log=logger.phase("student", bar),
-                log_every=config.log_every,
-                hooks=[Every(config.evaluate_every, "validation", hook)],
-                checkpoints=checkpoints,
-                checkpoint_every=config.checkpoint_every,
-                clock=clock,
-            )
+            fit(step, state, no_variables, stream, steps=config.steps, **options)
             elapsed = now() - start
         checkpoints.close()
         return elapsed, sum(evaluating)

@@ -45,7 +45,7 @@ def case(loss, sizes):
 
 
 def holds_arrays(value):
-    """Whether an argument is made of arrays, and not a number or a shape."""
+    """True for an argument that is made of arrays, false for a number or a shape."""
     return all(isinstance(leaf, np.ndarray | jax.Array) for leaf in jax.tree.leaves(value))
 
 

@@ -83,11 +83,21 @@ SMALL = dict(
 )
 
 
+def load(config):
+    """Training and test images."""
+    options = dict(data_dir=config.data_dir, image_size=config.image_size)
+    splits = (config.train_split, config.test_split)
+    return [data.in_memory(data.open_source(config.source, split, **options)) for split in splits]
+
+
+def read_teacher(config, model, example):
+    """The teacher's variables from --teacher-file."""
+    rules, tensors = SMALL_IMAGES[config.teacher].rules, pytorch.read_tensors(config.teacher_file)
+    return pytorch.import_weights(model, rules, tensors, example)
+
+
 def procedure(config, run, logger, plan) -> None:
-    full, test = (
-        data.in_memory(data.open_source(config.source, s, data_dir=config.data_dir, image_size=config.image_size))
-        for s in (config.train_split, config.test_split)
-    )
+    full, test = load(config)
     noisy, clean = recipe.views(config.seed)
     context = Context(run, logger, plan, config.seed, config.batch_size, noisy, clean, config)
     big, small = (make_network(name, full.num_classes) for name in (config.teacher, config.student))
@@ -100,19 +110,10 @@ def procedure(config, run, logger, plan) -> None:
         epochs = methods.scaled(config.epochs, recipe.PRETRAINING) if pretrains else config.epochs
         rates = {"learning_rate": config.learning_rate, "weight_decay": config.weight_decay, "pretrains": pretrains}
         optimizer = recipe.optimizer(network, epochs=epochs, steps_per_epoch=epoch, **rates)
-        state = train_phase(
-            context,
-            name,
-            source,
-            student=model,
-            objective=(term, optimizer) if points is None else lambda: (term, optimizer),
-            points=points,
-            every=epoch,
-            steps=epochs * epoch,
-            key=jax.random.key(config.seed),
-            validation=evaluator and (evaluator, test),
-            **options,
-        )
+        objective = (term, optimizer) if points is None else lambda: (term, optimizer)
+        options |= dict(points=points, steps=epochs * epoch, every=epoch, key=jax.random.key(config.seed))
+        options["validation"] = evaluator and (evaluator, test)
+        state = train_phase(context, name, source, student=model, objective=objective, **options)
         seconds[name] = time.perf_counter() - began
         return state
 
@@ -122,13 +123,11 @@ def procedure(config, run, logger, plan) -> None:
         evaluator, on_labels = Evaluator(context, big, metrics.CLASSIFICATION), methods.objective("alone", None)
         teacher_variables = variables_of(train("teacher", full, big, config.teacher, on_labels, evaluator))
     else:
-        rules, tensors = SMALL_IMAGES[config.teacher].rules, pytorch.read_tensors(config.teacher_file)
-        teacher_variables = pytorch.import_weights(big, rules, tensors, example)
+        teacher_variables = read_teacher(config, big, example)
 
     # 2. What methods may ask about both networks; the live and the cached teacher.
-    names, labels = (config.teacher, config.student), lambda: data.labels_of(full)
-    counts = dict(steps=config.epochs * epoch, examples=len(full))
-    pair = methods.describe(names, big, small, teacher_variables, example, labels=labels, **counts)
+    facts = dict(labels=lambda: data.labels_of(full), steps=config.epochs * epoch, examples=len(full))
+    pair = methods.describe((config.teacher, config.student), big, small, teacher_variables, example, **facts)
     views = config.views or config.epochs
     live = (dataclasses.replace(full, views=views), big, teacher_variables)
     cached = cached_teacher(context, *live, views=views, keep=config.cache)

@@ -83,14 +83,19 @@ SWEPT = ("temperature", "alpha", "learning_rate", "weight_decay")
 COLUMNS = {key: header for key, header in reports.RESULTS.items() if key != "labels"}
 
 
-def procedure(config, run, logger, plan) -> None:
+def load(config):
+    """Training, validation and test images; how training batches are prepared, and how others are."""
     splits = (config.train_split, config.validation_split, config.test_split)
     options = {"data_dir": config.data_dir, "image_size": config.image_size}
-    full, validation, test = (data.in_memory(data.open_source(config.source, s, **options)) for s in splits)
-    clean = augment.compose(augment.to_float(), augment.normalize(*data.statistics(full)))
+    sources = [data.in_memory(data.open_source(config.source, split, **options)) for split in splits]
+    clean = augment.compose(augment.to_float(), augment.normalize(*data.statistics(sources[0])))
     moves = [augment.random_crop(config.crop)] * bool(config.crop) + [augment.flip()] * config.flip
-    noisy = augment.augment_batch(augment.compose(*moves, clean), seed=config.seed)
-    clean = augment.augment_batch(clean, seed=config.seed)
+    noisy, clean = (augment.augment_batch(a, seed=config.seed) for a in (augment.compose(*moves, clean), clean))
+    return sources, noisy, clean
+
+
+def procedure(config, run, logger, plan) -> None:
+    (full, validation, test), noisy, clean = load(config)
     context = Context(run, logger, plan, config.seed, config.batch_size, noisy, clean, config)
     big, small = (
         NETWORKS[name].make(full.num_classes, axis_name=parallel.DATA) for name in (config.teacher, config.student)
@@ -106,19 +111,9 @@ def procedure(config, run, logger, plan) -> None:
     def train(name, model, evaluator, make_term, points=None, source=full, **options):
         """Trains a phase and adds its rows to the table."""
         make = functools.partial(objective, make_term)
-        state = train_phase(
-            context,
-            name,
-            source,
-            student=model,
-            objective=make() if points is None else make,
-            points=points,
-            steps=config.epochs * epoch,
-            key=jax.random.key(config.seed),
-            validation=(evaluator, validation),
-            every=epoch,
-            **options,
-        )
+        options |= dict(steps=config.epochs * epoch, every=epoch, key=jax.random.key(config.seed))
+        options |= dict(validation=(evaluator, validation), objective=make() if points is None else make)
+        state = train_phase(context, name, source, student=model, points=points, **options)
         found, variables = metrics.values(evaluator(state, test)), variables_of(state)
         parameters = models.count_parameters(variables) // (1 if points is None else len(points["seed"]))
         for label, part in reports.by_point(found, points):

@@ -81,18 +81,37 @@ SMALL = dict(
 )
 
 
-def procedure(config, run, logger, plan) -> None:
-    pretraining, few, validation, test = open_source_and_target(
+def load(config):
+    """Images of the source; few labelled ones, validation and test images of the target; and two ways to prepare."""
+    sources = open_source_and_target(
         config.source,
         config.target or config.source,
         (config.source_split, config.train_split, config.validation_split, config.test_split),
         **{n: getattr(config, n) for n in ("per_class", "source_classes", "target_classes")},
         **{n: getattr(config, n) for n in ("data_dir", "image_size", "seed")},
     )
-    clean = augment.compose(augment.to_float(), augment.normalize(*data.statistics(pretraining)))
+    clean = augment.compose(augment.to_float(), augment.normalize(*data.statistics(sources[0])))
     moves = [augment.random_crop(4), *[augment.flip()] * config.flip, clean]
-    noisy = augment.augment_batch(augment.compose(*moves), seed=config.seed)
-    clean, key, rows = augment.augment_batch(clean, seed=config.seed), jax.random.key(config.seed), []
+    noisy, clean = (augment.augment_batch(a, seed=config.seed) for a in (augment.compose(*moves), clean))
+    return sources, noisy, clean
+
+
+def make_kinds(config, label, on_source, on_target):
+    """Kind of student -> its term, and the teacher that it learns from."""
+    stages = [objectives.features_of(side, STAGES) for side in ("student", "teacher")]
+    maps = (config.maps, objectives.from_outputs(losses.attention_transfer, *stages, as_released=True))
+    soft = (0.9, objectives.from_logits(losses.kd, temperature=config.temperature))
+    return {
+        "alone": (label, {}),
+        "by-maps": (objectives.weighted(label=label, maps=maps), on_source),
+        "by-logits": (objectives.weighted(label=(0.1, label), kd=soft), on_target),
+        "by-both": (objectives.weighted(label=(0.1, label), kd=soft, maps=maps), on_target),
+    }
+
+
+def procedure(config, run, logger, plan) -> None:
+    (pretraining, few, validation, test), noisy, clean = load(config)
+    key, rows = jax.random.key(config.seed), []
     context = Context(run, logger, plan, config.seed, config.batch_size, noisy, clean, config)
     big, tuned = (make_network(config.teacher, source.num_classes) for source in (pretraining, few))
     small = make_network(config.student, few.num_classes)
@@ -105,46 +124,27 @@ def procedure(config, run, logger, plan) -> None:
         points = seeds and students.grid(seed=seeds)
         optimizer = make(optax.cosine_decay_schedule(config.learning_rate, steps), steps)
         evaluator = evaluators(model, points is not None)
-        state = train_phase(
-            context,
-            name,
-            source,
-            student=model,
-            objective=(term, optimizer) if points is None else lambda: (term, optimizer),
-            steps=steps,
-            points=points,
-            every=max(1, steps // 5),
-            key=key,
-            validation=(evaluator, validation) if source is few else None,
-            **options,
-        )
+        objective = (term, optimizer) if points is None else lambda: (term, optimizer)
+        options |= dict(points=points, steps=steps, every=max(1, steps // 5), key=key)
+        options["validation"] = (evaluator, validation) if source is few else None
+        state = train_phase(context, name, source, student=model, objective=objective, **options)
         if source is few:
             count = models.count_parameters(variables_of(state)) // (1 if points is None else len(seeds))
             found = metrics.values(evaluator(state, test))
             rows.append(reports.result(name, found, parameters=count, labels=len(few)))
         return variables_of(state)
 
-    # 1. The terms.
+    # 1. The teacher on the source, then on the target: its last layer alone, and all layers thawed gradually.
     label, many = objectives.from_labels(losses.cross_entropy), range(config.seeds) if config.seeds > 1 else None
-    stages = [objectives.features_of(side, STAGES) for side in ("student", "teacher")]
-    maps = (config.maps, objectives.from_outputs(losses.attention_transfer, *stages, as_released=True))
-    soft = (0.9, objectives.from_logits(losses.kd, temperature=config.temperature))
-
-    # 2. The teacher on the source, then on the target: its last layer alone, and all layers thawed gradually.
     source_teacher = fit("pre-trained", big, label, source=pretraining)
     start = models.inherit(models.init(tuned, key, clean(data.eval_batches(few, 8)[0])), source_teacher)
     fit("teacher-last-layer", tuned, label, last_layer, start=start)
     thawed_teacher = fit("teacher-thawed", tuned, label, thawing, start=start)
 
-    # 3. The students.
+    # 2. The students.
     on_source = dict(teacher=big, teacher_variables=source_teacher)
     on_target = dict(teacher=tuned, teacher_variables=thawed_teacher)
-    kinds = {
-        "alone": (label, {}),
-        "by-maps": (objectives.weighted(label=label, maps=maps), on_source),
-        "by-logits": (objectives.weighted(label=(0.1, label), kd=soft), on_target),
-        "by-both": (objectives.weighted(label=(0.1, label), kd=soft, maps=maps), on_target),
-    }
+    kinds = make_kinds(config, label, on_source, on_target)
     for kind in config.students:
         fit(kind, small, kinds[kind][0], seeds=many, **kinds[kind][1])
     conclude(run, rows, COLUMNS, title=f"{test.name}: {len(test):,} images, {config.seeds} seed(s)")
