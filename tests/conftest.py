@@ -49,7 +49,7 @@ LONG = (
     "parallel/test_processes",
     "system/test_experiments",
     "system/test_crash",
-    "system/test_readme",
+    "system/test_readmes",
     "experiment/test_methods",
     "pytorch/test_published",
     "losses/test_properties",

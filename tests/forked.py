@@ -6,9 +6,11 @@ no back end, so each program has devices, threads and signals of its own.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import pathlib
+import pkgutil
 import runpy
 import signal
 import subprocess
@@ -16,12 +18,7 @@ import sys
 import textwrap
 import time
 
-IMPORTS = """
-    flax.linen flax.nnx optax.contrib tensorboardX jaxkd.augment jaxkd.cache jaxkd.data.open jaxkd.data.pipeline
-    jaxkd.experiment.cli jaxkd.experiment.evaluator jaxkd.experiment.launcher jaxkd.experiment.teachers
-    jaxkd.experiment.trainer jaxkd.losses jaxkd.metrics jaxkd.models jaxkd.objectives jaxkd.parallel jaxkd.reports
-    jaxkd.runs.checkpoint jaxkd.runs.logger jaxkd.train tyro typeguard
-"""
+import jaxkd
 
 
 class Forked:
@@ -129,8 +126,16 @@ def _become(program, words, streams, path, devices):
 
 
 if __name__ == "__main__":
-    for name in IMPORTS.split():
-        __import__(name)
+    for module in pkgutil.walk_packages(jaxkd.__path__, "jaxkd."):
+        importlib.import_module(module.name)
+    for name in (
+        "flax.nnx",
+        "grain",
+        "optax.contrib",
+        "tensorboardX",
+        "tyro",
+    ):  # imported when needed
+        importlib.import_module(name)
     todo = _serve()
     if todo is not None:
         _become(**todo)
