@@ -36,15 +36,15 @@ from jaxkd.experiment import (
 @dataclasses.dataclass(frozen=True)
 class Config(experiment.Config):
     name: str = "digits"
-    data_dir: str = "~/tensorflow_datasets"
+    data_dir: str = flag("~/tensorflow_datasets", "folder of the prepared data sets", DATA)
     labels: int = flag(100, "labels that the students see, as many of each class", DATA)
     widths: tuple[int, ...] = flag((32, 64), "channels of the teacher's stages", NETWORKS)
     hidden: int = flag(32, "units of the student's hidden layer", NETWORKS)
-    seeds: int = flag(5, "students of each kind, trained at once; at least 2", TRAINING)
+    seeds: int = flag(5, "students of each kind, trained together; at least 2", TRAINING)
     temperature: float = flag(4.0, "softmax temperature T of the soft labels, above 0", TRAINING)
     alpha: float = flag(0.5, "weight of the labels at the end of distillation, 0 to 1; it starts at 0", TRAINING)
     teacher_steps: int = flag(450, "updates of the teacher", TRAINING)
-    alone_steps: int = flag(1000, "updates of the students that learn from 100 labels alone", TRAINING)
+    alone_steps: int = flag(1000, "updates of the students that learn from their few labels alone", TRAINING)
     distill_steps: int = flag(1500, "updates of the distilled students, and of those with all labels", TRAINING)
     finetune_steps: int = flag(100, "updates of the distilled students on their labels afterwards", TRAINING)
     learning_rate: float = flag(0.01, "Adam's first rate for students; fine-tuning takes a thirtieth", TRAINING)
@@ -52,7 +52,9 @@ class Config(experiment.Config):
     def check(self) -> None:
         """Checks counts before the run's folder is made."""
         super().check()
-        check_positive(self, *(name for name in vars(self) if name.endswith("steps")), "seeds", "labels", "hidden")
+        check_positive(self, *(name for name in vars(self) if name.endswith("steps")), "labels", "hidden")
+        if self.seeds < 2:
+            raise ValueError(f"--seeds is {self.seeds}: give at least 2, for a standard error.")
 
 
 SMALL = dict(
@@ -76,7 +78,7 @@ def procedure(config, run, logger, plan) -> None:
     on_labels, keys = objectives.from_labels(losses.cross_entropy), jax.random.key(config.seed + 1)
 
     def train(name, source, model, term, steps, rate, *, evaluator, key=None, **options):
-        key = jax.random.split(keys, config.seeds) if key is None else key  # several keys: several students at once
+        key = jax.random.split(keys, config.seeds) if key is None else key  # several keys: several students together
         adam = optax.adamw(optax.cosine_decay_schedule(rate, steps), weight_decay=1e-3)
         options |= dict(steps=steps, key=key, validation=(evaluator, validation), every=max(1, steps // 5))
         return train_phase(context, name, source, student=model, objective=(term, adam), **options)

@@ -124,7 +124,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise OSError(f"cannot read {path} ({error.strerror}): make it readable or choose another --name.") from error
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}): restore it, or delete {path.parent} to start again.") from error
+        raise ValueError(f"{path} is not JSON ({error}): restore it or delete {path.parent} to start again.") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds no JSON object: restore it, or delete {path.parent} to start again.")
     return value

@@ -61,7 +61,7 @@ def benchmark() -> None:
         rounds=(12, "alternating rounds"),
         seconds=(1.0, "least seconds of one side of a round"),
         steps=(5, "steps between two looks at the clock"),
-        batch_size=(64, "examples a step"),
+        batch_size=(64, "examples per step"),
         pair=("resnet", "teacher and student: resnet or mlp"),
         depths=((56, 20), "depths of the residual networks, teacher and student"),
         examples=(2048, "examples of the data set"),
@@ -80,11 +80,11 @@ def benchmark() -> None:
         "prepare": prepare,
         "views": config.views,
     }
-    written, nothing = {"live": None, "none": None}, Variables({}, {})
+    written, nothing = {"live": None, "no teacher": None}, Variables({}, {})
     with contextlib.ExitStack() as stack:
         sides = {"live": trainer(source, prepare, small, big, teacher_variables, config, plan, stack)}
         zeros = data.with_fields(source, teacher_logits=np.zeros((config.examples, config.classes), np.float32))
-        sides["none"] = trainer(zeros, prepare, small, models.cached(), nothing, config, plan, stack)
+        sides["no teacher"] = trainer(zeros, prepare, small, models.cached(), nothing, config, plan, stack)
         for name, k in (("cached, all logits", None), (f"cached, top {config.top_k}", config.top_k)):
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             written[name] = write_targets(
@@ -115,7 +115,7 @@ def publish(config, title, times, written):
         for name in written
     ]
     columns = dict(teacher="teacher", rate="examples/s", ratio="times the live one", written="written, examples/s")
-    notes = ["Median (quartiles). Against none, which makes the student's step on zeros, no cache can be faster."]
+    notes = ['Median (quartiles). "no teacher" makes the student\'s step on zeros, an upper bound, up to noise.']
     timing.publish(config.out, title, rows, columns, notes=notes, config=vars(config))
 
 

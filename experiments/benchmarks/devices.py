@@ -41,7 +41,7 @@ def benchmark() -> None:
     config = timing.flags(
         __doc__,
         smoke=SMALL,
-        batch_size=(64, "examples a step, over all devices"),
+        batch_size=(64, "examples per step, over all devices"),
         teacher=("resnet20", "teacher or student: resnet<depth> or mlp"),
         student=("resnet8", "teacher or student: resnet<depth> or mlp"),
         devices=(8, "devices that a CPU is split into"),
@@ -84,7 +84,7 @@ def benchmark() -> None:
         }
         for name, t in times.items()
     ]
-    columns = {"where": "where", "step": "ms a step", "rate": "examples/s", "speed": "times one device"}
+    columns = {"where": "where", "step": "ms per step", "rate": "examples/s", "speed": "speed, one device = 1"}
     notes = ["Median (quartiles)."] + (["There is one device, so nothing to compare."] if len(plans) == 1 else [])
     title = f"{config.teacher} -> {config.student}, 32x32 images, global batch {config.batch_size}"
     timing.publish(config.out, title, rows, columns, notes=notes, config=vars(config))

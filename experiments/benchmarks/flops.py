@@ -117,7 +117,7 @@ def benchmark() -> None:
         smoke=SMALL,
         **pairs.sizes(fast),
         formats=(("float32", "bfloat16") if fast else ("float32",), "number formats of the computation"),
-        batch_size=(512 if fast else 64, "examples a step"),
+        batch_size=(512 if fast else 64, "examples per step"),
         run_steps=(100_000, "steps of the run that the report is about"),
         rounds=(20 if fast else 5, "alternating rounds"),
         seconds=(0.3, "least seconds of one part of a round"),

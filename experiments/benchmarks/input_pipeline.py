@@ -1,6 +1,6 @@
 """Speed of the input pipeline: a training step fed by it, compared with one fed from batches on the device.
 
-KD from a teacher with cached logits, the case that needs most examples a second; 32x32
+KD from a teacher with cached logits, the case that needs most examples per second; 32x32
 images with random crops and flips on the device. Fed from memory: eight batches, or bundles of them, placed beforehand,
 again and again. Fed by the pipeline: a shuffled epoch read, put together and placed by the threads of Grain, step by
 step; the same in bundles of steps with one dispatch each; and in bundles from a table on the device, for which only row
@@ -88,7 +88,7 @@ def benchmark() -> None:
         seconds=(1.0, "least seconds of one side of a round"),
         steps=(20, "steps between two readings of the clock, each after the last step has ended"),
         bundle=(10, "steps in a bundle; a divisor of --steps"),
-        batch_size=(64, "examples a step"),
+        batch_size=(64, "examples per step"),
         examples=(8192, "examples of the data set"),
         students=(("mlp", "resnet"), "students: mlp, resnet"),
         out=("runs/benchmarks/input_pipeline.json", "JSON file for the figures"),

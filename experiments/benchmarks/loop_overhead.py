@@ -40,7 +40,7 @@ class Config:
     examples: int = flag(512, "images of the evaluated split", DATA)
     network: Literal["resnet8", "mlp"] = flag("resnet8", "network of the student", NETWORKS)
     steps: int = flag(100, "updates of one side of a round", TRAINING)
-    batch_size: int = flag(64, "examples a step", TRAINING)
+    batch_size: int = flag(64, "examples per step", TRAINING)
     log_every: int = flag(50, "updates between two logged lines", TRAINING)
     checkpoint_every: int = flag(100, "updates between two checkpoints", TRAINING)
     evaluate_every: int = flag(100, "updates between two evaluations", TRAINING)
@@ -149,8 +149,8 @@ def benchmark() -> None:
         )
     columns = dict(
         loop="loop.fit",
-        bare_ms="bare ms a step",
-        loop_ms="loop ms a step",
+        bare_ms="bare ms per step",
+        loop_ms="loop ms per step",
         ratio="loop / bare, median (quartiles)",
         cpu="the same in processor time",
     )

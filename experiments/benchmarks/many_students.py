@@ -1,4 +1,4 @@
-"""N students at once, with one teacher in one program, compared with N separate runs.
+"""N students together, with one teacher in one program, compared with N separate runs.
 
 With T the time of the teacher's forward pass and S that of the rest of a student's step, N runs take N (T + S) a batch,
 and N students that share the teacher T + N S at best: the ideal ratio is (T + N S) / (N (T + S)). The forms of
@@ -112,7 +112,7 @@ def benchmark():
         smoke=SMALL,
         rounds=(12, "alternating rounds"),
         seconds=(0.3, "least seconds of one side of a round"),
-        batch_size=(64, "examples a step"),
+        batch_size=(64, "examples per step"),
         counts=((1, 2, 4, 8, 16, 32), "numbers of students"),
         pairs=(("mlp", "convnet", "resnet"), "teachers and students: mlp, convnet, resnet"),
         forms=(tuple(students.FORMS), "forms of a stack: vmap, map, unroll"),

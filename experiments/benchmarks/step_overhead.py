@@ -98,7 +98,7 @@ def benchmark() -> None:
         smoke=SMALL,
         rounds=(40, "alternating rounds of each pair"),
         seconds=(0.6, "least seconds of one side of a round"),
-        batch_size=(64, "examples a step"),
+        batch_size=(64, "examples per step"),
         pairs=(("mlp", "resnet"), "teachers and students: mlp, resnet"),
         out=("runs/step_overhead.json", "JSON file for the figures"),
     )

@@ -40,7 +40,11 @@ from jaxkd.experiment.networks import SMALL_IMAGES, make_network
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    source: str = flag("cifar100", "data set: a TFDS name, npz:PATH with {split} in it, or a prepared folder", DATA)
+    source: str = flag(
+        "cifar100",
+        "data set: a TFDS name, npz:PATH ({split} in it if each split has its own file), or a prepared folder",
+        DATA,
+    )
     pairs: tuple[str, ...] = flag(tuple(map(" ".join, PAIRS)), 'teachers and students, as "vgg13 vgg8"', NETWORKS)
     methods: tuple[str, ...] = flag(tuple(methods.METHODS), "names of the methods", TRAINING)
     batch_size: int = flag(16, "images of the batch", TRAINING)

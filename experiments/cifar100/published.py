@@ -1,4 +1,4 @@
-"""Published figures of the CIFAR-100 distillation benchmark, none of which is a result of this library.
+"""Published results of the CIFAR-100 distillation benchmark, none of which is from this library.
 
 Accuracies are on the test images, in percent.
 LAST: of the last epoch, the README of Tian, Krishnan, Isola, https://github.com/HobbitLong/RepDistiller.
@@ -88,7 +88,7 @@ BEST = {
 
 
 def methods_of(pair):
-    """The methods with published figures for a pair, in the order of the tables; an error if there are none."""
+    """The methods with published results for a pair, in the order of the tables; an error if there are none."""
     names = [name for name in {**LAST, **BEST} if name not in ("teacher", "alone") and figures(name, pair)]
     if not names:
         raise ValueError(f"nobody published {' -> '.join(pair)}: leave --table out and name --methods.")
@@ -96,6 +96,6 @@ def methods_of(pair):
 
 
 def figures(name, pair):
-    """A method's published figures for a pair, by the table's column."""
+    """A method's published results for a pair, by the table's column."""
     found = {"published": LAST.get(name, {}).get(pair), "later": BEST.get(name, {}).get(pair)}
     return {column: f"{value:.2f}" for column, value in found.items() if value is not None}

@@ -25,7 +25,7 @@ COLUMNS = {
     "later": "published, best",
     "seconds": "seconds",
 }
-REDUCED = "A reduced budget: not to be compared with the published figures, which are of 240 epochs of 50,000 images."
+REDUCED = "A reduced budget: not to be compared with the published results, which are of 240 epochs of 50,000 images."
 
 
 def views(seed):

@@ -1,10 +1,10 @@
-"""The CIFAR-100 distillation benchmark: any of its pairs, any method, next to the published figures.
+"""The CIFAR-100 distillation benchmark: any of its pairs, any method, next to the published results.
 
     python experiments/cifar100/run.py --teacher resnet56 --student resnet20 --methods kd at crd --seeds 3
-    python experiments/cifar100/run.py --table --seeds 3 --resident --at-once 71   (all methods with published figures)
+    python experiments/cifar100/run.py --table --seeds 3 --resident --at-once 71   (all methods with published results)
     python experiments/cifar100/run.py --source npz:cifar100_{split}.npz --teacher-file resnet56.pth --epochs 30
 
-The recipe is in `recipe.py`, the published figures in `published.py`, the methods with their weights in
+The recipe is in `recipe.py`, the published results in `published.py`, the methods with their weights in
 `jaxkd/experiment/methods/table.py`. As in the publications, students are evaluated on the test images after each epoch;
 nothing is chosen by them but the best epoch, which stands next to the last one because later work reports it. Seeds
 differ in the initial weights. Methods with two phases (ab, fsp, ft) have 30 epochs of pre-training, which the seconds
@@ -47,15 +47,17 @@ class Config(experiment.ImageConfig):
     test_split: str = flag("test", "split that is evaluated after each epoch", DATA)
     teacher_file: str | None = flag(None, "PyTorch weights of the teacher; it is trained here if absent", NETWORKS)
     methods: tuple[str, ...] = flag(("kd",), "methods of the students, besides one that learns alone", TRAINING)
-    table: bool = flag(False, "instead of --methods: all that have published figures for the pair", TRAINING)
+    table: bool = flag(False, "instead of --methods: all that have published results for the pair", TRAINING)
     epochs: int = 240
     learning_rate: float | None = flag(None, "first rate of SGD; the benchmark's for the network if absent", TRAINING)
-    weight_decay: float = flag(5e-4, "factor of the parameters that is added to the gradient", TRAINING)
-    seeds: int = flag(1, "students of each kind, trained at once with one teacher", TRAINING)
-    cache: Literal["none", "full"] | int = flag(
-        "none", "logits of the teacher to compute once: none, full, top k", TRAINING
+    weight_decay: float = flag(
+        5e-4, "weight decay: this factor times the parameters is added to the gradient", TRAINING
     )
-    views: int | None = flag(None, "views of an image if logits are cached; a new one every epoch if absent", TRAINING)
+    seeds: int = flag(1, "students of each kind, trained together with one teacher", TRAINING)
+    cache: Literal["none", "full"] | int = flag(
+        "none", "logits of the teacher to compute once: none, full, or a number k for its top k", TRAINING
+    )
+    views: int | None = flag(None, "views of an image if logits are cached; one per epoch if absent", TRAINING)
 
     def check(self) -> None:
         """Checks counts and names before the run's folder is made."""

@@ -5,7 +5,7 @@
     python experiments/vision/image_kd.py --seeds 4 --grid temperature=1,2,4,8 --form fastest --at-once 20 --resident
 
 Interrupt it with Ctrl-C and run the same command to go on. The last slice of the training split is the validation
-split; the test split is read once, at the end.
+split; each network is evaluated on the test split once, after its training.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class Config(experiment.ImageConfig):
     source: str = "fashion_mnist"
     train_split: str = "train[:90%]"
     validation_split: str = flag("train[90%:]", "split that is evaluated during training", DATA)
-    test_split: str = flag("test", "split that is evaluated once, at the end", DATA)
+    test_split: str = flag("test", "split on which each network is evaluated once, after its training", DATA)
     crop: int = flag(0, "padding of the random crop, in pixels; no crop if 0", DATA)
     flip: bool = flag(False, "flip images left to right at random", DATA)
     teacher: str = "resnet20"
@@ -49,15 +49,19 @@ class Config(experiment.ImageConfig):
     epochs: int = 30
     batch_size: int = 128
     learning_rate: float = flag(0.1, "first rate of SGD with momentum 0.9; it falls along a cosine", TRAINING)
-    weight_decay: float = flag(5e-4, "factor of the parameters that is added to the gradient", TRAINING)
+    weight_decay: float = flag(
+        5e-4, "weight decay: this factor times the parameters is added to the gradient", TRAINING
+    )
     temperature: float = flag(4.0, "softmax temperature T of the soft labels, above 0", TRAINING)
     alpha: float = flag(0.1, "weight of the labels, 0 to 1; the soft labels have the rest", TRAINING)
-    seeds: int = flag(1, "students of each kind, trained at once", TRAINING)
-    grid: tuple[str, ...] = flag((), "distilled students to compare, as temperature=1,2,4 alpha=0.1,0.5", TRAINING)
-    cache: Literal["none", "full"] | int = flag(
-        "none", "logits of the teacher to compute once: none, full, top k", TRAINING
+    seeds: int = flag(1, "students of each kind, trained together", TRAINING)
+    grid: tuple[str, ...] = flag(
+        (), "values to compare, such as temperature=1,2,4 alpha=0.1,0.5; also learning_rate, weight_decay", TRAINING
     )
-    views: int | None = flag(None, "views of an image that distilled students see; one an epoch if absent", TRAINING)
+    cache: Literal["none", "full"] | int = flag(
+        "none", "logits of the teacher to compute once: none, full, or a number k for its top k", TRAINING
+    )
+    views: int | None = flag(None, "views of an image that distilled students see; one per epoch if absent", TRAINING)
 
     def check(self) -> None:
         """Checks counts, names and the grid before the run's folder is made."""

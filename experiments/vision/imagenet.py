@@ -4,7 +4,7 @@
     python experiments/vision/imagenet.py --source folder:imagenet --validation-split val --teacher resnet50 \\
         --student mobilenetv1_100 --teacher-file resnet50.safetensors --recipe patient --epochs 1200
 
-"standard": 100 epochs of 256 images a step, SGD from 0.1 with a tenth of it after 30, 60 and 90, labels and a method
+"standard": 100 epochs of 256 images per step, SGD from 0.1 with a tenth of it after 30, 60 and 90, labels and a method
 of `jaxkd/experiment/methods/table.py`. "patient": function matching, which trains on the teacher's probabilities alone
 (T = 1), on blends of images that both networks see, for as long as possible; Adam with warm-up, cosine, clipping and
 decoupled weight decay. Training images become squares of --resize pixels, of which random windows are cut on the

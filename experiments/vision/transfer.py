@@ -3,9 +3,10 @@
     python experiments/vision/transfer.py --target cifar10 --per-class 50 --seeds 3
     python experiments/vision/transfer.py --source npz:cifar100_{split}.npz --source-classes 80 --target-classes 20
 
-Compared on the target's test split, which is read once: the teacher with a new last layer, all else frozen, or thawed
-gradually; a student alone, one that follows the pre-trained teacher's maps (label sets may differ), one distilled from
-the thawed teacher's logits, one from both. One data set can serve as both, by its first and its last classes.
+Compared on the target's test split, on which each network is evaluated once, after its training: the teacher with a new
+last layer, all else frozen, or thawed gradually; a student alone, one that follows the pre-trained teacher's maps
+(label sets may differ), one distilled from the thawed teacher's logits, one from both. One data set can serve as both,
+by its first and its last classes.
 """
 
 import dataclasses
@@ -45,8 +46,10 @@ class Config(experiment.ImageConfig):
     source_split: str = flag("train", "split of the source to pre-train on", DATA)
     train_split: str = flag("train[:90%]", "split of the target that the labels are drawn from", DATA)
     validation_split: str = flag("train[90%:]", "split of the target that is evaluated during training", DATA)
-    test_split: str = flag("test", "split of the target that is evaluated once, at the end", DATA)
-    per_class: int = flag(50, "labels of each class of the target", DATA)
+    test_split: str = flag(
+        "test", "split of the target on which each network is evaluated once, after its training", DATA
+    )
+    per_class: int = flag(50, "labels per class of the target", DATA)
     flip: bool = flag(True, "flip images left to right at random", DATA)
     teacher: str = "resnet20"
     student: str = "resnet8"
@@ -56,7 +59,7 @@ class Config(experiment.ImageConfig):
     temperature: float = flag(4.0, "softmax temperature T of the soft labels, above 0", TRAINING)
     maps: float = flag(100.0, "weight of attention transfer between the stages", TRAINING)
     students: tuple[str, ...] = flag(("alone", "by-maps", "by-logits", "by-both"), "kinds of students", TRAINING)
-    seeds: int = flag(1, "students of each kind, trained at once", TRAINING)
+    seeds: int = flag(1, "students of each kind, trained together", TRAINING)
 
     def check(self) -> None:
         """Checks counts and names before the run's folder is made."""

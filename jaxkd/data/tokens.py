@@ -41,7 +41,7 @@ def encode_bytes(length: int, fields: Sequence[str] | None = None) -> Transform:
       ValueError: If the length is below 3. The transform raises one unless there are one or two text fields.
     """
     if length < 3:
-        raise ValueError(f"encode_bytes got length {length}: give at least 3 tokens a row.")
+        raise ValueError(f"encode_bytes got length {length}: give at least 3 tokens per row.")
 
     def transform(batch: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         texts = sorted((k for k, v in batch.items() if is_text(v)), key=lambda k: (k not in _LEADING, k))

@@ -18,7 +18,7 @@ class Config(StepOptions):
     seed: int = flag(0, "seed of all random choices: initial weights, order of the examples, augmentation", RUN)
     wandb: bool = flag(False, "log to Weights & Biases as well", RUN)
     data_dir: str | None = flag(None, "folder of the prepared data sets; TFDS's own if absent", DATA)
-    batch_size: int = flag(64, "examples a step, over all devices", TRAINING)
+    batch_size: int = flag(64, "examples per step, over all devices", TRAINING)
 
     def check(self) -> None:
         """Checks the values before the run's folder is made; an experiment extends it.
@@ -35,7 +35,8 @@ class ImageConfig(Config):
 
     source: str = flag(
         "cifar100",
-        "data set: a TFDS name, npz:PATH with {split} in it, folder:PATH of images, or a prepared TFDS folder",
+        "data set: a TFDS name, npz:PATH ({split} in it if each split has its own file), folder:PATH of images, or a "
+        "prepared TFDS folder",
         DATA,
     )
     train_split: str = flag("train", "split of the training data, in TFDS's syntax", DATA)

@@ -51,7 +51,7 @@ class Devices:
         None, 'axes of the mesh and their sizes, such as data=4,model=2, where "model" splits the parameters', DEVICES
     )
     coordinator: str | None = flag(
-        None, "with several processes: HOST:PORT of the first, or auto under Slurm, MPI, Kubernetes, on TPUs", DEVICES
+        None, "address of the first process, HOST:PORT; or auto under Slurm, MPI, Kubernetes or on TPU pods", DEVICES
     )
     num_processes: int | None = flag(None, "number of processes, unless the coordinator is auto", DEVICES)
     process_id: int | None = flag(None, "number of this process, from 0, unless the coordinator is auto", DEVICES)
@@ -121,7 +121,7 @@ class StepOptions:
         None, "decay of a moving average of the student, 0 to 1, which is evaluated as well; none if absent", TRAINING
     )
     skip_nonfinite: bool = flag(
-        False, "skip and count updates that hold a NaN or an infinity, instead of stopping", TRAINING
+        False, "skip and count updates that hold a NaN or an infinity; stop after 100 in a row", TRAINING
     )
     at_once: int = flag(1, "updates in one call of the compiled program", DEVICES)
     resident: bool = flag(False, "keep the training data in the devices' memory", DEVICES)

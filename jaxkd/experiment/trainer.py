@@ -58,7 +58,7 @@ def train_phase(
     log_every: int = 50,
     best: Best | None = MOST_ACCURATE,
 ) -> TrainState:
-    """Trains a student, or several at once, going on from the phase's newest checkpoint.
+    """Trains a student, or several together, going on from the phase's newest checkpoint.
 
     Args:
       context: The context of the experiment's trainings.
@@ -67,7 +67,7 @@ def train_phase(
       student: The student.
       objective: Term and optax transformation; for a sweep a function that makes them from a point.
       steps: Updates.
-      key: Typed PRNG key [], or [S] for S students at once.
+      key: Typed PRNG key [], or [S] for S students that are trained together.
       points: Name -> [S] for a sweep of S students (`students.grid`); those that diverge are left behind.
       teacher: The teacher, if any.
       teacher_variables: The teacher's variables.

@@ -17,7 +17,7 @@ _COLUMNS = 1024
 
 
 class Pulled(NamedTuple):
-    """Gradients of hidden states and of a head's matrix; None if unwanted."""
+    """Gradients with respect to the hidden states and to the head's matrix; a part that is not wanted is None."""
 
     hidden: Any
     kernel: Any

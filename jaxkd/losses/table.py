@@ -13,7 +13,7 @@ from jaxkd.files import write_atomically
 from jaxkd.testing import declarations
 
 README = Path(__file__).with_name("README.md")
-HEAD = "| Loss | Method | Venue | Link | Kind | Parameters of its own |"
+HEAD = "| Loss | Paper, or what it computes | Venue | Link | Kind | Parameters of its own |"
 
 
 def rows() -> Iterator[str]:
@@ -21,7 +21,9 @@ def rows() -> Iterator[str]:
     yield HEAD
     yield "| :-- | :-- | :-- | :-- | :-- | :-- |"
     for declared in declarations(losses):
-        yield f"| `{declared.name}` | {' | '.join(declared.reference)} | {declared.kind} | {declared.own} |"
+        title, venue, link = declared.reference
+        title = title.removesuffix(f"; {declared.kind}")  # which has a column of its own
+        yield f"| `{declared.name}` | {title} | {venue} | {link} | {declared.kind} | {declared.own} |"
 
 
 def with_table(text: str) -> str:

@@ -51,7 +51,7 @@ def _outputs(returned: Any) -> Outputs:
 
 
 def bound(axis_name: str | None) -> str | None:
-    """Name of an axis if the code runs inside a `pmap` over it, else None, as where a model is initialised.
+    """`axis_name` inside a `pmap` over it; None elsewhere, for example while a model is initialised.
 
     Args:
       axis_name: Name of the axis, or None.

@@ -23,8 +23,8 @@ def inherit(own: Variables, trained: Variables, *, fresh: str = r"(^|/)head") ->
       Variables of the structure of `own`.
 
     Raises:
-      ValueError: If another part has no counterpart or another shape (the sentence names path and shapes), or if no
-        path is fresh.
+      ValueError: If an inherited array has no counterpart or another shape (the sentence names path and shapes), or if
+        `fresh` matches no path.
     """
     known = {leaf_name(path): leaf for path, leaf in jax.tree.leaves_with_path(trained)}
     paths = [leaf_name(path) for path, _ in jax.tree.leaves_with_path(own)]

@@ -24,7 +24,7 @@ def ab(*, students: Sequence[str], teachers: Sequence[str], where: str | None = 
     Args:
       students: Names of the student's maps before the ReLU, in order.
       teachers: Names of the teacher's maps before the ReLU; of each pair the larger is pooled.
-      where: Field of the batch [B] with the examples' weights; all have weight 1 if None.
+      where: Field of the batch [B] that masks or weights examples in the mean; all count 1 if None.
       **hyper: Hyper-parameters of `losses.ab`.
 
     Returns:
@@ -88,11 +88,11 @@ def semckd(*, students: Sequence[str], teachers: Sequence[str], where: str | Non
     Args:
       students: Names of the student's maps.
       teachers: Names of the teacher's maps; of each pair the larger is pooled.
-      where: Field of the batch [B] with the examples' weights; all have weight 1 if None.
+      where: Field of the batch [B] that masks or weights examples in the mean; all count 1 if None.
       **hyper: Hyper-parameters of `losses.semckd`.
 
     Returns:
-      A term with parameters `queries`, `keys` (one a layer) and `projections` (one a pair of layers).
+      A term with parameters `queries`, `keys` (one per layer) and `projections` (one per pair of layers).
     """
 
     project = networks.bottleneck()
@@ -140,7 +140,7 @@ def review(
       students: Names of the student's maps, shallow first; a vector [B, C], such as `pooled`, is a map of one pixel.
       teachers: Names of the teacher's maps, one for each of the student's; of each pair the larger is pooled.
       middle: Channels of the fusion; those of the student's deepest map, at most 512, if None.
-      where: Field of the batch [B] with the examples' weights; all have weight 1 if None.
+      where: Field of the batch [B] that masks or weights examples in the mean; all count 1 if None.
       **hyper: Hyper-parameters of `losses.review_hcl`.
 
     Returns:

@@ -29,7 +29,7 @@ def vid(*, student: str, teacher: str, hidden: int | None = None, where: str | N
       student: Name of the student's feature [B, H, W, Cs].
       teacher: Name of the teacher's feature [B, H', W', Ct]; the larger map is pooled.
       hidden: Channels between the convolutions; Ct if None, as in the CIFAR-100 benchmark.
-      where: Field of the batch [B] with the examples' weights; all have weight 1 if None.
+      where: Field of the batch [B] that masks or weights examples in the mean; all count 1 if None.
       **hyper: Hyper-parameters of `losses.vid`.
 
     Returns:
@@ -95,7 +95,7 @@ def ft(
       paraphraser: The `encoder` that a term `paraphrase` trained; it stays as it is.
       norm: Whether the translator has batch norms, as in the CIFAR-100 benchmark; the term then couples the batch.
       loss: Loss between the factors: the paper's, or `losses.ft_repdistiller` as in the CIFAR-100 benchmark.
-      where: Field of the batch [B] with the examples' weights; all have weight 1 if None.
+      where: Field of the batch [B] that masks or weights examples in the mean; all count 1 if None.
       **hyper: Hyper-parameters of the loss.
 
     Returns:
@@ -135,7 +135,7 @@ def mgd(
       teacher: Name of the teacher's feature [B, H', W', Ct]; the larger map is pooled.
       hidden: Fraction hidden at random in each step; the paper has 0.15 for classification, 0.45 to 0.75 for detection.
       over: "channels" (classification) or "positions" (detection, segmentation).
-      where: Field of the batch [B] with the examples' weights; all have weight 1 if None.
+      where: Field of the batch [B] that masks or weights examples in the mean; all count 1 if None.
       **hyper: Hyper-parameters of `losses.mgd`.
 
     Returns:
@@ -170,7 +170,7 @@ def srrl(*, student: str, teacher: str, classifier: Classifier, where: str | Non
       student: Name of the student's last map [B, H, W, Cs].
       teacher: Name of the teacher's last map [B, H', W', Ct]; the larger one is pooled.
       classifier: The teacher's last layer.
-      where: Field of the batch [B] with the examples' weights; all have weight 1 if None.
+      where: Field of the batch [B] that masks or weights examples in the mean; all count 1 if None.
       **hyper: Hyper-parameters of `losses.srrl`.
 
     Returns:
@@ -212,7 +212,7 @@ def fgd(
       image_shape: (height, width) of the image in pixels.
       boxes: Field of the batch with the boxes, [B, n, 4] in pixels.
       valid: Field of the batch [B, n], false for boxes that only pad; none if None.
-      where: Field of the batch [B] with the examples' weights; all have weight 1 if None.
+      where: Field of the batch [B] that masks or weights examples in the mean; all count 1 if None.
       **hyper: Hyper-parameters of `losses.fgd`.
 
     Returns:
@@ -245,7 +245,7 @@ def cat_kd(*, student: str = "last", teacher: str = "last", where: str | None = 
     Args:
       student: Name of the student's last map [B, H, W, Cs], whose mean its last layer reads.
       teacher: Name of the teacher's, [B, H', W', Ct].
-      where: Field of the batch [B] with the examples' weights; all have weight 1 if None.
+      where: Field of the batch [B] that masks or weights examples in the mean; all count 1 if None.
       **hyper: Hyper-parameters of `losses.cat_kd`.
 
     Returns:

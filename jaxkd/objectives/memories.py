@@ -42,7 +42,7 @@ def crd(
       momentum: Weight of the banks' old rows.
       temperature: T.
       index: Field of the batch with each example's row, integers in 0..N-1.
-      where: Field of the batch [B] with the examples' weights; all have weight 1 if None.
+      where: Field of the batch [B] that masks or weights examples in the mean; all count 1 if None.
 
     Returns:
       A term with parameters `student` and `teacher` and the state `bank`.
@@ -93,7 +93,7 @@ def info_nce_queue(
       teacher: Name of the teacher's feature [B, Dt].
       size: Q, at least the batch size.
       width: D of the embeddings.
-      where: Field of the batch [B] with the examples' weights; all have weight 1 if None.
+      where: Field of the batch [B] that masks or weights examples in the mean; all count 1 if None.
       **hyper: Hyper-parameters of `losses.info_nce_queue`.
 
     Returns:

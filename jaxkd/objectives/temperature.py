@@ -39,8 +39,8 @@ def curriculum_temperature(
       instance: Whether each example has a temperature of its own, from a perceptron on both sides' probabilities, or
         there is one number for all.
       hidden: Width of that perceptron.
-      where: Field of the batch [B] with the examples' weights; all have weight 1 if None.
-      weigh: Factor of each example's value; 1 if None.
+      where: Field of the batch [B] that masks or weights examples in the mean; all count 1 if None.
+      weigh: Function that gives a factor for each example's value; 1 if None.
       **hyper: Other hyper-parameters of the loss.
 
     Returns:

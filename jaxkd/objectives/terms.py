@@ -35,7 +35,7 @@ def from_labels(
       loss: (logits [B, ..., K], labels, **hyper) -> [B, ...].
       label: Field of the batch that holds the labels, integers [B, ...] or probabilities [B, ..., K].
       where: Field of the batch [B] that says which examples have a label (boolean, or a weight); all of them if None.
-      weigh: Factor of each example's value (see `jaxkd.objectives.weighting`); 1 if None.
+      weigh: Function that gives a factor for each example's value, such as `teacher_confidence()`; 1 if None.
       **hyper: Hyper-parameters of the loss: numbers, arrays or schedules of the step.
 
     Returns:
@@ -49,8 +49,8 @@ def from_logits(loss: Loss, *, where: str | None = None, weigh: Weigh | None = N
 
     Args:
       loss: (student_logits [B, ..., K], teacher_logits [B, ..., K], **hyper) -> [B, ...] or a scalar.
-      where: Field of the batch [B] with the examples' weights; all have weight 1 if None.
-      weigh: Factor of each example's value (see `jaxkd.objectives.weighting`); 1 if None.
+      where: Field of the batch [B] that masks or weights examples in the mean; all count 1 if None.
+      weigh: Function that gives a factor for each example's value, such as `teacher_confidence()`; 1 if None.
       **hyper: Hyper-parameters of the loss: numbers, arrays or schedules of the step.
 
     Returns:
@@ -80,8 +80,8 @@ def from_features(
       project: Map from the student's feature to the teacher's shape, trained with the student; none if None.
       project_teacher: Map of the teacher's feature, trained too where a method does that; none if None.
       pool: Whether the larger of two maps of different sizes is averaged to the size of the smaller one first.
-      where: Field of the batch [B] with the examples' weights; all have weight 1 if None.
-      weigh: Factor of each example's value (see `jaxkd.objectives.weighting`); 1 if None.
+      where: Field of the batch [B] that masks or weights examples in the mean; all count 1 if None.
+      weigh: Function that gives a factor for each example's value, such as `teacher_confidence()`; 1 if None.
       **hyper: Hyper-parameters of the loss: numbers, arrays or schedules of the step.
 
     Returns:
@@ -115,8 +115,8 @@ def from_outputs(
       loss: (*arguments, **hyper) -> [B, ...], or a scalar if it couples the batch.
       *paths: "student.<feature>", "teacher.<feature>" (`logits` is one of them) or "batch.<field>", in the order of
         the loss's arguments; a sequence of paths gives a list of arrays.
-      where: Field of the batch [B] with the examples' weights (boolean or not); all have weight 1 if None.
-      weigh: Factor of each example's value (see `jaxkd.objectives.weighting`); 1 if None.
+      where: Field of the batch [B] that masks or weights examples in the mean; all count 1 if None.
+      weigh: Function that gives a factor for each example's value, such as `teacher_confidence()`; 1 if None.
       **hyper: Hyper-parameters of the loss: numbers, arrays or schedules of the step.
 
     Returns:
@@ -153,8 +153,8 @@ def trained(
       *paths: Where each argument comes from, as in `from_outputs`.
       init: (key, *arguments) -> params; sees shapes only.
       hyper_of: The function whose signature tells the hyper-parameters' names, if it is not `loss`.
-      where: Field of the batch [B] with the examples' weights; all have weight 1 if None.
-      weigh: Factor of each example's value (see `jaxkd.objectives.weighting`); 1 if None.
+      where: Field of the batch [B] that masks or weights examples in the mean; all count 1 if None.
+      weigh: Function that gives a factor for each example's value, such as `teacher_confidence()`; 1 if None.
       couples: As in `stateful`.
       **hyper: Hyper-parameters of the loss: numbers, arrays or schedules of the step.
 
@@ -198,9 +198,9 @@ def stateful(
       *paths: Where each argument comes from, as in `from_outputs`.
       init: (key, *arguments) -> Variables(params, state) with a dict as state; sees shapes only.
       hyper_of: The function whose signature tells the hyper-parameters' names, if it is not `loss`.
-      where: Field of the batch [B] with the examples' weights; all have weight 1 if None.
-      weigh: Factor of each example's value (see `jaxkd.objectives.weighting`); 1 if None.
-      couples: Whether the values depend on each other although there is one an example: by a batch norm or a memory.
+      where: Field of the batch [B] that masks or weights examples in the mean; all count 1 if None.
+      weigh: Function that gives a factor for each example's value, such as `teacher_confidence()`; 1 if None.
+      couples: Whether the values depend on each other although there is one per example: by a batch norm or a memory.
       **hyper: Hyper-parameters of the loss: numbers, arrays or schedules of the step.
 
     Returns:

@@ -112,7 +112,7 @@ def tinybert(
       teacher_attention: Names of the teacher's N layers', N a multiple of S.
       student_hidden: Names of the states [B, L, Ds], the embeddings first, S + 1 of them.
       teacher_hidden: Names of the teacher's [B, L, Dt], N + 1 of them.
-      where: Field of the batch [B] with the examples' weights; all have weight 1 if None.
+      where: Field of the batch [B] that masks or weights examples in the mean; all count 1 if None.
 
     Returns:
       A term whose parameters are the map's.
@@ -150,7 +150,7 @@ def vitkd(
       student_high: Name of the tokens of the student's last block.
       teacher_high: Name of the teacher's.
       lam: Fraction of the tokens that is hidden; exactly round(lam N) in each example.
-      where: Field of the batch [B] with the examples' weights; all have weight 1 if None.
+      where: Field of the batch [B] that masks or weights examples in the mean; all count 1 if None.
       **hyper: Hyper-parameters of `losses.vitkd`.
 
     Returns:

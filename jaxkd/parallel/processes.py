@@ -163,7 +163,7 @@ def _exchanged(exchange: Callable[[Any], Any], value: Any) -> Any:
 def stop_agreed() -> bool:
     """Tests if all processes are to stop after this step, because one of them has received SIGTERM.
 
-    Each process must call it exactly once a step. The answer is the same in all processes.
+    Each process must call it exactly once per step. The answer is the same in all processes.
 
     Returns:
       True to save and leave; always false in a single process.

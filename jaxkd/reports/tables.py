@@ -66,7 +66,7 @@ def table(
 
 
 def show(result: rich.table.Table) -> None:
-    """Prints a table, on process 0 alone.
+    """Prints a table, only on process 0.
 
     It is as wide as the terminal allows, and at most 120 columns wide where the output is no terminal.
 

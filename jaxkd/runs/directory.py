@@ -47,7 +47,7 @@ class Run:
       resumed: True if an earlier start made the directory.
       summary: Contents of `summary.json`; None while the run is not finished, and always on processes other than 0.
       finished: True if the run is complete.
-      examples_per_second: Phase -> examples a second in this start, for the summary.
+      examples_per_second: Phase -> examples per second in this start, for the summary.
     """
 
     def __init__(self, path: Path, *, resumed: bool, summary: dict[str, Any] | None) -> None:
@@ -134,8 +134,8 @@ def open_run(
 ) -> Run:
     """Makes the run directory `<root>/<name>` or, if it was made with the same configuration, resumes it.
 
-    It holds `config.json`, `environment.json`, `metrics.jsonl`, `checkpoints/<phase>/` and, at the end, `summary.json`.
-    Only process 0 reads and writes it; the other processes learn from it if the run is resumed or finished.
+    It holds the files that `jaxkd/runs/README.md` lists.
+    Only process 0 reads and writes it; the other processes learn from it whether the run is resumed or finished.
 
     Args:
       config: The resolved configuration, a dataclass.
@@ -147,8 +147,8 @@ def open_run(
       The run; `finished` is true if it is complete.
 
     Raises:
-      ValueError: If the directory was made with another configuration (the message lists the differing fields), is no
-        run, or holds a file that is no JSON; or if there is no name.
+      ValueError: If the directory was made with another configuration (the message lists the differing fields), is not
+        a run, or holds a file that is not JSON; or if there is no name.
       OSError: If the directory cannot be made or written to.
     """
     if name is None:
@@ -186,7 +186,7 @@ def _open(path: Path, config: dict[str, Any], ignore: Sequence[str]) -> Run:
         _check_same_config(path, read_json(config_file), config, ignore)
     elif any(path.iterdir()):
         raise ValueError(
-            f"{path} holds files but no config.json, so it is no run: move it away or choose another --name."
+            f"{path} holds files but no config.json, so it is not a run: move it away or choose another --name."
         )
     else:
         write_json(config_file, config)

@@ -124,7 +124,7 @@ class Logger:
 
         Raises:
           OSError: If a file cannot be rewritten.
-          ValueError: If a line is no JSON.
+          ValueError: If a line is not JSON.
         """
         if not self._active:
             return
@@ -204,7 +204,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
       becomes NaN.
 
     Raises:
-      ValueError: If there is no such file, or a line is no JSON.
+      ValueError: If there is no such file, or a line is not JSON.
     """
     file = Path(path) / "metrics.jsonl" if Path(path).is_dir() else Path(path)
     if not file.exists():
@@ -220,7 +220,7 @@ def _number(name: str, value: Any) -> Any:
     if array.ndim > 1 or array.dtype.kind in "OSUmMc":
         raise ValueError(
             f"metric {name!r} has shape {array.shape} and dtype {array.dtype}, but must be a number or a list with one "
-            "number a student: reduce it before logging."
+            "number per student: reduce it before logging."
         )
     return array.tolist() if array.dtype.kind in "biu" else array.astype(float).tolist()
 
@@ -264,7 +264,7 @@ def _rows(file: Path) -> list[tuple[str, dict[str, Any]]]:
         try:
             rows.append((line, json.loads(line)))
         except ValueError as error:
-            raise ValueError(f"line {number} of {file} is no JSON ({error}): correct or remove that line.") from error
+            raise ValueError(f"line {number} of {file} is not JSON ({error}): correct or remove that line.") from error
     return rows
 
 

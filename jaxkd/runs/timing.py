@@ -207,7 +207,7 @@ class Clock:
             slowest = max(operations, key=lambda name: operations[name], default="read")
             times = ", ".join(f"{_OPERATIONS[name].name} {value:.1f} ms" for name, value in operations.items())
             _LOG.warning(
-                "up to step %d, %.0f %% of the time was spent waiting for data (%s a batch): %s.",
+                "up to step %d, %.0f %% of the time was spent waiting for data (%s per batch): %s.",
                 *(self._number, 100 * share, times or "no operation measured", _OPERATIONS[slowest].slow),
             )
 

@@ -1,4 +1,4 @@
-"""Declarations of losses: what holds of a loss, on which inputs, and how its row in a table of methods reads.
+"""Declarations of losses: what holds of a loss, on which inputs, and how its row in the table of losses reads.
 
 A declaration stands right above the function, and every table and test reads it from there:
 

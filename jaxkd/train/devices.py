@@ -54,7 +54,7 @@ def gathered(tree: PyTree, axis_name: str | None) -> PyTree:
 
 
 def mean_over_devices(tree: PyTree, axis_name: str | None) -> PyTree:
-    """The mean over the devices of floating arrays; others are the same on all of them.
+    """Averages floating arrays over the devices; other arrays, equal on all devices, are kept.
 
     Each device has the derivative of all devices' (equal) losses with respect to its own copy of the params: their mean
     is the gradient.

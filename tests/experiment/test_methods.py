@@ -80,7 +80,7 @@ def check(name, pair, s, t):
     method, student = methods.METHODS[name], stand_in(s)
     if (wrapped := method.wrap(pair, student)) is not student:
         s = outputs_of(wrapped)
-    if method.alone_first or method.pretrain:
+    if method.term_first or method.pretrain:
         found, params = value_of((method.pretrain or method.make)(pair), s, t)
         assert found == ((), jnp.float32), name
         pair = pair._replace(pretrained=jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), params))
@@ -127,7 +127,7 @@ def test_phases_of_pretraining():
     assert pretrain("ab") == (pair, Variables(1, 3))  # each student goes on from its own
     assert pretrain("ft") == (pair._replace(pretrained={"encoder": 2}), None)  # one paraphraser for all
     assert asked == [("ab-pretraining", "student", "points"), ("ft-pretraining", "term", None)]
-    assert {name for name, m in methods.METHODS.items() if m.alone_first} == {"ab", "fsp"}
+    assert {name for name, m in methods.METHODS.items() if m.term_first} == {"ab", "fsp"}
 
 
 @pytest.mark.parametrize("deep", SHALLOW)

@@ -1,4 +1,4 @@
-"""The table of losses: one row a loss, and whatever stands around the table stays."""
+"""The table of losses: one row per loss, and whatever stands around the table stays."""
 
 import pytest
 

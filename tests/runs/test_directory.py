@@ -209,7 +209,7 @@ def test_killed_at_any_replacement_the_next_start_goes_on(tmp_path, monkeypatch)
 def test_a_file_that_is_no_json_object_is_named(tmp_path, file, text):
     made = directory.open_run(Config(), root=tmp_path)
     (made.path / file).write_text(text)
-    with pytest.raises(ValueError, match=rf"{file} (is no JSON|holds no JSON object).*delete"):
+    with pytest.raises(ValueError, match=rf"{file} (is not JSON|holds no JSON object).*delete"):
         directory.open_run(Config(), root=tmp_path)
 
 

@@ -185,7 +185,7 @@ def test_a_log_torn_in_its_first_line(tmp_path):
 
 def test_a_broken_line_in_the_middle_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train"}\nhello\n{"step": 2, "split": "train"}\n')
-    with pytest.raises(ValueError, match=r"line 2 of .*metrics\.jsonl is no JSON"):
+    with pytest.raises(ValueError, match=r"line 2 of .*metrics\.jsonl is not JSON"):
         read_metrics(tmp_path)
 
 

@@ -208,6 +208,13 @@ def test_mistakes_in_names_are_found_before_a_folder_is_made(more, message, tmp_
     assert not (tmp_path / "runs").exists()
 
 
+def test_one_student_of_the_digits_has_no_standard_error(tmp_path, here):
+    code, said = here(FOLDER / "digits.py", "--smoke", "--root", tmp_path / "runs", "--seeds", "1")
+    assert code == 2
+    assert "--seeds is 1: give at least 2, for a standard error." in said.err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_methods_that_do_not_apply_are_counted_apart(tmp_path, images, here):
     path = FOLDER / "cifar100" / "every_method.py"
     more = ("--pairs", "tiny convnet", "--methods", "fsp")

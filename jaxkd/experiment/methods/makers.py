@@ -28,7 +28,7 @@ class Method(NamedTuple):
       source: Letter of the source of the weight (see `table`); empty if nobody tuned it.
       label: Weight of the cross-entropy with the labels.
       kd: Weight of the tempered soft labels.
-      alone_first: The student learns from the term alone in a phase of its own, and then from the labels alone.
+      term_first: The student learns from the term alone in a phase of its own, and then from the labels alone.
       pretrain: Maker of another term that is trained in a phase of its own; its parameters are `Pair.pretrained`.
       wrap: (pair, student) -> the network that is trained.
     """
@@ -38,7 +38,7 @@ class Method(NamedTuple):
     source: str = ""
     label: float = 1.0
     kd: float = 0.0
-    alone_first: bool = False
+    term_first: bool = False
     pretrain: Maker | None = None
     wrap: Callable[[Pair, Model], Model] = lambda pair, student: student
 
@@ -57,17 +57,40 @@ def scaled(total: int, epochs: int) -> int:
 
 
 def on_logits(loss: Loss, **hyper: Any) -> Maker:
-    """A loss of both logits."""
+    """A loss of both logits.
+
+    Args:
+      loss: (student's logits, teacher's logits, **hyper) -> values.
+      **hyper: Its hyper-parameters.
+
+    Returns:
+      The maker.
+    """
     return lambda pair: objectives.from_logits(loss, **hyper)
 
 
 def on_logits_and_labels(loss: Loss, **hyper: Any) -> Maker:
-    """A loss of both logits and the labels."""
+    """A loss of both logits and the labels.
+
+    Args:
+      loss: (student's logits, teacher's logits, labels, **hyper) -> values.
+      **hyper: Its hyper-parameters.
+
+    Returns:
+      The maker.
+    """
     return lambda pair: objectives.from_outputs(loss, "student.logits", "teacher.logits", "batch.label", **hyper)
 
 
 def on_top_logits(loss: Loss) -> Maker:
-    """A loss of the student's logits and the teacher's top 20."""
+    """A loss of the student's logits and the teacher's top 20.
+
+    Args:
+      loss: (student's logits, ids of the top classes, their log-probabilities) -> values.
+
+    Returns:
+      The maker.
+    """
 
     def of_the_top(s: jax.Array, t: jax.Array) -> Any:
         top = models.keep_top_k(t, min(20, t.shape[-1]))
@@ -77,14 +100,31 @@ def on_top_logits(loss: Loss) -> Maker:
 
 
 def on_stage(loss: Loss, stage: int = -1, **options: Any) -> Maker:
-    """A loss of one stage, by default the last, on the smaller of both maps."""
+    """A loss of one stage, by default the last, on the smaller of both maps.
+
+    Args:
+      loss: (student's map, teacher's map, **hyper) -> values.
+      stage: Index of the stage.
+      **options: Options of `objectives.from_features`, and hyper-parameters.
+
+    Returns:
+      The maker.
+    """
     return lambda pair: objectives.from_features(
         loss, student=pair.student_stages[stage], teacher=pair.teacher_stages[stage], pool=True, **options
     )
 
 
 def on_stages(loss: Loss, **hyper: Any) -> Maker:
-    """A loss of all stages."""
+    """A loss of all stages.
+
+    Args:
+      loss: (student's maps, teacher's maps, **hyper) -> values.
+      **hyper: Its hyper-parameters.
+
+    Returns:
+      The maker.
+    """
     return lambda pair: objectives.from_outputs(
         loss,
         objectives.features_of("student", pair.student_stages),
@@ -94,12 +134,28 @@ def on_stages(loss: Loss, **hyper: Any) -> Maker:
 
 
 def on_pooled(loss: Loss, **options: Any) -> Maker:
-    """A loss of the vectors that the last layers read."""
+    """A loss of the vectors that the last layers read.
+
+    Args:
+      loss: (student's vectors, teacher's vectors, **hyper) -> values.
+      **options: Options of `objectives.from_features`, and hyper-parameters.
+
+    Returns:
+      The maker.
+    """
     return lambda pair: objectives.from_features(loss, student="pooled", teacher="pooled", **options)
 
 
 def on_preacts(term: Callable[..., Term], **options: Callable[[Pair], Any]) -> Maker:
-    """A term of all stages before their last ReLU; each option is a function of the pair."""
+    """A term of all stages before their last ReLU; each option is a function of the pair.
+
+    Args:
+      term: Function of `students` and `teachers`, names of features, that makes the term.
+      **options: Name of another argument -> function of the pair that gives it.
+
+    Returns:
+      The maker.
+    """
     return lambda pair: term(
         students=preacts(pair.student_stages),
         teachers=preacts(pair.teacher_stages),
@@ -108,12 +164,29 @@ def on_preacts(term: Callable[..., Term], **options: Callable[[Pair], Any]) -> M
 
 
 def standardized_kd(s: jax.Array, t: jax.Array, *, temperature: float) -> jax.Array:
-    """KD of standardised logits (Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024)."""
+    """KD of standardised logits (Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024).
+
+    Args:
+      s: Logits of the student [B, K].
+      t: Logits of the teacher [B, K].
+      temperature: Softmax temperature T after the standardisation.
+
+    Returns:
+      Values [B].
+    """
     return losses.kd(losses.standardize_logits(s), losses.standardize_logits(t), temperature=temperature)
 
 
 def factors(loss: Loss, **hyper: Any) -> Maker:
-    """Factor transfer of the last stage, with the paraphraser that was trained before."""
+    """Factor transfer of the last stage, with the paraphraser that was trained before.
+
+    Args:
+      loss: (student's factor, teacher's factor, **hyper) -> [B].
+      **hyper: Hyper-parameters of the loss.
+
+    Returns:
+      The maker.
+    """
     return lambda pair: objectives.ft(
         student=pair.student_stages[-1],
         teacher=pair.teacher_stages[-1],
@@ -124,60 +197,133 @@ def factors(loss: Loss, **hyper: Any) -> Maker:
 
 
 def paraphraser(pair: Pair) -> Term:
-    """The paraphraser of factor transfer, trained on the teacher's last stage."""
+    """The paraphraser of factor transfer, trained on the teacher's last stage.
+
+    Args:
+      pair: The networks.
+
+    Returns:
+      The term.
+    """
     return objectives.paraphrase(teacher=pair.teacher_stages[-1])
 
 
 def vid(pair: Pair) -> Term:
-    """Variational information distillation of all stages."""
+    """Variational information distillation of all stages.
+
+    Args:
+      pair: The networks.
+
+    Returns:
+      The term.
+    """
     stages = zip(pair.student_stages, pair.teacher_stages, strict=True)
     return objectives.weighted(**{s: objectives.vid(student=s, teacher=t) for s, t in stages})
 
 
 def crd(pair: Pair) -> Term:
-    """Contrastive representation distillation with negatives of other classes."""
+    """Contrastive representation distillation with negatives of other classes.
+
+    Args:
+      pair: The networks.
+
+    Returns:
+      The term.
+    """
     return objectives.crd(
         student="pooled", teacher="pooled", examples=pair.examples, labels=pair.labels(), negatives=16384
     )
 
 
 def semckd(pair: Pair) -> Term:
-    """Semantic calibration: every stage of the student with every stage of the teacher."""
+    """Semantic calibration: every stage of the student with every stage of the teacher.
+
+    Args:
+      pair: The networks.
+
+    Returns:
+      The term.
+    """
     return objectives.semckd(students=pair.student_stages, teachers=pair.teacher_stages)
 
 
 def warmed(pair: Pair, term: Term, weight: float = 1.0) -> Term:
-    """A term whose weight rises over the first 20 epochs."""
+    """A term whose weight rises over the first 20 epochs.
+
+    Args:
+      pair: The networks.
+      term: The term.
+      weight: Its weight after the rise, which begins at a twentieth of it.
+
+    Returns:
+      The weighted term.
+    """
     rise = optax.linear_schedule(weight / 20, weight, scaled(pair.steps, 20))
     return objectives.weighted(warmed=(rise, term))
 
 
 def dkd(pair: Pair) -> Term:
-    """Decoupled distillation with the beta of the pair."""
+    """Decoupled distillation with the beta of the pair.
+
+    Args:
+      pair: The networks.
+
+    Returns:
+      The term.
+    """
     return warmed(
         pair, on_logits_and_labels(losses.dkd, alpha=1.0, beta=BETA.get(pair.names, 8.0), temperature=4.0)(pair)
     )
 
 
 def review(pair: Pair) -> Term:
-    """Knowledge review of all stages and the pooled vector, with the weight of the pair."""
+    """Knowledge review of all stages and the pooled vector, with the weight of the pair.
+
+    Args:
+      pair: The networks.
+
+    Returns:
+      The term.
+    """
     students, teachers = [*pair.student_stages, "pooled"], [*preacts(pair.teacher_stages), "pooled"]
     return warmed(pair, objectives.review(students=students, teachers=teachers), REVIEW.get(pair.names, 1.0))
 
 
 def cat_kd(pair: Pair) -> Term:
-    """Class attention transfer with the weight and the resolution of the pair."""
+    """Class attention transfer with the weight and the resolution of the pair.
+
+    Args:
+      pair: The networks.
+
+    Returns:
+      The term.
+    """
     weight, resolution, normalize = CAT.get(pair.names, (1.0, 2, True))
     return objectives.weighted(maps=(weight, objectives.cat_kd(resolution=resolution, normalize=normalize)))
 
 
 def ctkd(pair: Pair) -> Term:
-    """KD with a temperature that learns against the student, stronger over the first 10 epochs."""
+    """KD with a temperature that learns against the student, stronger over the first 10 epochs.
+
+    Args:
+      pair: The networks.
+
+    Returns:
+      The term.
+    """
     return objectives.curriculum_temperature(strength=objectives.cosine_ramp(scaled(pair.steps, 10)))
 
 
 def reused_classifier(pair: Pair, student: Model) -> Model:
-    """The student with the teacher's last layer in place of its own (SimKD)."""
+    """The student with the teacher's last layer in place of its own (SimKD).
+
+    Args:
+      pair: The networks.
+      student: The student.
+
+    Returns:
+      The network that is trained.
+    """
     return models.reuse_classifier(student, pair.classifier, size=pair.map_size, axis_name=parallel.DATA)
 
 

@@ -37,7 +37,7 @@ def objective(name: str, pair: Pair) -> Term:
       The term.
     """
     on_labels = objectives.from_labels(losses.cross_entropy)
-    if name == "alone" or METHODS[name].alone_first:
+    if name == "alone" or METHODS[name].term_first:
         return on_labels
     method = METHODS[name]
     terms = {"label": (method.label, on_labels), name: (method.weight, method.make(pair))}
@@ -62,7 +62,7 @@ def pretrain(
       The pair with the parameters that were trained, and the variables that students start from, or None.
     """
     phase = f"{name}-pretraining"
-    if method.alone_first:
+    if method.term_first:
         return pair, variables_of(train(phase, term=method.make(pair), pretrains="student", points=points))
     if method.pretrain:
         state = train(phase, term=method.pretrain(pair), pretrains="term")
