@@ -164,7 +164,7 @@ def masked_mean(values: jax.Array, mask: ArrayLike | None = None) -> jax.Array:
 
 
 def pairwise_squared_distances(x: jax.Array) -> jax.Array:
-    """Squared Euclidean distances between the rows of x, exactly 0 on the diagonal and for equal rows.
+    """Squared Euclidean distances between the rows of x, exactly 0 on the diagonal and for rows equal to rounding.
 
     Args:
       x: [B, D].
@@ -172,7 +172,36 @@ def pairwise_squared_distances(x: jax.Array) -> jax.Array:
     Returns:
       [B, B].
     """
-    return jnp.sum(jnp.square(x[:, None, :] - x[None, :, :]), axis=-1)
+    squared = jnp.sum(jnp.square(x[:, None, :] - x[None, :, :]), axis=-1)
+    return jnp.where(_apart(squared, x), squared, 0)
+
+
+def pairwise_directions(x: jax.Array) -> jax.Array:
+    """Unit vectors from each row of x to each other: (x_j - x_i) / ||x_j - x_i||.
+
+    Args:
+      x: [B, D].
+
+    Returns:
+      [B, B, D]; 0 from a row to itself, and between rows equal to rounding.
+    """
+    difference = x[None, :, :] - x[:, None, :]
+    squared = jnp.sum(jnp.square(difference), axis=-1)
+    apart = _apart(squared, x)
+    norm = jnp.sqrt(jnp.where(apart, squared, 1))
+    return jnp.where(apart[..., None], difference, 0) / norm[..., None]
+
+
+def _apart(squared: jax.Array, x: jax.Array) -> jax.Array:
+    """Pairs of different rows of x [B, D], by their squared distances [B, B].
+
+    A program may compute a row twice with different rounding, so that the difference of a row and itself, or of two
+    equal rows, is a few roundings of the row's own size instead of 0.
+    """
+    size = jnp.sum(jnp.square(x), axis=-1)
+    rounding = 32 * jnp.finfo(x.dtype).eps
+    known = jax.lax.stop_gradient(squared > rounding**2 * jnp.maximum(size[:, None], size[None, :]))
+    return known & ~jnp.eye(len(x), dtype=bool)
 
 
 def unit(x: jax.Array, axis: int | tuple[int, ...] = -1, floor: float = 1e-12) -> jax.Array:

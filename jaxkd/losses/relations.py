@@ -109,7 +109,7 @@ def rkd_angle(student_embedding: ArrayLike, teacher_embedding: ArrayLike) -> jax
     s, t = _batches(student_embedding, teacher_embedding)
 
     def angles(x: jax.Array) -> jax.Array:
-        e = numerics.unit(x[None, :, :] - x[:, None, :])
+        e = numerics.pairwise_directions(x)
         return jnp.einsum("ijd,ikd->ijk", e, e, precision="highest")
 
     return jnp.mean(optax.huber_loss(angles(s), angles(t)))
