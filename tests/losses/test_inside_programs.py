@@ -13,9 +13,7 @@ import pytest
 
 from jaxkd import losses
 
-PIXELS = (
-    9  # a mean over them is a product with a number that is not exact, which some processors fuse with what follows
-)
+PIXELS = 9  # 1 / 9 is not exact, so that a processor may fuse the mean with what follows and round it otherwise
 B, D = 6, 5
 OPTIMISED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}  # as users have it
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones have no such option
