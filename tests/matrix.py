@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from helpers import CLASSES, assert_trees_close, make_batch
+from helpers import CLASSES, assert_trees_close, copied, make_batch
 
 from jaxkd import losses, metrics, models, objectives, parallel, train
 
@@ -59,7 +59,7 @@ class Parts:
     def run(self, plan, steps=3):
         """The last state, and the metrics of each step."""
         step = plan.compile(train.make_train_step(*self.makers, prepare=self.prepare, axis_name=plan.axis_name))
-        state, known = plan.put(jax.tree.map(jnp.copy, (self.state, self.known)))
+        state, known = plan.put(copied((self.state, self.known)))
         batches = [plan.place(own_rows(make_batch(seed=number))) for number in range(steps)]
         found = []
         with jax.transfer_guard("disallow"):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import assert_trees_close
+from helpers import assert_trees_close, copied
 
 from jaxkd import losses, models, objectives, parallel, train
 from jaxkd.losses.sequence import next_tokens
@@ -72,7 +72,7 @@ def stepper(term, pair, compile_, **options):
 
 def run(term, pair, compile_, place, steps=3, batch=make_batch, **options):
     """Metrics and params after a few steps of momentum."""
-    state, known = jax.tree.map(jnp.copy, (begun(term, pair)[1], teacher_variables(pair[1])))
+    state, known = copied((begun(term, pair)[1], teacher_variables(pair[1])))
     step = stepper(term, pair, compile_, **options)
     mesh = parallel.make_mesh()
     state, known = parallel.put_replicated((state, known), mesh) if place is not None else (state, known)

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import TERM, Setup, assert_trees_close, make_batch
+from helpers import TERM, Setup, assert_trees_close, copied, make_batch
 
 from jaxkd import losses, models, objectives, parallel, train
 
 
 def run(setup, mesh, steps=3, step=None):
-    state = parallel.put_replicated(jax.tree.map(jnp.copy, setup.state), mesh)
+    state = parallel.put_replicated(copied(setup.state), mesh)
     teacher = parallel.put_replicated(setup.teacher_variables, mesh)
     compiled = parallel.compile_jit(step or setup.step, mesh)
     for number in range(steps):

@@ -7,10 +7,9 @@ import signal
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import Setup, assert_trees_equal, make_batch
+from helpers import Setup, assert_trees_equal, copied, make_batch
 
 from jaxkd import augment, metrics, parallel, train
 from jaxkd.runs import divergence, loop
@@ -52,7 +51,7 @@ def fit(steps, folder=None, poison=None, during=None, **options):
                 during(k)
             yield parallel.put_batch(batch, mesh)
 
-    state = parallel.put_replicated(jax.tree.map(jnp.copy, setup.state), mesh)  # a copy, since the step donates it
+    state = parallel.put_replicated(copied(setup.state), mesh)  # a copy, since the step donates it
     teacher = parallel.put_replicated(setup.teacher_variables, mesh)
     checkpoints = Checkpoints(folder) if folder else None
     try:
@@ -143,7 +142,7 @@ def skipping(tmp_path, bad):
             yield parallel.put_batch(batch, mesh)
 
     log = Record()
-    state, teacher = parallel.put_replicated(jax.tree.map(jnp.copy, (setup.state, setup.teacher_variables)), mesh)
+    state, teacher = parallel.put_replicated(copied((setup.state, setup.teacher_variables)), mesh)
     step = parallel.compile_jit(setup.step, mesh)
     return loop.fit(
         step, state, teacher, batches, steps=6, log=log, log_every=1, checkpoints=Checkpoints(tmp_path)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import make_batch
+from helpers import copied, make_batch
 from runs.test_loop import Record, fit, parts
 
 from jaxkd import data, parallel
@@ -231,7 +231,7 @@ def test_the_clock_never_waits_for_the_device(monkeypatch):
 
     def run(**options):
         fetched.clear()
-        state = parallel.put_replicated(jax.tree.map(jnp.copy, setup.state), mesh)
+        state = parallel.put_replicated(copied(setup.state), mesh)
         teacher = parallel.put_replicated(setup.teacher_variables, mesh)
         batches = functools.partial(map, lambda k: parallel.put_batch(make_batch(seed=k), mesh))
         loop.fit(step, state, teacher, lambda a, b: (x for x in batches(range(a, b))), steps=4, **options)

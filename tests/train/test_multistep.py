@@ -5,10 +5,9 @@ import os
 import signal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import CLASSES, Setup, assert_trees_close, assert_trees_equal, make_batch
+from helpers import CLASSES, Setup, assert_trees_close, assert_trees_equal, copied, make_batch
 from runs.test_loop import Record
 
 from jaxkd import augment, data, metrics, parallel, train
@@ -48,7 +47,7 @@ def compiled(plan, step):
 
 def one_by_one(plan, parts, step):
     """State and metrics of every step, as the loop usually runs."""
-    state, known = plan.put(jax.tree.map(jnp.copy, (parts.state, parts.teacher_variables)))
+    state, known = plan.put(copied((parts.state, parts.teacher_variables)))
     batches, found = data.train_batches(source(), BATCH, seed=0), []
     for k in range(STEPS):
         state, numbers = step(state, known, plan.place(batches[k]))
@@ -59,8 +58,8 @@ def one_by_one(plan, parts, step):
 def at_once(plan, parts, step, spans=(range(3), range(3, STEPS))):
     """The same from a table on the device, several steps a dispatch."""
     fields, rows = data.table(source())
-    state = plan.put(jax.tree.map(jnp.copy, parts.state))
-    known = plan.put((jax.tree.map(jnp.copy, parts.teacher_variables), fields))
+    state = plan.put(copied(parts.state))
+    known = plan.put((copied(parts.teacher_variables), fields))
     found = []
     bundles = data.bundles(data.train_batches(rows, BATCH, seed=0), spans)
     for batch in data.prefetch(bundles, plan.place):
@@ -147,11 +146,11 @@ def fit(at_once, steps, folder=None, during=None, log=None, every=4):
             if during:
                 during()
 
-    known = plan.put((jax.tree.map(jnp.copy, parts.teacher_variables), fields))
+    known = plan.put((copied(parts.teacher_variables), fields))
     checkpoints = Checkpoints(folder) if folder else None
     return loop.fit(
         bundle if at_once > 1 else plan.compile(multistep.from_table(parts.step)),
-        plan.put(jax.tree.map(jnp.copy, parts.state)),
+        plan.put(copied(parts.state)),
         known,
         feed,
         steps=steps,
@@ -198,7 +197,7 @@ def test_a_bundle_that_goes_too_far_is_refused():
     bundles = data.bundles(data.train_batches(rows, BATCH, seed=0), multistep.spans(0, 6, 3))
     arguments = (
         bundle,
-        plan.put(jax.tree.map(jnp.copy, parts.state)),
+        plan.put(copied(parts.state)),
         plan.put((parts.teacher_variables, fields)),
         lambda a, b: data.prefetch(bundles, plan.place),
     )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import CLASSES, Setup, Small, assert_trees_close, assert_trees_equal, make_batch, make_term
+from helpers import CLASSES, Setup, Small, assert_trees_close, assert_trees_equal, copied, make_batch, make_term
 
 from jaxkd import losses, metrics, models, objectives, train
 from jaxkd.types import Model, Outputs, Variables
@@ -254,7 +254,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted():
 
 def test_of_stacked_students_only_the_broken_one_skips():
     setup = Setup(keys=jax.random.split(jax.random.key(0), 2), skip_nonfinite=True)
-    broken = jax.tree.map(jnp.copy, setup.state.params)
+    broken = copied(setup.state.params)
     head = broken["student"]["head"]
     broken["student"]["head"] = {**head, "bias": head["bias"].at[1].set(jnp.nan)}
     state, _ = jax.jit(jax.vmap(setup.step, (0, None, None)))(
