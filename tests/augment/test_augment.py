@@ -68,10 +68,15 @@ def test_stages_keep_shape_dtype_range_and_other_fields(stage, channels):
 
 @pytest.mark.parametrize("stage", [augment.random_crop(2), augment.flip(), augment.cutout(4)])
 def test_geometric_stages_commute_with_to_float(stage):
-    raw = {"image": images(1)[0]}
-    early = augment.to_float()(None, stage(jax.random.key(3), raw))["image"]
-    late = stage(jax.random.key(3), augment.to_float()(None, raw))["image"]
-    assert stage(jax.random.key(3), raw)["image"].dtype == np.uint8
+    raw, key = {"image": images(1)[0]}, jax.random.key(3)
+
+    @jax.jit
+    def orders(raw):
+        moved = stage(key, raw)
+        return moved, augment.to_float()(None, moved), stage(key, augment.to_float()(None, raw))
+
+    moved, early, late = (one["image"] for one in orders(raw))
+    assert moved.dtype == np.uint8
     np.testing.assert_array_equal(early, late)
 
 
@@ -79,7 +84,7 @@ def test_to_float_and_normalize_undo():
     raw = images(1)[0]
     mean, std = np.array([0.1, 0.2, 0.3]), np.array([0.5, 0.6, 0.7])
     stage = augment.compose(augment.to_float(), augment.normalize(mean, std))
-    out = np.asarray(stage(jax.random.key(0), {"image": raw})["image"])
+    out = np.asarray(jax.jit(stage)(jax.random.key(0), {"image": raw})["image"])
     assert out.dtype == np.float32
     np.testing.assert_allclose(out * std + mean, raw / 255, atol=1e-6)
     grey = augment.normalize(0.5, 0.25)(None, {"image": np.full((2, 2, 3), 0.75, np.float32)})["image"]
@@ -154,18 +159,20 @@ def test_rand_augment_draws_all_of_its_operations():
 
 
 def test_posterize_keeps_the_upper_bits_whatever_the_rounding():
-    levels = np.arange(256)
+    levels, posterize = np.arange(256), jax.jit(pictures._posterize)
     exact = (levels / 255).astype(np.float32)
     for image in (exact, np.nextafter(exact, np.float32(0)), np.nextafter(exact, np.float32(1))):
-        out = pictures._posterize(jnp.asarray(image)[:, None, None], jnp.float32(-1))
+        out = posterize(image[:, None, None], np.float32(-1))
         np.testing.assert_allclose(out[:, 0, 0] * 255, levels // 16 * 16, atol=1e-3)
 
 
 def test_rand_augment_warps_about_the_centre():
-    image = jnp.asarray(example()["image"][:10])  # square
+    image = example()["image"][:10]  # square
     affine = jax.jit(pictures._affine)
-    np.testing.assert_allclose(affine(image, jnp.array([[0.0, -1, 0], [1, 0, 0]])), np.rot90(image, -1), atol=1e-6)
-    shifted = affine(image, jnp.array([[1.0, 0, 0.2], [0, 1, 0]]))
+    np.testing.assert_allclose(
+        affine(image, np.array([[0, -1, 0], [1, 0, 0]], np.float32)), np.rot90(image, -1), atol=1e-6
+    )
+    shifted = np.asarray(affine(image, np.array([[1, 0, 0.2], [0, 1, 0]], np.float32)))
     np.testing.assert_allclose(shifted[:8], image[2:], atol=1e-6)
     np.testing.assert_allclose(shifted[8:], 0, atol=1e-6)
 
@@ -173,8 +180,13 @@ def test_rand_augment_warps_about_the_centre():
 def test_compose_folds_the_stage_number_into_the_key():
     one, key = example(), jax.random.key(7)
     crop, cut = augment.random_crop(2), augment.cutout(3)
-    by_hand = cut(jax.random.fold_in(key, 1), crop(jax.random.fold_in(key, 0), one))
-    np.testing.assert_array_equal(augment.compose(crop, cut)(key, one)["image"], by_hand["image"])
+
+    @jax.jit
+    def both(one):
+        by_hand = cut(jax.random.fold_in(key, 1), crop(jax.random.fold_in(key, 0), one))
+        return augment.compose(crop, cut)(key, one)["image"], by_hand["image"]
+
+    np.testing.assert_array_equal(*both(one))
 
 
 STAGE = augment.compose(augment.random_crop(2), augment.flip(), augment.cutout(3))
