@@ -96,7 +96,7 @@ def test_a_slow_input_is_named_once_with_what_to_do(hours, caplog):
         watch.figures()
     (said,) = [record.getMessage() for record in caplog.records]
     assert "40 % of the time was spent waiting for data" in said
-    assert "reading the source 300.0 ms, placing on the device 100.0 ms a batch" in said
+    assert "reading the source 300.0 ms, placing on the device 100.0 ms per batch" in said
     assert "data.in_memory" in said
     assert "num_threads" in said
 
