@@ -6,6 +6,7 @@ no back end, so each program has devices, threads and signals of its own.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -136,6 +137,8 @@ if __name__ == "__main__":
         "tyro",
     ):  # imported when needed
         importlib.import_module(name)
+    gc.set_threshold(100_000, 50, 50)  # as the tests themselves
+    gc.freeze()  # else each program looks for garbage among all that is imported here, and copies its pages
     todo = _serve()
     if todo is not None:
         _become(**todo)
