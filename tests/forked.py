@@ -61,16 +61,18 @@ class Forks:
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder, self._count, self._process = folder, 0, None
 
-    def start(self, program, *words, devices: int, path: tuple = (), out: str = "", err: str = "") -> Forked:
+    def start(self, program, *words, devices: int, path=(), modules=(), out="", err="") -> Forked:
         """Starts a Python file with arguments on so many CPU devices, with further folders to import from.
 
-        What it says goes to the end of the files `out` and `err`, or of new ones.
+        What it says goes to the end of the files `out` and `err`, or of new ones. The modules are imported before the
+        process is forked, once for all: those that take long and that few programs need.
         """
         self._count += 1
         said = self.folder / f"{self._count}-{pathlib.Path(program).stem}"
         streams = [out or f"{said}.out", err or f"{said}.err"]
         told = {"program": str(program), "words": [str(word) for word in words], "streams": streams}
         told |= {"path": [str(folder) for folder in path], "devices": devices}
+        told["modules"] = list(modules)
         return Forked(self, self.ask(told), streams)
 
     def start_code(self, code: str, *words, devices: int = 1, path: tuple = ()) -> Forked:
@@ -106,6 +108,10 @@ def _serve():
     """Forks when it is told to; returns in the process that was forked, with what it has to do."""
     while line := sys.stdin.readline():
         told = json.loads(line)
+        if new := [name for name in told.pop("modules", ()) if name not in sys.modules]:
+            for name in new:
+                importlib.import_module(name)
+            gc.freeze()
         if "poll" in told:
             answer = _answer(line)
         elif (answer := os.fork()) == 0:

@@ -56,7 +56,8 @@ def killed(crash, forks, tmp_path_factory):
             return types.SimpleNamespace(poll=lambda: 0, returncode=0)
 
     def forked(command, stdout, **_):
-        return forks.start(*command[1:], devices=jax.device_count(), out=stdout.name, err=stdout.name)
+        options = {"devices": jax.device_count(), "modules": ("sklearn.datasets", "tensorflow_datasets.public_api")}
+        return forks.start(*command[1:], **options, out=stdout.name, err=stdout.name)
 
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
         patch.setattr(sys, "argv", [str(PATH), "--smoke", "--out", str(root / "out.json")])
