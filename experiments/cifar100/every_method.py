@@ -74,7 +74,7 @@ def attempt(name, pair, student, setup_for, steps):
     if method.pretrain:
         values, trained = few_steps.train(method.pretrain(pair), setup, steps)
         pair, phases = pair._replace(pretrained=trained), [values]
-    term = method.make(pair) if method.alone_first else methods.objective(name, pair)
+    term = method.make(pair) if method.term_first else methods.objective(name, pair)
     values, _ = few_steps.train(term, setup, steps)
     trains = all(np.all(np.isfinite(v)) and v[-1] < v[0] for v in [*phases, values])
     return row | {
