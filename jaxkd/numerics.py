@@ -196,12 +196,13 @@ def _apart(squared: jax.Array, x: jax.Array) -> jax.Array:
     """Pairs of different rows of x [B, D], by their squared distances [B, B].
 
     A program may compute a row twice with different rounding, so that the difference of a row and itself, or of two
-    equal rows, is a few roundings of the row's own size instead of 0.
+    equal rows, is a few roundings of the row's own size instead of 0. Rows that are not finite count as different, so
+    that a NaN is seen in the result.
     """
     size = jnp.sum(jnp.square(x), axis=-1)
     rounding = 32 * jnp.finfo(x.dtype).eps
-    known = jax.lax.stop_gradient(squared > rounding**2 * jnp.maximum(size[:, None], size[None, :]))
-    return known & ~jnp.eye(len(x), dtype=bool)
+    equal = (squared == 0) | (squared < rounding**2 * jnp.maximum(size[:, None], size[None, :]))
+    return ~equal & ~jnp.eye(len(x), dtype=bool)
 
 
 def unit(x: jax.Array, axis: int | tuple[int, ...] = -1, floor: float = 1e-12) -> jax.Array:

@@ -38,3 +38,11 @@ def test_losses_of_pairs_take_an_example_and_itself_for_equal(loss, equal_rows):
     np.testing.assert_allclose(inside[0], value, rtol=1e-5)
     expected = np.repeat(np.asarray(gradient)[:, None], PIXELS, axis=1) / PIXELS
     np.testing.assert_allclose(inside[1], expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("loss", [losses.rkd_angle, losses.rkd_distance])
+def test_a_row_that_is_not_finite_is_seen_in_the_loss(loss, bad):
+    student, teacher = np.random.default_rng(0).standard_normal((2, B, D)).astype(np.float32)
+    student[2, 1] = bad
+    assert not np.isfinite(jax.jit(loss)(student, teacher))
