@@ -50,7 +50,7 @@ def cached_teacher(
       The source with its views and targets, the model that reads them, and its variables, which are empty.
 
     Raises:
-      ValueError: As `write_targets` and `data.with_targets` say.
+      ValueError: As `write_targets` and `cache.with_targets` say.
     """
     if keep == "none":
         return dataclasses.replace(source, views=views), teacher, teacher_variables

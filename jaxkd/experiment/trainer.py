@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, TypeAlias
 
@@ -12,11 +11,12 @@ import optax
 from jaxkd import cache, data, metrics, parallel, train
 from jaxkd.experiment.context import NO_VARIABLES, Context
 from jaxkd.experiment.evaluator import Evaluator
-from jaxkd.files import write_atomically
+from jaxkd.files import read_json, write_json
 from jaxkd.parallel import processes
-from jaxkd.runs.checkpoint import Best, Checkpoints
+from jaxkd.runs.checkpoint import Checkpoints
 from jaxkd.runs.loop import Batches, Every, fit
 from jaxkd.runs.progress import Progress
+from jaxkd.runs.retention import Best
 from jaxkd.runs.timing import Clock
 from jaxkd.train import multistep, students
 from jaxkd.types import Batch, Model, StepFn, Term, TrainState, Variables
@@ -184,12 +184,12 @@ def _fastest(
 ) -> Any:
     """The fastest form on this machine; it is measured once and kept in the run's folder, for exact resuming."""
     file = context.run.path / "forms.json"
-    forms = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    forms = read_json(file) if file.exists() else {}
     if name not in forms:
         found = students.fastest_form(step, context.plan.compile, state, teacher_variables, next(iter(batches)))
         forms[name] = processes.agree(found, list(students.FORMS))
         if processes.is_first():
-            write_atomically(file, json.dumps(forms, indent=2) + "\n")
+            write_json(file, forms)
     return forms[name]
 
 

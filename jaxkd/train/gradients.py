@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import numerics
+from jaxkd.train.state import unprepared
 from jaxkd.train.step import make_inputs, make_objective
 from jaxkd.types import Batch, Metrics, Model, Prepare, PyTree, StepFn, Term, TrainState, Variables
 
 
 def make_gradient_report(
-    student: Model, teacher: Model, term: Term, *, label: str = "label", prepare: Prepare = lambda batch: batch
+    student: Model, teacher: Model, term: Term, *, label: str = "label", prepare: Prepare = unprepared
 ) -> Callable[[TrainState, Variables, Batch], Metrics]:
     """Makes a diagnostic of `weighted` terms: the norm of each term's gradient, and its cosine with the label's.
 
@@ -61,7 +62,7 @@ def make_balance(
     term: Term,
     *,
     rate: float = 0.1,
-    prepare: Prepare = lambda batch: batch,
+    prepare: Prepare = unprepared,
 ) -> StepFn:
     """Makes a step that moves the weights of `weighted` terms towards gradients of equal norm.
 

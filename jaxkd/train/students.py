@@ -15,7 +15,7 @@ import optax
 from jax.typing import ArrayLike
 
 from jaxkd.kernels.eager import op_by_op
-from jaxkd.train.state import begin_state, check_parts
+from jaxkd.train.state import begin_state, check_parts, unprepared
 from jaxkd.train.step import Step, make_train_step
 from jaxkd.types import Batch, Model, Prepare, PyTree, Term, TrainState, Variables
 
@@ -167,7 +167,7 @@ def sweep(make_parts: Callable[..., Parts], points: Mapping[str, ArrayLike]) -> 
         key: jax.Array,
         batch: Batch,
         teacher_variables: Variables,
-        prepare: Prepare = lambda batch: batch,
+        prepare: Prepare = unprepared,
         student_variables: Variables | None = None,
         ema: bool = False,
     ) -> TrainState:
