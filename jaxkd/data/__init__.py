@@ -17,6 +17,7 @@ from jaxkd.data.pipeline import (
 from jaxkd.data.readers.digits import prepare_digits
 from jaxkd.data.source import Source, in_memory, labels_of, statistics, table, with_fields
 from jaxkd.data.subsets import few_labels, of_classes
+from jaxkd.data.suitability import check_disjoint, check_task, check_unit_pixels
 from jaxkd.data.tokens import SEPARATOR, VOCABULARY, Transform, encode_bytes
 
 __all__ = [
@@ -27,6 +28,9 @@ __all__ = [
     "Spec",
     "Transform",
     "bundles",
+    "check_disjoint",
+    "check_task",
+    "check_unit_pixels",
     "chosen_batches",
     "encode_bytes",
     "eval_batches",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 import jax
 import numpy as np
 
-from jaxkd.data.checks import is_text
+from jaxkd.data.checks import is_text, is_whole
 from jaxkd.data.source import Source
 from jaxkd.data.tokens import Transform
 
@@ -75,7 +75,7 @@ def train_batches(
       ValueError: If the batch is larger than the source, the processes do not divide it, or the seed is out of range.
     """
     own_rows = _own_rows(source, batch_size, process_index, process_count)
-    if not 0 <= seed < 2**32:
+    if not is_whole(seed) or not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}: give an integer in 0..2**32-1.")
     return _shuffled_class()(source, batch_size, seed, transform, own_rows)
 
@@ -110,6 +110,8 @@ def steps_per_epoch(source: Source, batch_size: int) -> int:
     Raises:
       ValueError: If the batch is larger than the source.
     """
+    if not is_whole(batch_size) or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: give an integer of at least 1.")
     if batch_size > source.size:
         raise ValueError(
             f"batch_size is {batch_size} but {source.name} has {source.size} rows: give at most {source.size}, or a "
@@ -203,12 +205,14 @@ def prefetch(
       after the batches before it were given out.
 
     Raises:
-      ValueError: If the range does not lie within the batches.
+      ValueError: If the range does not lie within the batches, or a count is negative.
     """
     import grain
 
     stop = len(batches) if stop is None else stop
-    if not 0 <= start <= stop <= len(batches):
+    if not is_whole(num_threads) or not is_whole(buffer_size) or min(num_threads, buffer_size) < 0:
+        raise ValueError(f"num_threads is {num_threads} and buffer_size {buffer_size}: give integers of at least 0.")
+    if not (is_whole(start) and is_whole(stop) and 0 <= start <= stop <= len(batches)):
         raise ValueError(f"batches {start}..{stop} were asked for, but there are 0..{len(batches)}: narrow the range.")
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(num_threads, buffer_size))
 
@@ -328,12 +332,12 @@ def _own_rows(source: Source, batch_size: int, index: int | None, count: int | N
     """Slice of the rows of a global batch that this process reads."""
     index = jax.process_index() if index is None else index
     count = jax.process_count() if count is None else count
-    if batch_size < 1 or batch_size % count:
+    if not is_whole(batch_size) or batch_size < 1 or batch_size % count:
         raise ValueError(
             f"batch_size is {batch_size} but each batch of {source.name} is split over {count} process(es): give a "
             f"positive multiple of {count}."
         )
-    if not 0 <= index < count:
+    if not is_whole(index) or not 0 <= index < count:
         raise ValueError(f"process_index is {index} but there are {count} process(es): give 0..{count - 1}.")
     shard_size = batch_size // count
     return slice(index * shard_size, (index + 1) * shard_size)
@@ -357,6 +361,11 @@ def _read(
         except Exception as error:  # of any kind: the user's own code ran on rows that the traceback does not name
             error.add_note(f"This was the transform of the rows with ids {ids.tolist()} of {source.name}.")
             raise
+    if not isinstance(batch, Mapping):
+        raise ValueError(
+            f"the transform of {source.name} gave {type(batch).__name__}, but batches are mappings of arrays: return "
+            "the batch that it was given with the changed fields."
+        )
     if texts := [field for field, values in batch.items() if is_text(values)]:
         raise ValueError(
             f"`{texts[0]}` of {source.name} holds texts, which no device takes: give a transform such as "

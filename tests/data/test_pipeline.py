@@ -117,6 +117,11 @@ def test_the_transform_sees_the_whole_batch():
         (lambda: eval_batches(SOURCE, 0, **ALONE), "give a positive multiple of 1"),
         (lambda: eval_batches(SOURCE, 2, process_index=2, process_count=2), "process_index is 2 but there are 2"),
         (lambda: train_batches(SOURCE, 2, seed=-1, **ALONE), "seed is -1: give an integer in 0"),
+        (lambda: train_batches(SOURCE, 2, seed=0.5, **ALONE), "seed is 0.5: give an integer in 0"),
+        (lambda: train_batches(SOURCE, 2.0, seed=0, **ALONE), "batch_size is 2.0 but .* give a positive multiple of 1"),
+        (lambda: eval_batches(SOURCE, 2, transform=len, **ALONE)[0], "gave int, but batches are mappings of arrays"),
+        (lambda: steps_per_epoch(SOURCE, 0), "batch_size is 0: give an integer of at least 1"),
+        (lambda: next(prefetch(eval_batches(SOURCE, 8, **ALONE), dict, num_threads=-1)), "num_threads is -1 and"),
         (lambda: prefetch(eval_batches(SOURCE, 8, **ALONE), dict, stop=4), "batches 0..4 were asked for"),
     ],
 )
