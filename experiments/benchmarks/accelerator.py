@@ -167,7 +167,7 @@ def benchmark():
         raise ValueError(f"there is no stage {', '.join(sorted(unknown))}: give --only some of {', '.join(STAGES)}.")
     if config.minutes <= 0 or not 0 < config.scale <= 1:
         raise ValueError(
-            f"--minutes is {config.minutes} and --scale {config.scale}: both are positive, --scale up to 1."
+            f"--minutes is {config.minutes} and --scale {config.scale}: give positive ones, --scale up to 1."
         )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the stage that runs is ended too
     out, began = Path(config.out), time.monotonic()
