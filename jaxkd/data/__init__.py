@@ -6,6 +6,7 @@ imported only by the first call that needs them.
 
 from jaxkd.data.open import Spec, open_source
 from jaxkd.data.pipeline import (
+    Batches,
     HostBatch,
     bundles,
     chosen_batches,
@@ -23,6 +24,7 @@ from jaxkd.data.tokens import SEPARATOR, VOCABULARY, Transform, encode_bytes
 __all__ = [
     "SEPARATOR",
     "VOCABULARY",
+    "Batches",
     "HostBatch",
     "Source",
     "Spec",

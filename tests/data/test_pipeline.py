@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import sys
 import threading
 import time
 
+import grain
 import jax
 import numpy as np
 import pytest
@@ -159,7 +161,7 @@ def targets(rows, view):
         lambda **k: train_batches(dataclasses.replace(SOURCE, views=2, targets=targets), 6, seed=3, **k),
         lambda **k: train_batches(dataclasses.replace(SOURCE, views=2), 6, seed=3, **k),
         lambda **k: eval_batches(SOURCE, 4, **k),
-        lambda **k: train_batches(SOURCE, 6, seed=3, **k)[2:].map(doubled),
+        lambda **k: grain.MapDataset.source(train_batches(SOURCE, 6, seed=3, **k))[2:].map(doubled),
     ],
     ids=["plain", "transform", "targets", "views", "evaluation", "the user's own"],
 )
@@ -228,6 +230,22 @@ def test_errors_of_the_threads_surface_after_the_batches_before(num_threads):
     assert caught.value.__context__ is None
     assert not getattr(caught.value, "__notes__", [])
     await_no_threads()
+
+
+def test_without_grain_batches_are_read_in_the_callers_thread(monkeypatch):
+    with_grain = list(prefetch(train_batches(SOURCE, 5, seed=2, **ALONE), dict, stop=7))
+    await_no_threads()
+    monkeypatch.setitem(sys.modules, "grain", None)
+    for one, other in zip(prefetch(train_batches(SOURCE, 5, seed=2, **ALONE), dict, stop=7), with_grain, strict=True):
+        same(one, other)
+        assert not grain_threads()
+
+
+def test_a_batch_that_is_not_there_is_refused():
+    batches = eval_batches(SOURCE, 5, **ALONE)
+    assert [batch["id"][0] for batch in batches] == [0, 5, 10, 15, 20][: len(batches)]
+    with pytest.raises(IndexError, match=rf"^batch {len(batches)} was asked for, but there are {len(batches)}: "):
+        batches[len(batches)]
 
 
 def test_batches_before_a_bad_one_are_given():
