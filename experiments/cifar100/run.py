@@ -102,8 +102,7 @@ def procedure(config, run, logger, plan) -> None:
     full, test = load(config)
     noisy, clean = recipe.views(config.seed)
     context = Context(run, logger, plan, config.seed, config.batch_size, noisy, clean, config)
-    networks = (make_network(name, full.num_classes) for name in (config.teacher, config.student))
-    big, small = map(models.unbiased_variance, networks)  # as the published results' batch norms
+    big, small = (models.unbiased_variance(make_network(n, full.num_classes)) for n in (config.teacher, config.student))
     epoch, seconds, diverged = data.steps_per_epoch(full, context.batch_of(full)), {}, {}
     points = students.grid(seed=range(config.seeds)) if config.seeds > 1 else None
 

@@ -241,12 +241,12 @@ def prefetch(
       ValueError: If the range does not lie within the batches, or a count is negative.
     """
     stop = len(batches) if stop is None else stop
+    if num_threads is None:
+        num_threads = 4 if importlib.util.find_spec("grain") else 0
     if not is_whole(num_threads) or not is_whole(buffer_size) or min(num_threads, buffer_size) < 0:
         raise ValueError(f"num_threads is {num_threads} and buffer_size {buffer_size}: give integers of at least 0.")
     if not (is_whole(start) and is_whole(stop) and 0 <= start <= stop <= len(batches)):
         raise ValueError(f"batches {start}..{stop} were asked for, but there are 0..{len(batches)}: narrow the range.")
-    if num_threads is None:
-        num_threads = 4 if importlib.util.find_spec("grain") else 0
 
     def make(k: int) -> HostBatch:
         token = _MEASURE.set(measure)
