@@ -23,7 +23,7 @@ def adapted(
       path: Its path in the model.
       array: The parameter, in the layout of the model.
       shape: Its wanted shape.
-      tokens: Number of tokens before those of the patches.
+      tokens: Number of tokens before those of the patches, as far as is known; else 0, 1 or 2.
       image: Shape [B, H, W, C] of the images that the model reads, if it reads some.
 
     Returns:
@@ -37,7 +37,8 @@ def adapted(
     if len(before) == 2 and after[0] < before[0]:
         return array[: after[0]]
     if len(before) == 3 and before[0] == after[0] == 1:
-        return _positions(array, after[1], tokens, image)
+        ways = (_positions(array, after[1], count, image) for count in (tokens, 0, 1, 2))
+        return next((x for x in ways if x is not None), None)
     return None
 
 

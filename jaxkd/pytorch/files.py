@@ -59,8 +59,15 @@ def read_tensors(path: str | pathlib.Path, *, entry: str | None = None) -> dict[
       ValueError: If the file is of another kind, is damaged, holds no weights, or several and no entry is asked for;
         the sentence names the file, and the entries.
       OSError: If it is not there or cannot be read.
+      TypeError: If it is no path.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{path!r} should be the path of a file of weights ({', '.join(_READ)}).")
     path = pathlib.Path(path).expanduser()
+    if path.is_dir():
+        files = sorted(p.name for p in path.iterdir() if p.suffix.lower() in _READ)
+        within = f": choose a file in it, such as {', '.join(files[:4])}" if files else ""
+        raise IsADirectoryError(f"{path} is a folder and should be a file of weights ({', '.join(_READ)}){within}.")
     if path.suffix.lower() not in _READ and not _is_known(path):
         raise ValueError(f"{path} ends in {path.suffix!r} but should end in {', '.join(_READ)}: convert it to one.")
     kind = _kind(path)
@@ -93,12 +100,13 @@ def write_tensors(path: str | pathlib.Path, tensors: Mapping[str, ArrayLike]) ->
 
     Raises:
       ValueError: If the file would be of another kind, or cannot hold an array's format of numbers.
+      TypeError: If the tensors are no arrays of numbers.
       OSError: If it cannot be written.
     """
     path = pathlib.Path(path).expanduser()
     if (suffix := path.suffix.lower()) not in _WRITTEN:
         raise ValueError(f"{path} ends in {path.suffix!r} but should end in .safetensors, .npz, .pth or .pt.")
-    arrays = {name: np.array(x, order="C") for name, x in tensors.items()}
+    arrays = {name: np.array(x, order="C") for name, x in as_arrays(tensors).items()}
     for name, x in arrays.items():
         if suffix == ".safetensors":
             held = x.dtype in map(np.dtype, _SAFETENSORS.values())
@@ -119,6 +127,35 @@ def write_tensors(path: str | pathlib.Path, tensors: Mapping[str, ArrayLike]) ->
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def as_arrays(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Converts the tensors of a state dict, also those of PyTorch itself.
+
+    Args:
+      tensors: Name -> array of NumPy, JAX or PyTorch.
+
+    Returns:
+      Name -> array of NumPy.
+
+    Raises:
+      TypeError: If it is something else.
+    """
+    if not isinstance(tensors, Mapping):
+        raise TypeError(f"the tensors are a {type(tensors).__name__} and no state dict: pass model.state_dict().")
+    found = {}
+    for name, x in tensors.items():
+        if hasattr(x, "detach"):  # of PyTorch, maybe on another device, maybe in a format that NumPy lacks
+            x = x.detach().cpu()
+            x = (x.float() if x.is_floating_point() and x.element_size() < 4 else x).numpy()
+        array = np.asarray(x)
+        if not isinstance(name, str) or not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
+            raise TypeError(
+                f"{name!r} is a {type(x).__name__} and no named array of numbers: pass the state dict itself, name -> "
+                "array."
+            )
+        found[name] = array
+    return found
 
 
 def _write(file: BinaryIO, suffix: str, arrays: Mapping[str, np.ndarray]) -> None:
@@ -145,10 +182,6 @@ def _is_known(path: pathlib.Path) -> bool:
 
 def _kind(path: pathlib.Path) -> str:
     """Kind of a file by its first bytes: "checkpoint", "npz" or "safetensors"; raises if it is none of them."""
-    if path.is_dir():
-        files = sorted(p.name for p in path.iterdir() if p.suffix.lower() in _READ)
-        within = f": choose a file in it, such as {', '.join(files[:4])}" if files else ""
-        raise IsADirectoryError(f"{path} is a folder and should be a file of weights ({', '.join(_READ)}){within}.")
     try:
         with path.open("rb") as file:
             start = file.read(300)

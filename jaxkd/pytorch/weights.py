@@ -13,6 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxkd.pytorch.adapt import adapted
+from jaxkd.pytorch.files import as_arrays
 from jaxkd.pytorch.names import Name, Rule, check_rules, name_of, names_of, place, prefixes
 from jaxkd.types import Batch, Model, PyTree, Variables, leaf_name
 
@@ -63,7 +64,7 @@ def import_weights(
     like = jax.eval_shape(model.init, jax.random.key(0), batch)
     wanted = {path: leaf.shape for path, leaf in _named(like).items()}
     anew = _fresh_paths(wanted, fresh, key)
-    arrays = {name: _array(name, x) for name, x in tensors.items() if not name.endswith("num_batches_tracked")}
+    arrays = {n: x for n, x in as_arrays(tensors).items() if not n.endswith("num_batches_tracked")}
     arrays, below = _below(rules, arrays, wanted, prefix)
     # What else PyTorch has in place of a fresh layer, such as a perceptron: fc.0.weight, fc.2.weight.
     names = [n.theirs for path in anew for n in names_of(rules, path)]
@@ -117,8 +118,9 @@ def export_weights(variables: Variables, rules: Sequence[Rule], *, names: Iterab
         if name is None:
             unknown.append(f"{path} {array.shape}")
             continue
+        array = _without_heads(path, array, leaves)
         array = array.transpose(-1, -2, *range(array.ndim - 2)) if _is_kernel(path, array) else array
-        parts.setdefault(prefix + name.theirs, {})[name.part] = array.reshape(*array.shape, *(1,) * name.ones)
+        parts.setdefault(prefix + name.theirs, {})[name.part] = array.reshape(array.shape + (1,) * name.ones)
     if unknown:
         listed = _listed("parts of the model without a name in PyTorch", unknown)
         raise ValueError(f"there are {listed}; pass the rules of a network of this architecture.")
@@ -141,6 +143,7 @@ def num_classes(rules: Sequence[Rule], tensors: Mapping[str, ArrayLike], *, pref
       TypeError: If the rules are no rules.
     """
     check_rules(rules)
+    tensors = as_arrays(tensors)
     found = [*prefixes(rules, tensors)] if prefix is None else [prefix]
     called = [n.theirs for n in names_of(rules, "head/kernel")]
     counts = {p: np.shape(tensors[p + n])[0] for p in found for n in called if np.ndim(tensors.get(p + n, 0)) == 2}
@@ -159,24 +162,17 @@ def num_classes(rules: Sequence[Rule], tensors: Mapping[str, ArrayLike], *, pref
     return next(iter(counts.values()))
 
 
-def _array(name: str, tensor: Any) -> np.ndarray:
-    if hasattr(tensor, "detach"):  # a parameter of PyTorch, maybe on another device
-        tensor = tensor.detach().cpu()
-        tensor = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
-    array = np.asarray(tensor)
-    if not jnp.issubdtype(array.dtype, jnp.number) and array.dtype != bool:
-        raise TypeError(
-            f"{name} is a {type(tensor).__name__} and no array of numbers: pass the state dict itself, name -> array."
-        )
-    return array
-
-
 def _fresh_paths(wanted: Collection[str], fresh: str | None, key: jax.Array | None) -> set[str]:
     """Paths of the layers that are initialised."""
-    anew = {path for path in wanted if fresh is not None and re.search(fresh, path)}
-    if fresh is not None and not anew:
+    if fresh is None:
+        return set()
+    try:
+        anew = {path for path in wanted if re.search(fresh, path)}
+    except (TypeError, re.error) as error:
+        raise ValueError(f"{fresh=} is no regular expression ({error}): pass one such as '^head/'.") from error
+    if not anew:
         raise ValueError(f"no path has fresh={fresh!r}: choose among {_listed('paths', list(wanted)[::-1])}.")
-    if fresh is not None and key is None:
+    if not isinstance(key, jax.Array):
         raise ValueError(f"fresh={fresh!r} needs the PRNG key of the new values: pass key=jax.random.key(0).")
     return anew
 
@@ -237,14 +233,15 @@ def _check_fit(
     }
     advice = "pass the rules of where they come from and a model of their architecture and classes"
     unfit = (missing.keys() | other.keys()) - set(suited)
-    layers = sorted({path.rpartition("/")[0] for path in unfit} - {""})
-    if 0 < len(layers) < 3 and all(path in unfit for path in wanted if path.rpartition("/")[0] in layers):
-        pattern = layers[0] if len(layers) == 1 else f"({'|'.join(layers)})"
-        advice += f"; to begin {' and '.join(layers)} anew, pass fresh='^{pattern}/' and key=jax.random.key(0)"
+    layers = sorted({path.rpartition("/")[0] or path for path in unfit})
+    if 0 < len(layers) < 3 and all(p in unfit for p in wanted if (p.rpartition("/")[0] or p) in layers):
+        ends = [f"{layer}{'$' if layer in wanted else '/'}" for layer in layers]
+        pattern = ends[0] if len(ends) == 1 else f"({'|'.join(ends)})"
+        advice += f"; to begin {' and '.join(layers)} anew, pass fresh='^{pattern}' and key=jax.random.key(0)"
     if other.keys() & set(suited):
         advice += "; for other channels or another size of the inputs, pass adapt=True"
-    if unknown and not missing and not other:
-        advice += f"; to leave them out, {f'pass {prefix=} or ' if prefix else ''}take them from the dict"
+    if unknown and (prefix or not unfit):
+        advice += f"; to leave out what has no place, {f'pass {prefix=} or ' if prefix else ''}take it from the dict"
     raise ValueError(
         f"the tensors do not fit the model: {'; '.join(_listed(*kind) for kind in kinds.items() if kind[1])}; {advice}."
     )
@@ -255,21 +252,21 @@ def _check_finite(found: Mapping[str, np.ndarray], sources: Mapping[str, str]) -
     for path, x in found.items():
         if jnp.issubdtype(x.dtype, jnp.complexfloating):
             raise ValueError(f"{sources[path]} has complex numbers, but {path} has real ones: pass its real part.")
-        limit = jnp.finfo(jax.dtypes.canonicalize_dtype(x.dtype)).max
-        if not np.all(np.abs(x) <= limit):
-            count = int(np.sum(~(np.abs(x) <= limit)))
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(x.astype(jax.dtypes.canonicalize_dtype(x.dtype), copy=False))
+        if not finite.all():
             raise ValueError(
-                f"{sources[path]} holds {count} values that are not finite numbers in the model's format: take weights "
-                "from before the training failed."
+                f"{sources[path]} holds {int(np.sum(~finite))} values that are not finite in the model's format: "
+                "take weights from before the training failed."
             )
 
 
 def _initialised(model: Model, key: jax.Array | None, batch: Batch, paths: Collection[str]) -> dict[str, Any]:
     """Initial values of some paths; the others' are never computed."""
-    shapes = {name: (np.shape(x), x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype) for name, x in batch.items()}
+    dtypes = {n: jax.dtypes.canonicalize_dtype(x.dtype if hasattr(x, "dtype") else type(x)) for n, x in batch.items()}
 
     def init(key: Any) -> dict[str, Any]:
-        own = _named(model.init(key, {name: jnp.zeros(*of) for name, of in shapes.items()}))
+        own = _named(model.init(key, {name: jnp.zeros(np.shape(x), dtypes[name]) for name, x in batch.items()}))
         return {path: own[path] for path in paths}
 
     return jax.jit(init)(key) if paths else {}
@@ -288,8 +285,37 @@ def _parts(rules: Sequence[Rule], name: str, array: np.ndarray, wanted: Mapping[
                 array = array.reshape(array.shape[:-ones])
             array = array.astype(np.result_type(array.dtype, np.float32))
             parts = np.array_split(array, len(paths)) if len(paths) > 1 else [array]
-            return {path: _from_theirs(path, part) for path, part in zip(paths, parts, strict=True)}
+            ours = {path: _from_theirs(path, part) for path, part in zip(paths, parts, strict=True)}
+            return {path: _with_heads(path, x, wanted) for path, x in ours.items()}
     return {}
+
+
+def _heads(path: str, shapes: Mapping[str, Any]) -> str:
+    """Name of the layer of Flax's own attention, whose heads are an axis of their own, that a path belongs to."""
+    layer, _, leaf = path.rpartition("/")
+    parent, _, name = layer.rpartition("/")
+    query = shapes.get(f"{parent}/query/kernel" if parent else "query/kernel")
+    heads = query is not None and len(getattr(query, "shape", query)) == 3
+    return name if heads and name in ("query", "key", "value", "out") and leaf in ("kernel", "bias") else ""
+
+
+def _with_heads(path: str, array: np.ndarray, wanted: Mapping[str, tuple[int, ...]]) -> np.ndarray:
+    if not _heads(path, wanted):
+        return array
+    shape = wanted[path]
+    fits = array.size == np.prod(shape) and (
+        array.ndim == 1 or array.shape[0] == shape[0] or array.shape[-1] == shape[-1]
+    )
+    return array.reshape(shape) if fits else array
+
+
+def _without_heads(path: str, array: np.ndarray, leaves: Mapping[str, Any]) -> np.ndarray:
+    name = _heads(path, leaves)
+    if not name or (name == "out" and array.ndim == 1):
+        return array
+    if array.ndim == 3:
+        return array.reshape(-1, array.shape[-1]) if name == "out" else array.reshape(array.shape[0], -1)
+    return array.ravel()
 
 
 def _is_kernel(path: str, array: np.ndarray) -> bool:

@@ -202,6 +202,8 @@ def test_pytorch_reads_what_is_written_and_is_read(tmp_path):
     assert {n: str(x.dtype) for n, x in found.items()} == {n: f"torch.{x.dtype}" for n, x in given.items()}
     for name, x in given.items():
         np.testing.assert_array_equal(found[name].double().numpy(), x.astype(np.float64))
+    pytorch.write_tensors(tmp_path / "z.npz", {"w": torch.nn.Parameter(found["f"].float())})
+    assert_same(pytorch.read_tensors(tmp_path / "z.npz"), {"w": np.arange(4, dtype=np.float32)})
     torch.save({"model": found, "args": argparse.Namespace(a=1)}, tmp_path / "y.pth")
     assert_same(pytorch.read_tensors(tmp_path / "y.pth"), given)
 
@@ -293,8 +295,14 @@ def test_formats_are_kept_or_refused(tmp_path, suffix):
     else:
         pytorch.write_tensors(path, small)
         assert_same(pytorch.read_tensors(path), small)
-    with pytest.raises(ValueError, match=r"w is <U1, which .* files cannot hold"):
-        pytorch.write_tensors(path, {"w": np.array(["x"])})
+    for wrong, said in (
+        ({"w": np.array(["x"])}, "'w' is a ndarray and no named array of numbers"),
+        ({0: np.ones(2)}, "0 is a ndarray and no named array of numbers"),
+        ({"model": {"w": np.ones(2)}}, "'model' is a dict and no named array of numbers: pass the state dict itself"),
+        ([np.ones(2)], "the tensors are a list and no state dict: pass model.state_dict"),
+    ):
+        with pytest.raises(TypeError, match=said):
+            pytorch.write_tensors(path, wrong)
     with pytest.raises(OSError, match=r"cannot write .*none"):
         pytorch.write_tensors(tmp_path / "none" / f"x{suffix}", given)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]

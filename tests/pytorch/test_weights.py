@@ -144,7 +144,7 @@ def reader(tokens=7):
     shapes = {
         "token": {"embedding": (tokens, 4)},
         "norm": {"scale": (4,), "bias": (4,)},
-        "gain": (1, 4),
+        "gain": (),
         "head": {"kernel": (4, 3), "bias": (3,)},
     }
 
@@ -161,9 +161,9 @@ def test_rules_reach_embeddings_norms_and_parameters(case, norm):
     rule, name = EMBEDDING[case]
     rules = (rule, Rule(NORM, "norm"), Rule("layer.scale", "gain"), Rule("fc", "head"))
     rng = np.random.default_rng(0)
-    shapes = {name: (7, 4), f"{NORM}.{norm[0]}": (4,), f"{NORM}.{norm[1]}": (4,), "layer.scale": (1, 4)}
+    shapes = {name: (7, 4), f"{NORM}.{norm[0]}": (4,), f"{NORM}.{norm[1]}": (4,), "layer.scale": ()}
     shapes |= {"fc.weight": (3, 4), "fc.bias": (3,)}
-    tensors = {f"bert.{n}": rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+    tensors = {f"bert.{n}": np.asarray(rng.standard_normal(s), np.float32) for n, s in shapes.items()}
     found = pytorch.import_weights(reader(), rules, tensors, {})
     np.testing.assert_array_equal(found.params["token"]["embedding"], tensors[f"bert.{name}"])
     np.testing.assert_array_equal(found.params["norm"]["scale"], tensors[f"bert.{NORM}.{norm[0]}"])
@@ -226,7 +226,8 @@ def test_a_last_layer_that_does_not_fit_begins_anew_on_request(exported):
         if len(head) != 2 or head is other:
             with pytest.raises(ValueError, match=r"do not fit .* to begin head anew, pass fresh='\^head/' and key="):
                 pytorch.import_weights(RESNET, published.RESNET, tensors, IMAGE)
-        found = pytorch.import_weights(RESNET, published.RESNET, tensors, IMAGE, fresh="^head/", key=key)
+        batch = {**IMAGE, "label": np.arange(1)}
+        found = pytorch.import_weights(RESNET, published.RESNET, tensors, batch, fresh="^head/", key=key)
         heads.append(np.asarray(found.params["head"]["kernel"]))
         expected = filled(RESNET)
         assert_trees_equal({**found.params, "head": 0}, {**expected.params, "head": 0})
@@ -236,6 +237,8 @@ def test_a_last_layer_that_does_not_fit_begins_anew_on_request(exported):
     assert not np.array_equal(heads[0], filled(RESNET).params["head"]["kernel"])
     for options, said in (
         ({"fresh": "tail", "key": key}, "no path has fresh='tail': choose among paths: "),
+        ({"fresh": "(", "key": key}, r"fresh='\(' is no regular expression"),
+        ({"fresh": True, "key": key}, "fresh=True is no regular expression"),
         ({"fresh": "^head/"}, r"fresh='\^head/' needs the PRNG key"),
     ):
         with pytest.raises(ValueError, match=said):
@@ -287,8 +290,8 @@ def test_positions_take_other_sizes_on_request():
         ({"fc.bias": np.full(4, 1e300)}, ValueError, "fc.bias holds 4 values that are not finite"),
         ({"fc.bias": np.ones(4, np.complex64)}, ValueError, "fc.bias has complex numbers, but head/bias has real"),
         ({"fc.beta": np.zeros(4)}, ValueError, "both fc.bias and fc.beta have the place head/bias"),
-        ({"fc.bias": {"a": 1}}, TypeError, "fc.bias is a dict and no array of numbers: pass the state dict"),
-        ({"fc.bias": None}, TypeError, "fc.bias is a NoneType and no array"),
+        ({"fc.bias": {"a": 1}}, TypeError, "'fc.bias' is a dict and no named array of numbers: pass the state dict"),
+        ({"fc.bias": None}, TypeError, "'fc.bias' is a NoneType and no named array"),
     ],
     ids=["nan", "large", "complex", "twice", "nested", "none"],
 )
@@ -314,3 +317,26 @@ def test_norms_of_nnx_modules_keep_their_statistics():
     back = pytorch.export_weights(found, rules)
     assert back.keys() == tensors.keys()
     np.testing.assert_array_equal(back["bn1.running_mean"], np.arange(4) + 10)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_attention_with_an_axis_of_heads_takes_pytorchs_matrices(fused):
+    shapes = {n: {"kernel": (4, 2, 3), "bias": (2, 3)} for n in ("query", "key", "value")}
+    shapes["out"] = {"kernel": (2, 3, 4), "bias": (4,)}
+    shape = lambda x: isinstance(x, tuple)  # noqa: E731
+    model = Model(lambda key, batch: Variables({"mix": jax.tree.map(jnp.zeros, shapes, is_leaf=shape)}, {}), None)
+    names, rng = ("query", "key", "value"), np.random.default_rng(0)
+    parts = (Rule("qkv", tuple(f"mix/{n}" for n in names)),) if fused else tuple(Rule(n, f"mix/{n}") for n in names)
+    sizes = {"qkv": 18} if fused else dict.fromkeys(names, 6)
+    tensors = {"proj.weight": rng.standard_normal((4, 6)), "proj.bias": rng.standard_normal(4)}
+    tensors |= {f"{n}.weight": rng.standard_normal((size, 4)) for n, size in sizes.items()}
+    tensors |= {f"{n}.bias": rng.standard_normal(size) for n, size in sizes.items()}
+    tensors = {n: x.astype(np.float32) for n, x in tensors.items()}
+    rules = (*parts, Rule("proj", "mix/out"))
+    mix = pytorch.import_weights(model, rules, tensors, {}).params["mix"]
+    x, value = np.ones((5, 4), np.float32), tensors["qkv.weight"][12:] if fused else tensors["value.weight"]
+    heads = np.einsum("nd,dah->nah", x, mix["value"]["kernel"])
+    np.testing.assert_allclose(heads.reshape(5, 6), x @ value.T, rtol=1e-6)
+    mixed = np.einsum("nah,aho->no", heads, mix["out"]["kernel"])
+    np.testing.assert_allclose(mixed, heads.reshape(5, 6) @ tensors["proj.weight"].T, rtol=1e-5)
+    assert_trees_equal(pytorch.export_weights(Variables({"mix": mix}, {}), rules), tensors)
