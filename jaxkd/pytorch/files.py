@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from jaxkd.files import explain_write_errors
 from jaxkd.pytorch.entries import is_array, is_floating, weights_of
-from jaxkd.pytorch.pickles import open_checkpoint, supports, write_checkpoint
+from jaxkd.pytorch.pickles import one_line, open_checkpoint, supports, write_checkpoint
 
 _PREFIXES = ("module.", "_orig_mod.")
 """Prefixes that data parallelism and compilation add to all names."""
@@ -191,7 +191,9 @@ def _kind(path: pathlib.Path) -> str:
     except OSError as error:
         raise OSError(f"cannot read {path} ({error.strerror}): make it readable or give another file.") from error
     except Exception as error:  # whatever Python's reader of zip files trips over
-        raise ValueError(f"{path} is no readable {path.suffix[1:]} file ({error}): fetch it again.") from error
+        raise ValueError(
+            f"{path} is no readable {path.suffix[1:]} file ({one_line(error)}): fetch it again."
+        ) from error
     if start[:2] == b"PK":
         return _kind_of_zip(path, names)
     if start[:1] == b"\x80" and len(start) > 9 and start[1] in (2, 3, 4, 5) and start[8:9] != b"{":
@@ -227,7 +229,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         stored = safetensors.deserialize(path.read_bytes())
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is no readable safetensors file ({error}): fetch it again.") from error
+        raise ValueError(f"{path} is no readable safetensors file ({one_line(error)}): fetch it again.") from error
     for name, x in stored:
         if x["dtype"] not in _SAFETENSORS:
             raise ValueError(
@@ -254,7 +256,7 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     except Exception as error:  # whatever NumPy and Python's reader of zip files trip over in foreign bytes
         within = f"{name}: " if name else ""
         raise ValueError(
-            f"{path} is no readable npz file of plain arrays ({within}{error}): write it again by np.savez."
+            f"{path} is no readable npz file of plain arrays ({within}{one_line(error)}): write it again by np.savez."
         ) from error
     return found
 

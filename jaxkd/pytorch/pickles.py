@@ -11,6 +11,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import io
 import math
 import pathlib
 import pickle
@@ -160,7 +161,9 @@ _TORCH: Mapping[str, Any] = {
 """Names within PyTorch that have a counterpart here."""
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """Reader of pickles, the one that is written in Python: damaged numbers do not make it fill the memory."""
+
     def find_class(self, module: str, name: str) -> Any:
         if module.partition(".")[0] == "torch" and name in _TORCH:
             return _TORCH[name]
@@ -201,9 +204,8 @@ def open_checkpoint(path: pathlib.Path) -> Iterator[tuple[Any, Callable[[Any], n
             else:
                 root, raw = _from_legacy(file)
         except Exception as error:  # whatever Python's reader of pickles trips over in foreign bytes
-            why = f"{error or type(error).__name__}".splitlines()[0]
             raise ValueError(
-                f"{path} is no readable checkpoint of PyTorch ({why}): fetch it again, or save "
+                f"{path} is no readable checkpoint of PyTorch ({one_line(error)}): fetch it again, or save "
                 "model.state_dict() alone."
             ) from error
         raw = functools.lru_cache(maxsize=4)(raw)
@@ -212,7 +214,7 @@ def open_checkpoint(path: pathlib.Path) -> Iterator[tuple[Any, Callable[[Any], n
             try:
                 return tensor.array() if isinstance(tensor, Numpy) else _array(tensor, raw(tensor.key))
             except Exception as error:  # whatever foreign numbers may cause
-                raise ValueError(f"{path} is damaged ({error}): fetch it again.") from error
+                raise ValueError(f"{path} is damaged ({one_line(error)}): fetch it again.") from error
 
         yield root, read
 
@@ -227,8 +229,8 @@ def _from_zip(archive: zipfile.ZipFile) -> tuple[Any, Callable[[str], bytes]]:
     folder = index.removesuffix("data.pkl")
     if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
         raise ValueError("it was written on a big-endian machine")
-    with archive.open(index) as file:
-        return _Unpickler(file).load(), lambda key: archive.read(f"{folder}data/{key}")
+    content = archive.read(index)  # whole, so that its checksum is compared first
+    return _Unpickler(io.BytesIO(content)).load(), lambda key: archive.read(f"{folder}data/{key}")
 
 
 def _from_legacy(file: BinaryIO) -> tuple[Any, Callable[[str], bytes]]:
@@ -317,6 +319,19 @@ def _pickled(value: Any) -> bytes:
         content = value.encode()
         return b"X" + len(content).to_bytes(4, "little") + content
     return b"\x8a\x08" + value.to_bytes(8, "little", signed=True)
+
+
+def one_line(error: Exception) -> str:
+    """Reason of an error of another library, for a sentence.
+
+    Args:
+      error: The error.
+
+    Returns:
+      The first line of what it says, or its kind if it says no sentence.
+    """
+    said = " ".join(str(error).split())
+    return said[:200] if " " in said else f"{type(error).__name__} {said}".strip()
 
 
 def supports(dtype: np.dtype) -> bool:

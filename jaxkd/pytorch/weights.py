@@ -18,6 +18,8 @@ from jaxkd.pytorch.names import Name, Rule, check_rules, name_of, names_of, plac
 from jaxkd.types import Batch, Model, PyTree, Variables, leaf_name
 
 _LOG = logging.getLogger(__name__)
+_INTEGERS = "iub"
+"""Kinds of numbers that only counters and indices have."""
 SHOWN = 8
 """Number of names of each kind that an error lists; the rest is counted."""
 
@@ -35,8 +37,8 @@ def import_weights(
 ) -> Variables:
     """Variables of a model from the tensors of a PyTorch network of the same architecture.
 
-    Kernels go from [O, I, height, width] to [height, width, I, O], and from [O, I] to [I, O]; `num_batches_tracked` is
-    left out.
+    Kernels go from [O, I, height, width] to [height, width, I, O], and from [O, I] to [I, O]; integer counters and
+    indices, such as `num_batches_tracked`, are left out.
 
     Args:
       model: The model, whose last layer has the classes of the tensors (see `num_classes`).
@@ -64,8 +66,7 @@ def import_weights(
     like = jax.eval_shape(model.init, jax.random.key(0), batch)
     wanted = {path: leaf.shape for path, leaf in _named(like).items()}
     anew = _fresh_paths(wanted, fresh, key)
-    arrays = {n: x for n, x in as_arrays(tensors).items() if not n.endswith("num_batches_tracked")}
-    arrays, below = _below(rules, arrays, wanted, prefix)
+    arrays, below = _below(rules, as_arrays(tensors), wanted, prefix)
     # What else PyTorch has in place of a fresh layer, such as a perceptron: fc.0.weight, fc.2.weight.
     names = [n.theirs for path in anew for n in names_of(rules, path)]
     stems = tuple(name.removesuffix("weight") for name in names if name.endswith(".weight"))
@@ -78,7 +79,7 @@ def import_weights(
             raise ValueError(f"both {sources[path]} and {name} have the place {path}: leave one of them out.")
         found |= parts
         sources |= dict.fromkeys(parts, name)
-        unknown += [] if parts or name.startswith(stems) else [f"{name} {array.shape}"]
+        unknown += [] if parts or name.startswith(stems) or array.dtype.kind in _INTEGERS else [f"{name} {array.shape}"]
     found = {path: x for path, x in found.items() if path not in anew}
     suited = _adapted(found, wanted, batch)
     found |= suited if adapt else {}
@@ -281,6 +282,8 @@ def _parts(rules: Sequence[Rule], name: str, array: np.ndarray, wanted: Mapping[
     """Parts of a tensor by path, in our layout; none if the model has no place for it."""
     for paths, ones in place(rules, name):
         if all(path in wanted for path in paths):
+            if array.dtype.kind in _INTEGERS:
+                raise ValueError(f"{name} is {array.dtype}, but {paths[0]} has floating-point numbers: pass those.")
             if ones and array.shape[-ones:] == (1,) * ones:
                 array = array.reshape(array.shape[:-ones])
             array = array.astype(np.result_type(array.dtype, np.float32))

@@ -72,6 +72,7 @@ def test_queries_keys_and_values_are_one_tensor_and_scales_have_axes_of_length_o
 @pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float64])
 def test_other_formats_become_float32_and_counters_are_left_out(exported, dtype):
     tensors = {name: x.astype(dtype) for name, x in exported.items()} | {"bn1.num_batches_tracked": np.int64(7)}
+    tensors["index"] = np.arange(3)
     found = pytorch.import_weights(RESNET, published.RESNET, tensors, IMAGE)
     assert isinstance(found, Variables)
     assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype(jnp.float32)}
@@ -289,11 +290,12 @@ def test_positions_take_other_sizes_on_request():
         ({"fc.bias": np.array([0, np.nan, 1, np.inf])}, ValueError, r"fc.bias holds 2 values that are not finite"),
         ({"fc.bias": np.full(4, 1e300)}, ValueError, "fc.bias holds 4 values that are not finite"),
         ({"fc.bias": np.ones(4, np.complex64)}, ValueError, "fc.bias has complex numbers, but head/bias has real"),
+        ({"fc.bias": np.ones(4, np.int8)}, ValueError, "fc.bias is int8, but head/bias has floating-point numbers"),
         ({"fc.beta": np.zeros(4)}, ValueError, "both fc.bias and fc.beta have the place head/bias"),
         ({"fc.bias": {"a": 1}}, TypeError, "'fc.bias' is a dict and no named array of numbers: pass the state dict"),
         ({"fc.bias": None}, TypeError, "'fc.bias' is a NoneType and no named array"),
     ],
-    ids=["nan", "large", "complex", "twice", "nested", "none"],
+    ids=["nan", "large", "complex", "integers", "twice", "nested", "none"],
 )
 def test_numbers_that_cannot_be_the_models_are_refused(exported, changed, error, said):
     with pytest.raises(error, match=said):
