@@ -105,9 +105,14 @@ def export_weights(variables: Variables, rules: Sequence[Rule], *, names: Iterab
 
     Raises:
       ValueError: If a param or running statistic has no name in the rules; the sentence lists paths and shapes.
-      TypeError: If the rules are no rules.
+      TypeError: If the variables are no variables, or the rules no rules.
     """
     check_rules(rules)
+    if not isinstance(variables, Variables):
+        raise TypeError(
+            f"the variables are a {type(variables).__name__} and no jaxkd.types.Variables: pass Variables(params, "
+            "state), with the state {'batch_stats': ...} or {}."
+        )
     leaves = _named(variables)
     known = set(names)
     prefix = next(iter(prefixes(rules, known, leaves)))

@@ -122,6 +122,11 @@ def test_parts_without_a_name_there_are_refused_on_the_way_out():
         pytorch.export_weights(filled(models.lenet(3)), (pytorch.Rule("fc", "head"),))
 
 
+def test_other_trees_than_variables_are_refused_on_the_way_out():
+    with pytest.raises(TypeError, match=r"the variables are a dict and no .*: pass Variables\(params, state\)"):
+        pytorch.export_weights({"params": filled(RESNET).params}, published.RESNET)
+
+
 def test_the_last_layer_gives_the_classes_or_a_sentence(exported):
     assert pytorch.num_classes(published.RESNET, exported) == 4
     with pytest.raises(ValueError, match=r"the last layer has the name 'linear.weight' among tensors: .*\(16,\)"):
