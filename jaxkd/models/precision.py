@@ -30,7 +30,11 @@ def in_dtype(model: Model, dtype: DTypeLike = jnp.bfloat16, *, keep: str = HEAD)
 
     Returns:
       A model with the same variables.
+
+    Raises:
+      ValueError: If the format has no floating point.
     """
+    _check_floating(dtype)
 
     def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
         low = Variables(_map_params(variables.params, lambda x: x.astype(dtype), keep), variables.state)
@@ -51,8 +55,14 @@ def cast(variables: Variables, dtype: DTypeLike = jnp.bfloat16, *, keep: str = H
 
     Returns:
       The variables; running statistics stay as they are.
+
+    Raises:
+      ValueError: If the format has no floating point, or a param is not finite in it (outside `jit`).
     """
-    return Variables(_map_params(variables.params, lambda x: x.astype(dtype), keep), variables.state)
+    _check_floating(dtype)
+    low = Variables(_map_params(variables.params, lambda x: x.astype(dtype), keep), variables.state)
+    _check_finite(variables, low)
+    return low
 
 
 @flax.struct.dataclass
@@ -75,22 +85,30 @@ def to_int8(variables: Variables, *, keep: str = HEAD) -> Variables:
 
     values = round(w / scale), scale = max |w| / 127 over all axes but the last, so |w - values * scale| <= scale / 2
 
+    A channel with a value that is not finite is NaN as a whole.
+
     Args:
       variables: The model's variables.
       keep: Regular expression of paths that stay as they are; so do biases and scales of norms.
 
     Returns:
       The variables, with `Int8` in place of each kernel.
+
+    Raises:
+      ValueError: If a kernel holds a value that is not finite (outside `jit`).
     """
 
     def quantize(w: jax.Array) -> Any:
         if w.ndim < 2:
             return w
         scale = jnp.max(jnp.abs(w), axis=tuple(range(w.ndim - 1)), keepdims=True).astype(jnp.float32) / 127
-        scale = jnp.where(scale > 0, scale, 1)
+        scale = jnp.where(scale == 0, 1, scale)  # NaN stays NaN
+        scale = jnp.where(jnp.isfinite(scale), scale, jnp.nan)
         return Int8(jnp.round(w / scale).astype(jnp.int8), scale)
 
-    return Variables(_map_params(variables.params, quantize, keep), variables.state)
+    low = Variables(_map_params(variables.params, quantize, keep), variables.state)
+    _check_finite(variables, low)
+    return low
 
 
 def from_int8(model: Model) -> Model:
@@ -115,6 +133,29 @@ def from_int8(model: Model) -> Model:
         return model.apply(Variables(params, variables.state), batch, key, train)
 
     return Model(init, apply)
+
+
+def _check_floating(dtype: DTypeLike) -> None:
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"{jnp.dtype(dtype)} has no floating point: choose bfloat16, float16 or float32, or to_int8 for integers."
+        )
+
+
+def _check_finite(before: Variables, after: Variables) -> None:
+    """Raises ValueError if a param is not finite in its new format; inside `jit` nothing is known of values."""
+    leaves = jax.tree.leaves(after.params, is_leaf=lambda x: isinstance(x, Int8))
+    for (path, old), new in zip(jax.tree.leaves_with_path(before.params), leaves, strict=True):
+        numbers, kind = (new.scale, "int8") if isinstance(new, Int8) else (new, new.dtype)
+        if isinstance(numbers, jax.core.Tracer) or kind == jnp.result_type(old) or bool(jnp.all(jnp.isfinite(numbers))):
+            continue
+        finite = jnp.isfinite(jnp.asarray(old))
+        largest = float(jnp.max(jnp.where(finite, jnp.abs(old), 0)))
+        raise ValueError(
+            f"{kind} cannot hold {leaf_name(path)}: {int(jnp.sum(~finite))} of its values are not finite, and "
+            f"the largest other one is {largest:.3g}; take weights from before the training failed, or a wider "
+            "format."
+        )
 
 
 def _floating(x: Any, change: Callable[[jax.Array], Any]) -> Any:

@@ -113,6 +113,29 @@ def test_int8_is_within_half_a_step_of_every_weight():
     assert found["conv"]["bias"].dtype == found["head"]["kernel"].dtype == jnp.float32
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_not_finite_is_refused_or_seen(bad):
+    w = np.ones((3, 2), np.float32)
+    w[1, 0] = bad
+    given = Variables({"dense": {"kernel": w, "bias": np.zeros(2, np.float32)}}, {})
+    with pytest.raises(ValueError, match=r"int8 cannot hold dense/kernel: 1 of its values are not finite"):
+        models.to_int8(given)
+    found = jax.tree.map(np.asarray, jax.jit(models.to_int8)(given).params["dense"]["kernel"])
+    weights = found.values * found.scale
+    assert np.all(np.isnan(weights[:, 0]))
+    np.testing.assert_allclose(weights[:, 1], 1)
+
+
+def test_formats_that_cannot_hold_the_weights_are_refused():
+    large = Variables({"dense": {"kernel": np.full((2, 2), 1e5, np.float32)}}, {})
+    with pytest.raises(ValueError, match=r"float16 cannot hold dense/kernel: 0 .* the largest other one is 1e\+05"):
+        models.cast(large, jnp.float16)
+    assert models.cast(large).params["dense"]["kernel"].dtype == jnp.bfloat16
+    for call in (lambda: models.cast(large, jnp.int8), lambda: models.in_dtype(STUDENT, jnp.int8)):
+        with pytest.raises(ValueError, match=r"int8 has no floating point: choose bfloat16, .* or to_int8"):
+            call()
+
+
 def test_rematerialised_stages_change_nothing_but_what_is_kept():
     batch = make_batch()
     found = []

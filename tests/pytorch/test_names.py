@@ -36,8 +36,9 @@ def test_names_go_there_and_back(theirs, ours):
     assert name_of(RULES, ours) == (theirs, 0, 2 if theirs == "scale" else 0)
 
 
-def test_a_weight_may_be_of_a_layer_or_of_a_norm():
-    assert [paths for paths, _ in place(RULES, "head.weight")] == [("head/kernel",), ("head/scale",)]
+def test_a_weight_may_be_of_a_layer_of_a_norm_or_of_an_embedding():
+    ours = [("head/kernel",), ("head/scale",), ("head/embedding",)]
+    assert [paths for paths, _ in place(RULES, "head.weight")] == ours
     assert name_of(RULES, "head/scale").theirs == "head.weight"
 
 
