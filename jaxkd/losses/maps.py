@@ -230,7 +230,8 @@ def ft_repdistiller(student_feature: ArrayLike, teacher_feature: ArrayLike, *, p
 
     def layer(s: jax.Array, t: jax.Array) -> jax.Array:
         s, t = numerics.match_resolution(s, t)
-        difference = numerics.difference(*(_direction(jnp.mean(x**p1, axis=-1)) for x in (s, t)))
+        a_s, a_t = (_direction(jnp.mean(x**p1, axis=-1)) for x in (s, t))
+        difference = numerics.difference(a_s, a_t)
         return jnp.mean(numerics.safe_abs(difference) if p2 == 1 else difference**p2, axis=-1)
 
     return _over_layers(layer, student_feature, teacher_feature)
