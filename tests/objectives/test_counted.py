@@ -10,7 +10,7 @@ from objectives.methods import BATCH, STUDENT, TEACHER, TERMS, B, started
 from jaxkd import losses, models, objectives, train
 from jaxkd.types import Model, Outputs, Variables
 
-OWNERS = ("vid", "ab", "tinybert", "srrl", "crd", "info_nce_queue", "ickd", "ctkd of instances")
+OWNERS = ("vid", "tinybert", "srrl", "crd", "info_nce_queue", "ctkd of instances")
 COUNTS = np.arange(B) != 3
 
 
