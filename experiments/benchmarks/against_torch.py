@@ -1,15 +1,16 @@
-"""Training step and whole epoch of distillation, compared with PyTorch, eager and `torch.compile`.
+"""Training step and whole epoch of distillation, compared with PyTorch: eager, `torch.compile`, CUDA graphs, AMP.
 
 ResNet-56 -> ResNet-20 at 32x32, and a BERT-like teacher of 12 layers with a student of 6 at length 128; KD with T = 4
 and cross-entropy, SGD with momentum; the teacher live, and its logits cached in the batches. All start from the same
-weights, see the same batches, must give the same losses, and take turns in one process. An epoch reads the examples in
-a random order from memory, copies them to the device and takes all steps. On devices that have TF32, both use it for
-products of float32.
+weights, see the same batches, must give the same losses, and take turns in one process. `jaxkd xK` is K steps in one
+dispatch. An epoch reads the examples in a random order from memory, copies them to the device and takes all steps. On
+devices that have TF32, both use it for products of float32.
 
     python experiments/benchmarks/against_torch.py        about fifteen minutes on two CPU cores
     python experiments/benchmarks/against_torch.py --pairs bert --peers eager
 
-`pip install -e ".[bench]"` brings PyTorch; without it the table has the library's rows alone.
+`pip install -e ".[bench]"` brings PyTorch; without it the table has the library's rows alone. Floors and expected times
+are those of an H100 (`_paper.py`).
 """
 
 import importlib.util
@@ -22,13 +23,18 @@ import _timing as timing
 import jax
 import numpy as np
 import optax
+from _paper import floor
 
 from jaxkd import losses, models, objectives, parallel, train
 from jaxkd.experiment import main
+from jaxkd.train import multistep
 from jaxkd.types import Variables, leaf_name
 
 T, ALPHA, RATE, MOMENTUM, CLASSES, MAX_LENGTH = 4.0, 0.1, 0.01, 0.9, 100, 512
 CACHED = "teacher_logits"
+TOLERANCES = {"float32": 1e-3, "tf32": 3e-2, "bfloat16": 6e-2}
+"""Relative difference of two sides' losses, by the format of the products."""
+
 SMALL = {
     **pairs.SMALL,
     "batch_sizes": (4,),
@@ -36,17 +42,22 @@ SMALL = {
     "rounds": 1,
     "epochs": 1,
     "seconds": 0.01,
+    "at_once": 2,
     "peers": ("eager",),
 }
 
 
-def networks(pair, config):
-    """(teacher, student) of the library, and a function that makes PyTorch's."""
-    mine = pairs.networks(pair, config, CLASSES, **({"max_length": MAX_LENGTH} if pair == "bert" else {}))
+def torch_sizes(pair, config):
+    """Arguments of PyTorch's teacher and student."""
     if pair == "resnet":
-        return mine, [("ResNet", (CLASSES, d)) for d in config.depths]
-    sizes = (config.width, config.heads, MAX_LENGTH)
-    return mine, [("Bert", (CLASSES, config.vocabulary, n, *sizes)) for n in config.layers]
+        return [(CLASSES, d) for d in config.depths]
+    return [(CLASSES, config.vocabulary, n, config.width, config.heads, MAX_LENGTH) for n in config.layers]
+
+
+def products(precision):
+    """Context in which the library's products have a format."""
+    names = {"tf32": "tensorfloat32", "float32": "float32", "bfloat16": "default"}
+    return jax.default_matmul_precision(names[precision])
 
 
 def examples(pair, count, config):
@@ -61,7 +72,7 @@ def examples(pair, count, config):
 
 def with_logits(pair, config, source, batch_size):
     """The teacher's variables, and the examples with its logits."""
-    teacher = networks(pair, config)[0][0]
+    teacher = networks(pair, config)[0]
     teacher_variables = models.init(teacher, jax.random.key(1), {name: x[:batch_size] for name, x in source.items()})
     say = jax.jit(lambda variables, rows: teacher.apply(variables, rows, None, False)[0].logits)
     starts = range(0, len(source["label"]), batch_size)
@@ -71,90 +82,64 @@ def with_logits(pair, config, source, batch_size):
     return teacher_variables, {**source, CACHED: np.concatenate(found)}
 
 
-def library(pair, config, batch, teacher_variables, cached):
-    """(step on a placed batch, place, wait, the weights by path) of the library."""
-    (teacher, student), _ = networks(pair, config)
-    mesh = parallel.make_mesh(jax.devices()[:1])
+def networks(pair, config):
+    """Teacher and student of the library."""
+    return pairs.networks(pair, config, CLASSES, **({"max_length": MAX_LENGTH} if pair == "bert" else {}))
+
+
+def parts_of(pair, config, precision, cached):
+    """Student, teacher, term and optimizer of the library's step."""
+    teacher, student = networks(pair, config)
+    if precision == "bfloat16":
+        teacher, student = map(models.in_dtype, (teacher, student))
     term = objectives.weighted(
         label=(ALPHA, objectives.from_labels(losses.cross_entropy)),
         kd=(1 - ALPHA, objectives.from_logits(losses.kd, temperature=T)),
     )
+    return student, models.cached(logits=CACHED) if cached else teacher, term, optax.sgd(RATE, momentum=MOMENTUM)
+
+
+def library(pair, config, batch, teacher_variables, precision, cached, at_once):
+    """(launch, place, wait) of the library's step, and the weights by path; a call takes `at_once` steps."""
+    mesh = parallel.make_mesh(jax.devices()[:1])
     placed_variables = Variables({}, {}) if cached else teacher_variables
-    parts = (student, models.cached(logits=CACHED) if cached else teacher, term, optax.sgd(RATE, momentum=MOMENTUM))
+    parts = parts_of(pair, config, precision, cached)
     state = train.init_state(*parts, key=jax.random.key(0), batch=batch, teacher_variables=placed_variables)
     weights = [by_path(v) for v in (teacher_variables, Variables(state.params["student"], state.state["student"]))]
-    step = parallel.compile_jit(train.make_train_step(*parts), mesh)
+    step = train.make_train_step(*parts)
+    compiled = parallel.compile_jit(step if at_once == 1 else multistep.scan_steps(step), mesh)
     box = {"state": parallel.put_replicated(state, mesh)}
     teacher_variables = parallel.put_replicated(placed_variables, mesh)
 
     def launch(placed):
-        box["state"], metrics = step(box["state"], teacher_variables, placed)
+        box["state"], metrics = compiled(box["state"], teacher_variables, placed)
         return metrics["loss"]
 
     def place(rows):
-        return parallel.put_batch({name: x for name, x in rows.items() if cached or name != CACHED}, mesh)
+        rows = {name: x for name, x in rows.items() if cached or name != CACHED}
+        if at_once > 1:
+            rows = {name: np.stack([x] * at_once, axis=1) for name, x in rows.items()}
+        return parallel.put_batch(rows, mesh)
 
-    return launch, place, jax.block_until_ready, weights
+    return (launch, place, jax.block_until_ready), weights
+
+
+def on_paper(pair, config, batch, teacher_variables, precision, cached):
+    """Floor and expected time of a step, from the program as written."""
+    *parts, optimizer = parts_of(pair, config, precision, cached)
+    shapes = jax.eval_shape(lambda *x: x, batch, Variables({}, {}) if cached else teacher_variables)
+
+    def step(batch, variables):
+        state = train.begin_state(*parts, optimizer, jax.random.key(0), batch, variables)
+        return train.make_train_step(*parts, optimizer)(state, variables, batch)
+
+    return floor(step, *shapes, precision=precision)
 
 
 def by_path(variables):
     """ "block/conv/kernel" -> array, params and running statistics."""
     trees = (variables.params, variables.state.get("batch_stats", {}))
     return {leaf_name(path): np.asarray(x) for tree in trees for path, x in jax.tree.leaves_with_path(tree)}
-
-
-def torch_side(pair, config, weights, compiled, cached):
-    """PyTorch's counterpart of `of_the_library`."""
-    import _torch_models
-    import torch
-    import torch.nn.functional as F
-
-    device = "cuda" if torch.cuda.is_available() and timing.is_accelerator() else "cpu"
-    torch.set_float32_matmul_precision("high")  # TF32, as XLA's default
-    torch.backends.cudnn.benchmark = True
-    layout = torch.channels_last if config.channels_last and pair == "resnet" else torch.contiguous_format
-    teacher, student = (
-        _torch_models.load(getattr(_torch_models, name)(*sizes), w).to(device, memory_format=layout)
-        for (name, sizes), w in zip(networks(pair, config)[1], weights, strict=True)
-    )
-    teacher.eval().requires_grad_(False)
-    student.train()
-    optimizer = torch.optim.SGD(student.parameters(), lr=RATE, momentum=MOMENTUM)
-
-    def objective(inputs, label, cached_logits):
-        with torch.no_grad():
-            t = F.log_softmax((cached_logits if cached else teacher(*inputs)) / T, dim=-1)
-        z = student(*inputs)
-        kd = T**2 * F.kl_div(F.log_softmax(z / T, dim=-1), t, reduction="batchmean", log_target=True)
-        return ALPHA * F.cross_entropy(z, label) + (1 - ALPHA) * kd
-
-    # One graph for teacher, student and loss; its backward pass is compiled with it.
-    loss_of = torch.compile(objective, mode=config.mode) if compiled else objective
-
-    def launch(placed):
-        optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(*placed)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    def place(rows):
-        def copy(x):
-            x = torch.from_numpy(x)
-            return (x.pin_memory() if device == "cuda" else x).to(device, non_blocking=True)
-
-        label = copy(rows["label"].astype(np.int64))
-        cached_logits = copy(rows[CACHED]) if cached else None
-        if pair == "resnet":
-            return [copy(rows["image"]).permute(0, 3, 1, 2).contiguous(memory_format=layout)], label, cached_logits
-        return [copy(rows["tokens"].astype(np.int64)), copy(rows["token_mask"])], label, cached_logits
-
-    def wait(loss):
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return loss
-
-    return launch, place, wait
 
 
 def epoch(side, source, batch_size):
@@ -167,53 +152,75 @@ def epoch(side, source, batch_size):
     wait(loss)
 
 
-def sides_of(pair, config, batch, teacher_variables):
-    """Name -> (launch, place, wait), and the losses of three steps of each."""
-    ways, sides = {"": False, ", cached": True}, {}
+def sides_of(pair, config, batch, teacher_variables, precision):
+    """Name -> (launch, place, wait) and the steps of a call, and the losses of the first three steps of each."""
+    ways, sides, counts = {"": False, ", cached": True}, {}, {}
     for way, cached in ways.items():
-        *mine, weights = library(pair, config, batch, teacher_variables, cached)
-        sides[f"jaxkd{way}"] = tuple(mine)
+        for at_once in sorted({1, config.at_once}):
+            name = f"jaxkd{f' x{at_once}' if at_once > 1 else ''}{way}"
+            sides[name], weights = library(pair, config, batch, teacher_variables, precision, cached, at_once)
+            counts[name] = at_once
     if importlib.util.find_spec("torch"):
+        import _torch_side
+
+        sizes = torch_sizes(pair, config)
+        options = {"bfloat16": precision == "bfloat16", "gpu": timing.is_accelerator()}
         for peer in config.peers:
             for way, cached in ways.items():
-                sides[f"torch {peer}{way}"] = torch_side(pair, config, weights, peer == "compile", cached)
+                found = _torch_side.peer(peer)
+                options["logits"] = CACHED if cached else None
+                sides[f"torch {peer}{way}"] = _torch_side.side(pair, sizes, weights, found, **options)
     seen = {}
     for name, (launch, place, wait) in sides.items():
         placed = place(batch)
-        seen[name] = [float(wait(launch(placed))) for _ in range(3)]
-    return sides, seen
+        values = [np.ravel(np.asarray(wait(launch(placed)).tolist())) for _ in range(-(-3 // counts.get(name, 1)))]
+        seen[name] = np.concatenate(values)[:3].tolist()
+    return sides, counts, seen
 
 
-def measure(pair, batch_size, config):
-    drawn = examples(pair, max(config.epoch_examples, batch_size), config)
+def measure(pair, batch_size, precision, config):
+    drawn = examples(pair, max(config.epoch_examples if config.epochs else 0, batch_size), config)
     teacher_variables, source = with_logits(pair, config, drawn, batch_size)
     batch = {name: x[:batch_size] for name, x in source.items()}
-    sides, seen = sides_of(pair, config, batch, teacher_variables)
-    tolerance = 3e-2 if timing.is_accelerator() else 1e-3  # of float32, and of TF32
+    sides, counts, seen = sides_of(pair, config, batch, teacher_variables, precision)
+    tolerance = TOLERANCES[precision if timing.is_accelerator() or precision == "bfloat16" else "float32"]
     for name, found in seen.items():  # the same mathematics
         np.testing.assert_allclose(found, seen["jaxkd"], rtol=tolerance, err_msg=name)
     placed = {name: place(batch) for name, (_, place, _) in sides.items()}
     steps = {n: lambda s=s, rows=placed[n]: s[2](s[0](rows)) for n, s in sides.items()}
     step = timing.alternate(steps, rounds=config.rounds, seconds=config.seconds)
-    epochs = {n: lambda s=s: epoch(s, source, batch_size) for n, s in sides.items()}
+    step = {name: times / counts.get(name, 1) for name, times in step.items()}
+    singles = {n: s for n, s in sides.items() if counts.get(n, 1) == 1}
+    epochs = {n: lambda s=s: epoch(s, source, batch_size) for n, s in singles.items()} if config.epochs else {}
     whole = timing.alternate(epochs, rounds=config.epochs, seconds=0)
     count = len(source["label"]) // batch_size * batch_size
-    return [
-        {
-            "pair": pair,
-            "batch": batch_size,
-            "side": name,
-            "step": timing.spread(step[name], scale=1e3),
-            "epoch": timing.spread(whole[name]),
-            "rate": round(count / np.median(whole[name])),
-            "step_ratio": timing.ratio(step[name], step["jaxkd"]),
-            "epoch_ratio": timing.ratio(whole[name], whole["jaxkd"]),
-            "losses": seen[name],
-            "step_seconds": step[name],
-            "epoch_seconds": whole[name],
-        }
-        for name in sides
-    ]
+    papers = {c: on_paper(pair, config, batch, teacher_variables, precision, c) for c in (False, True)}
+    for name in sides:
+        cached = name.endswith(", cached")
+        paper, like = papers[cached], "jaxkd, cached" if cached else "jaxkd"
+        row = {"pair": pair, "batch": batch_size, "precision": precision, "side": name, "losses": seen[name]}
+        row |= {"step": timing.spread(step[name], scale=1e3), "step_ratio": timing.ratio(step[name], step[like])}
+        row |= {"floor": f"{paper.floor_ms:.3g}", "expected": f"{paper.expected_ms:.3g}", "paper": paper._asdict()}
+        row |= {"step_seconds": step[name]}
+        if name in whole:
+            row |= {"epoch": timing.spread(whole[name]), "epoch_ratio": timing.ratio(whole[name], whole[like])}
+            row |= {"rate": round(count / np.median(whole[name])), "epoch_seconds": whole[name]}
+        yield row
+
+
+COLUMNS = {
+    "pair": "pair",
+    "batch": "batch",
+    "precision": "products",
+    "side": "side",
+    "step": "ms per step",
+    "step_ratio": "x jaxkd",
+    "floor": "floor on an H100, ms",
+    "expected": "expected there, ms",
+    "epoch": "s per epoch",
+    "epoch_ratio": "x jaxkd",
+    "rate": "examples/s",
+}
 
 
 def benchmark() -> None:
@@ -222,44 +229,36 @@ def benchmark() -> None:
         __doc__,
         smoke=SMALL,
         **pairs.sizes(fast),
-        peers=(("eager", "compile"), "ways to run PyTorch: eager, compile"),
+        peers=(("eager", "compile"), "ways to run PyTorch: eager, compile, reduce-overhead; with -nhwc: channels last"),
+        precisions=(("tf32",), "formats of the products: tf32, float32, bfloat16"),
+        at_once=(20 if fast else 1, "steps in one dispatch of jaxkd, besides one"),
         batch_sizes=((64, 512) if fast else (64,), "examples per step"),
         epoch_examples=(50_000 if fast else 1024, "examples per epoch"),
         rounds=(30 if fast else 5, "alternating rounds of steps"),
-        epochs=(5 if fast else 3, "alternating rounds of epochs"),
+        epochs=(5 if fast else 3, "alternating rounds of epochs; 0 for none"),
         seconds=(0.5, "least length of one side of a round of steps"),
-        mode=("default", "mode of torch.compile: default, reduce-overhead, max-autotune"),
-        channels_last=(False, "let PyTorch keep images with channels last"),
         out=("runs/against_torch.json", "JSON file for the figures"),
     )
-    rows, notes = [], ["Median (quartiles); a ratio is that side's time over jaxkd's in the same round."]
-    if not importlib.util.find_spec("torch"):
+    rows, notes = [], ["Median (quartiles); a ratio is that side's time over jaxkd's with the same kind of teacher."]
+    versions = {}
+    if importlib.util.find_spec("torch"):
+        import _torch_side
+
+        versions = _torch_side.versions()
+        for name in config.peers:
+            _torch_side.peer(name)  # a wrong name is said before anything is measured
+    else:
         notes.append('PyTorch is not installed (pip install -e ".[bench]"), so jaxkd is reported alone.')
         print(notes[-1])
+    more = {"notes": notes, "config": vars(config), "versions": versions}
     for pair in config.pairs:
         for batch_size in config.batch_sizes:
-            rows += measure(pair, batch_size, config)
-            jax.clear_caches()
-    columns = {
-        "pair": "pair",
-        "batch": "batch",
-        "side": "side",
-        "step": "ms per step",
-        "step_ratio": "x jaxkd",
-        "epoch": "s per epoch",
-        "epoch_ratio": "x jaxkd",
-        "rate": "examples/s",
-    }
-    title = "Distillation step and epoch, float32"
-    timing.publish(config.out, title, rows, columns, notes=notes, config=vars(config), versions=versions())
-
-
-def versions():
-    if not importlib.util.find_spec("torch"):
-        return {}
-    import torch
-
-    return {"torch": torch.__version__, "cuda": torch.version.cuda}
+            for precision in config.precisions:
+                with products(precision):  # programs made outside would be compiled anew inside
+                    rows += measure(pair, batch_size, precision, config)
+                jax.clear_caches()
+                shown = {key: header for key, header in COLUMNS.items() if any(key in row for row in rows)}
+                timing.publish(config.out, "Distillation step and epoch", rows, shown, **more)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def measure(pair, format_, peaks, config):
     times = timing.alternate(calls, rounds=config.rounds, seconds=config.seconds)
     work = {name: count_work(f, *arguments) for name, (f, arguments) in parts.items()}
     whole = work["whole step"]
-    rest = (sum(w[i] for n, w in work.items() if n != "whole step") for i in range(2))
+    rest = (sum(w[i] for n, w in work.items() if n != "whole step") for i in range(len(whole)))
     work["backward"] = Work(*(a - b for a, b in zip(whole, rest, strict=True)))
     rows = []
     for name in ("teacher forward", "student forward", "loss and its gradient", "backward", "update", "whole step"):

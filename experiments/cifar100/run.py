@@ -20,7 +20,7 @@ import jax
 import published
 import recipe
 
-from jaxkd import data, experiment, metrics, pytorch
+from jaxkd import data, experiment, metrics, models, pytorch
 from jaxkd.experiment import (
     DATA,
     NETWORKS,
@@ -102,7 +102,8 @@ def procedure(config, run, logger, plan) -> None:
     full, test = load(config)
     noisy, clean = recipe.views(config.seed)
     context = Context(run, logger, plan, config.seed, config.batch_size, noisy, clean, config)
-    big, small = (make_network(name, full.num_classes) for name in (config.teacher, config.student))
+    networks = (make_network(name, full.num_classes) for name in (config.teacher, config.student))
+    big, small = map(models.unbiased_variance, networks)  # as the published results' batch norms
     epoch, seconds, diverged = data.steps_per_epoch(full, context.batch_of(full)), {}, {}
     points = students.grid(seed=range(config.seeds)) if config.seeds > 1 else None
 

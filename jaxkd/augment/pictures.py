@@ -14,15 +14,22 @@ from jaxkd.augment.core import Augmentation, Example, box, image_of, on_image
 
 
 def to_float() -> Augmentation:
-    """Turns a uint8 image of 0..255 into float32 in [0, 1].
+    """Turns a uint8 image of 0..255 into float32 in [0, 1]; a floating image, which is in its units already, stays.
 
     Returns:
       An augmentation, which uses no randomness.
+
+    Raises:
+      ValueError: By the augmentation, if the image holds other integers.
     """
 
     def change(key: jax.Array, image: jax.Array) -> jax.Array:
+        if jnp.issubdtype(image.dtype, jnp.floating):
+            return image
         if image.dtype != jnp.uint8:
-            raise ValueError(f"image has dtype {image.dtype}, but to_float() expects uint8: leave it out for floats.")
+            raise ValueError(
+                f"image has dtype {image.dtype}, but to_float() expects uint8 in 0..255 or floats: cast it."
+            )
         return image.astype(jnp.float32) / 255
 
     return on_image(change)

@@ -3,8 +3,8 @@
 `write_targets` computes and writes them, `with_targets` verifies them and joins them to a source.
 """
 
-from jaxkd.cache.fingerprints import fingerprint_variables
+from jaxkd.cache.fingerprints import fingerprint_ids, fingerprint_variables
 from jaxkd.cache.read import with_targets
 from jaxkd.cache.write import write_targets
 
-__all__ = ["fingerprint_variables", "with_targets", "write_targets"]
+__all__ = ["fingerprint_ids", "fingerprint_variables", "with_targets", "write_targets"]

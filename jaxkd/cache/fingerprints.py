@@ -39,6 +39,18 @@ def fingerprint_variables(tree: Any) -> str:
     return digest.hexdigest()
 
 
+def fingerprint_ids(source: Source) -> str | None:
+    """SHA-256 over the ids of a source's rows.
+
+    Args:
+      source: The source.
+
+    Returns:
+      64 hexadecimal digits; None if the ids are consecutive, since then the first and the number of them say all.
+    """
+    return None if source.drawn is None else hashlib.sha256(source.ids.astype("<i4").tobytes()).hexdigest()
+
+
 def probe_ids(source: Source) -> np.ndarray:
     """Ids of the examples that a probe consists of, spread evenly over a source.
 
@@ -69,7 +81,7 @@ def probe(source: Source, prepare: Prepare, ids: np.ndarray, *, backwards: bool 
       Field -> projections [2 views, n, 4], of about the magnitude of the field's values.
     """
     order = slice(None, None, -1) if backwards else slice(None)
-    rows, prepared = ids - source.start, jax.jit(prepare)
+    rows, prepared = np.searchsorted(source.ids, ids), jax.jit(prepare)
     projections: dict[str, list[np.ndarray]] = {}
     for view in _VIEWS:
         batch = dict(prepared({**source.read(rows[order]), "view": np.full(len(rows), view, np.int32)}))

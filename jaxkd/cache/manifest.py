@@ -27,12 +27,13 @@ class Manifest:
 
     Attributes:
       start: Id of the first example.
-      size: Number of examples, whose ids are consecutive.
+      size: Number of examples. Their records have the ids start..start+size-1.
       rows: Number of examples in a shard.
       views: Number of complete views, 0..views-1.
       fields: Name -> (dtype on disk, shape) of the targets of one view of one example.
       made_with: Name -> value of the teacher and its computation, compared for equality.
       probe: Fingerprint of some prepared examples, compared up to rounding (`jaxkd.cache.fingerprints`).
+      ids: Fingerprint of the examples' own ids, if these are not consecutive (`fingerprints.fingerprint_ids`).
       format: Version of the files.
     """
 
@@ -43,6 +44,7 @@ class Manifest:
     fields: Mapping[str, tuple[str, tuple[int, ...]]]
     made_with: Mapping[str, str]
     probe: Mapping[str, Any]
+    ids: str | None = None
     format: int = FORMAT
 
     @property
@@ -143,13 +145,18 @@ def check_same(
                 f"{made_with.get(key)}: write them elsewhere, or use the {key} that they were made with."
             )
     first, stop = manifest.start, manifest.start + manifest.size
-    if source.start < first or source.start + source.size > stop:
+    if manifest.ids is not None and manifest.ids != fingerprints.fingerprint_ids(source):
+        raise ValueError(
+            f"the targets in {folder} are those of {manifest.size} examples that were drawn from a split, which are "
+            f"not the {source.size} of {source.name}: write targets for the whole split."
+        )
+    if manifest.ids is None and (source.ids[0] < first or source.ids[-1] >= stop):
         raise ValueError(
             f"the targets in {folder} are those of the examples {first}..{stop - 1}, but {source.name} has "
-            f"{source.start}..{source.start + source.size - 1}: write targets for the whole split."
+            f"{source.ids[0]}..{source.ids[-1]}: write targets for the whole split."
         )
     ids = np.asarray(manifest.probe["id"])
-    inside = (ids >= source.start) & (ids < source.start + source.size)
+    inside = np.isin(ids, source.ids)
     if not inside.any():
         raise ValueError(
             f"{source.name} holds none of the examples by which the targets in {folder} are verified: give a larger "

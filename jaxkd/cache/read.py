@@ -67,11 +67,13 @@ def with_targets(
             "of the two."
         )
     made = {**source.made_with, **manifest.made_with, "views": str(views)}
-    read = _reader(folder, manifest, source.start - manifest.start)
+    # Rows of the folder: those of the source itself, or of a whole split that the source is a part of.
+    positions = np.arange(source.size) if manifest.ids is not None else source.ids - manifest.start
+    read = _reader(folder, manifest, positions)
     return dataclasses.replace(source, made_with=made, views=views, targets=read)
 
 
-def _reader(folder: Path, manifest: Manifest, offset: int) -> Callable[[np.ndarray, int], dict[str, np.ndarray]]:
+def _reader(folder: Path, manifest: Manifest, places: np.ndarray) -> Callable[[np.ndarray, int], dict[str, np.ndarray]]:
     """Function for `Source.targets`, which reads each row from its shard and keeps the last used shards open."""
     files, record, lock = shards.find(folder), manifest.record, threading.Lock()
     whole = manifest.size * record.itemsize <= _IN_MEMORY
@@ -90,7 +92,7 @@ def _reader(folder: Path, manifest: Manifest, offset: int) -> Callable[[np.ndarr
     def read(rows: np.ndarray, view: int) -> dict[str, np.ndarray]:
         if not 0 <= view < manifest.views:
             raise _without_view(folder, manifest, view)
-        positions = np.asarray(rows) + offset
+        positions = places[rows]
         found = np.empty(len(positions), record)
         for number in np.unique(positions // manifest.rows):
             here, first = positions // manifest.rows == number, int(number) * manifest.rows

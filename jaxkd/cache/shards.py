@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 ENDING = ".array_record"
 """End of the file names of finished shards."""
@@ -35,6 +34,8 @@ def writing(folder: Path, stem: str) -> Iterator[Callable[[np.ndarray], None]]:
     Raises:
       ValueError: In one sentence, if the shard cannot be written.
     """
+    from array_record.python.array_record_module import ArrayRecordWriter
+
     part = folder / f"{stem}{_PART}"
     try:
         writer = ArrayRecordWriter(os.fspath(part), "group_size:1,uncompressed")
@@ -107,6 +108,8 @@ class Shard:
     """
 
     def __init__(self, path: Path, record: np.dtype[Any], count: int) -> None:
+        from array_record.python.array_record_module import ArrayRecordReader
+
         self._path, self._record = path, record
         try:
             if not is_whole(path):

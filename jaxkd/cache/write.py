@@ -147,12 +147,12 @@ def _begin(
 ) -> Manifest:
     """Manifest on disk, after a check that it fits, or a new one that is written."""
     fields = {name: (x.dtype.name, x.shape[1:]) for name, x in shapes.items()}
-    found = read_manifest(folder)
+    found, own = read_manifest(folder), fingerprints.fingerprint_ids(source)
     processes.barrier(f"targets so far in {folder}")
     if found is not None:
         check_same(folder, found, made_with, source, prepare)
         have, want = (", ".join(f"{n} {list(s)} {d}" for n, (d, s) in f.items()) for f in (found.fields, fields))
-        if (found.start, found.size, have) != (source.start, source.size, want):
+        if (found.start, found.size, found.ids, have) != (source.start, source.size, own, want):
             raise ValueError(
                 f"the targets in {folder} are {have} of {found.size} examples, not {want} of {source.size}: write the "
                 "new ones to another folder."
@@ -166,7 +166,7 @@ def _begin(
             "without mixing, or use the live teacher."
         )
     probe = {"id": ids.tolist(), "seen": {field: projections.tolist() for field, projections in seen.items()}}
-    manifest = Manifest(source.start, source.size, rows, 0, fields, dict(made_with), probe)
+    manifest = Manifest(source.start, source.size, rows, 0, fields, dict(made_with), probe, own)
     if processes.is_first():
         write_manifest(folder, manifest)
     processes.barrier(f"a manifest in {folder}")

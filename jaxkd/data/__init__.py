@@ -6,6 +6,7 @@ imported only by the first call that needs them.
 
 from jaxkd.data.open import Spec, open_source
 from jaxkd.data.pipeline import (
+    Batches,
     HostBatch,
     bundles,
     chosen_batches,
@@ -17,16 +18,21 @@ from jaxkd.data.pipeline import (
 from jaxkd.data.readers.digits import prepare_digits
 from jaxkd.data.source import Source, in_memory, labels_of, statistics, table, with_fields
 from jaxkd.data.subsets import few_labels, of_classes
+from jaxkd.data.suitability import check_disjoint, check_task, check_unit_pixels
 from jaxkd.data.tokens import SEPARATOR, VOCABULARY, Transform, encode_bytes
 
 __all__ = [
     "SEPARATOR",
     "VOCABULARY",
+    "Batches",
     "HostBatch",
     "Source",
     "Spec",
     "Transform",
     "bundles",
+    "check_disjoint",
+    "check_task",
+    "check_unit_pixels",
     "chosen_batches",
     "encode_bytes",
     "eval_batches",

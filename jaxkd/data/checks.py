@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
-_SPLIT = re.compile(r"(?P<name>[^\[\]+]+?)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
+SPLIT = re.compile(r"(?P<name>[^\[\]+]+?)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
+"""NAME or NAME[start:stop], with rows or percentages."""
 
 
 def split_rows(name: str, split: str, sizes: Mapping[str, int]) -> tuple[str, int, int]:
@@ -26,7 +28,7 @@ def split_rows(name: str, split: str, sizes: Mapping[str, int]) -> tuple[str, in
     Raises:
       ValueError: If the split cannot be parsed, does not exist, or is empty.
     """
-    match = _SPLIT.fullmatch(split.strip())
+    match = SPLIT.fullmatch(split.strip()) if isinstance(split, str) else None
     if match is None:
         raise ValueError(
             f"split {split!r} of {name} is not understood: write NAME or NAME[start:stop] with rows or percentages, "
@@ -34,7 +36,8 @@ def split_rows(name: str, split: str, sizes: Mapping[str, int]) -> tuple[str, in
         )
     base = match["name"].strip()
     if base not in sizes:
-        raise ValueError(f"{name} has no split {base!r}: it has {listing(sizes)}, choose one of these.")
+        only = f", or a slice of it such as {next(iter(sizes))}[90%:]" if len(sizes) == 1 else ""
+        raise ValueError(f"{name} has no split {base!r}: it has {listing(sizes)}, choose one of these{only}.")
     size = sizes[base]
     first, last = (_bound(match[end], size, name, split) for end in ("start", "stop"))
     start, stop, _ = slice(first, last).indices(size)
@@ -96,6 +99,64 @@ def is_text(values: np.ndarray) -> bool:
     return np.asarray(values).dtype.kind in "OSU"
 
 
+def path_of(text: str) -> Path:
+    """Path that a user gave, of which "~" is the home folder.
+
+    Args:
+      text: The path.
+
+    Returns:
+      The path, of a file or folder that exists or not.
+
+    Raises:
+      ValueError: If no file system can have such a path.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        short = text if len(text) < 100 else f"{text[:100]}..."
+        raise ValueError(f"{short!r} is no path ({type(error).__name__}): give one of a file or folder.") from error
+    if not text:
+        raise ValueError("the path is empty: give one after the colon, such as folder:PATH or npz:PATH.")
+    return path
+
+
+def is_whole(value: object) -> bool:
+    """Tests if a value is an integer of Python or NumPy.
+
+    Args:
+      value: Anything.
+
+    Returns:
+      True for integers, False for booleans.
+    """
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def check_rows(name: str, rows: np.ndarray, size: int) -> np.ndarray:
+    """Checks row numbers that are to be read.
+
+    Args:
+      name: Name of the source, for the message.
+      rows: Integers [B].
+      size: Number of rows.
+
+    Returns:
+      The row numbers as an array.
+
+    Raises:
+      IndexError: If there is no such row.
+    """
+    rows = np.asarray(rows)
+    if rows.size and rows.dtype.kind not in "iu":
+        raise IndexError(f"rows of {name} were asked for by numbers of dtype {rows.dtype}: give integers.")
+    if rows.size and not (rows.min() >= 0 and rows.max() < size):
+        wrong = rows[(rows < 0) | (rows >= size)][0]
+        raise IndexError(f"row {wrong} of {name} was asked for, which has {size} rows: give 0..{size - 1}.")
+    return rows
+
+
 def check_labels(name: str, labels: np.ndarray, ids: np.ndarray, num_classes: int) -> None:
     """Checks that all labels lie in 0..num_classes-1.
 
@@ -110,10 +171,38 @@ def check_labels(name: str, labels: np.ndarray, ids: np.ndarray, num_classes: in
     """
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if wrong.size:
+        advice = "correct the labels, choose a split that has them, or give another num_classes"
+        if labels[wrong[0]] < 0:
+            advice = "correct the labels, or leave out rows that have none"
         raise ValueError(
             f"label {labels[wrong[0]]} in row {ids[wrong[0]]} of {name} lies outside 0..{num_classes - 1} "
-            f"({num_classes} classes): correct the labels, choose a split that has them, or give another num_classes."
+            f"({num_classes} classes): {advice}."
         )
+
+
+def check_int32(name: str, field: str, values: np.ndarray, ids: np.ndarray) -> None:
+    """Checks that integers keep their values on a device, which holds them in 32 bits.
+
+    Args:
+      name: Name of the source, for the message.
+      field: Name of the field, for the message.
+      values: Array [N, ...] of any dtype; of unsigned integers 32 bits may be used, of others 31 and a sign.
+      ids: Row numbers [N].
+
+    Raises:
+      ValueError: If a value would wrap; the message names it, the field and the row.
+    """
+    if values.dtype not in (np.int64, np.uint64, np.uint32) or not values.size:
+        return
+    limits = np.iinfo(np.int32 if values.dtype == np.int64 or field in ("label", "tokens") else np.uint32)
+    if values.min() >= limits.min and values.max() <= limits.max:
+        return
+    wrong = (values < limits.min) | (values > limits.max)
+    row = int(np.flatnonzero(wrong.reshape(len(values), -1).any(axis=1))[0])
+    raise ValueError(
+        f"`{field}` in row {ids[row]} of {name} holds {values[row][wrong[row]].ravel()[0]}, which does not fit into "
+        f"{limits.dtype}: devices hold integers in 32 bits, give smaller numbers."
+    )
 
 
 def check_finite(name: str, field: str, values: np.ndarray, ids: np.ndarray) -> None:

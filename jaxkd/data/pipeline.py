@@ -1,6 +1,7 @@
-"""Grain pipelines over a source: random access to batches, in which batch k is a pure function of (seed, k).
+"""Batches of a source with random access, in which batch k is a pure function of (seed, k), and their prefetching.
 
-Grain is imported when the first pipeline is made, so that sources alone do not need it.
+Grain reads ahead in threads. It is imported when the first thread is needed; where it is not installed, batches are
+read in the caller's thread.
 """
 
 from __future__ import annotations
@@ -10,19 +11,17 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+import importlib.util
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import jax
 import numpy as np
 
-from jaxkd.data.checks import is_text
+from jaxkd.data.checks import is_text, is_whole
 from jaxkd.data.source import Source
 from jaxkd.data.tokens import Transform
-
-if TYPE_CHECKING:
-    import grain
 
 HostBatch = Mapping[str, np.ndarray]
 """One process's rows of a batch, as NumPy arrays."""
@@ -41,6 +40,46 @@ def _unmeasured(operation: str) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext()
 
 
+class RandomAccess(Protocol):
+    """Interface of host batches that pipelines take: `Batches`, a list, or a `grain.MapDataset`."""
+
+    def __len__(self) -> int:
+        """Number of batches."""
+
+    def __getitem__(self, k: int, /) -> HostBatch:
+        """Batch k."""
+
+
+class Batches:
+    """Host batches with random access: `batches[k]` for k in 0..len(batches)-1, each read when it is asked for.
+
+    Args:
+      size: Number of batches.
+      read: Number of a batch -> the batch.
+    """
+
+    def __init__(self, size: int, read: Callable[[int], HostBatch]) -> None:
+        self._size, self._read = size, read
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return self._size
+
+    def __getitem__(self, k: int) -> HostBatch:
+        """Reads batch k.
+
+        Raises:
+          IndexError: If there is no such batch, which also ends an iteration.
+        """
+        if not 0 <= k < self._size:
+            raise IndexError(f"batch {k} was asked for, but there are {self._size}: ask for 0..{self._size - 1}.")
+        return self._read(k)
+
+    def __iter__(self) -> Iterator[HostBatch]:
+        """Reads the batches in order."""
+        return map(self._read, range(self._size))
+
+
 # Set by `prefetch` in its reading threads: sources and batches need not know that they are measured.
 _MEASURE: contextvars.ContextVar[Measure] = contextvars.ContextVar("measure", default=_unmeasured)
 
@@ -53,7 +92,7 @@ def train_batches(
     transform: Transform | None = None,
     process_index: int | None = None,
     process_count: int | None = None,
-) -> grain.MapDataset[HostBatch]:
+) -> Batches:
     """Endless shuffled batches with random access: `batches[k]` depends on (seed, k) alone.
 
     Each epoch has its own order and drops the rows that do not fill a batch. All processes compute the same order, and
@@ -68,33 +107,31 @@ def train_batches(
       process_count: Number of processes; `jax.process_count()` by default.
 
     Returns:
-      Dataset whose element k is a mapping of arrays [B / process_count, ...]: the source's fields, and `view` int32,
+      Batches, of which number k is a mapping of arrays [B / process_count, ...]: the source's fields, and `view` int32,
       the epoch modulo the source's `views`. The triple (seed, `id`, `view`) identifies an example's augmentation.
 
     Raises:
       ValueError: If the batch is larger than the source, the processes do not divide it, or the seed is out of range.
     """
     own_rows = _own_rows(source, batch_size, process_index, process_count)
-    if not 0 <= seed < 2**32:
+    if not is_whole(seed) or not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}: give an integer in 0..2**32-1.")
-    return _shuffled_class()(source, batch_size, seed, transform, own_rows)
+    return _Shuffled(source, batch_size, seed, transform, own_rows)
 
 
-def bundles(batches: grain.MapDataset[HostBatch], spans: Sequence[range]) -> grain.MapDataset[HostBatch]:
-    """Dataset of bundles, each of which stacks several batches, for `jaxkd.train.multistep.scan_steps`.
+def bundles(batches: RandomAccess, spans: Sequence[range]) -> Batches:
+    """Bundles, each of which stacks several batches, for `jaxkd.train.multistep.scan_steps`.
 
     Args:
-      batches: Dataset of host batches.
+      batches: Host batches with random access.
       spans: Indices of the batches of each bundle.
 
     Returns:
-      Dataset of one bundle a span, whose arrays are [B, len(span), ...].
+      One bundle for each span, whose arrays are [B, len(span), ...].
     """
-    import grain
-
-    if isinstance(batches, _shuffled_class()):
-        return grain.MapDataset.source(spans).map(batches.read_bundle)
-    return grain.MapDataset.source(spans).map(lambda span: _stacked([batches[k] for k in span]))
+    if isinstance(batches, _Shuffled):
+        return Batches(len(spans), lambda i: batches.read_bundle(spans[i]))
+    return Batches(len(spans), lambda i: _stacked([batches[k] for k in spans[i]]))
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
@@ -110,6 +147,8 @@ def steps_per_epoch(source: Source, batch_size: int) -> int:
     Raises:
       ValueError: If the batch is larger than the source.
     """
+    if not is_whole(batch_size) or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: give an integer of at least 1.")
     if batch_size > source.size:
         raise ValueError(
             f"batch_size is {batch_size} but {source.name} has {source.size} rows: give at most {source.size}, or a "
@@ -125,7 +164,7 @@ def eval_batches(
     transform: Transform | None = None,
     process_index: int | None = None,
     process_count: int | None = None,
-) -> grain.MapDataset[HostBatch]:
+) -> Batches:
     """Batches for evaluation: each row exactly once and in order, the last batch padded.
 
     Args:
@@ -136,26 +175,22 @@ def eval_batches(
       process_count: Number of processes; `jax.process_count()` by default.
 
     Returns:
-      Dataset of ceil(size / B) batches of arrays [B / process_count, ...]: the source's fields, `view` int32 zeros, and
+      ceil(size / B) batches of arrays [B / process_count, ...]: the source's fields, `view` int32 zeros, and
       `mask` bool, false on padding (copies of the last row).
 
     Raises:
       ValueError: If the processes do not divide the batch.
     """
-    import grain
-
     own_rows = _own_rows(source, batch_size, process_index, process_count)
 
     def read(k: int) -> HostBatch:
         rows = np.arange(k * batch_size, (k + 1) * batch_size)[own_rows]
         return _read(source, np.minimum(rows, source.size - 1), transform, view=0, mask=rows < source.size)
 
-    return grain.MapDataset.range(-(-source.size // batch_size)).map(read)
+    return Batches(-(-source.size // batch_size), read)
 
 
-def chosen_batches(
-    source: Source, batch_size: int, choices: Sequence[tuple[range, int]]
-) -> grain.MapDataset[HostBatch]:
+def chosen_batches(source: Source, batch_size: int, choices: Sequence[tuple[range, int]]) -> Batches:
     """Batches of rows that the caller chooses for this process, such as those that a cache is written from.
 
     Args:
@@ -164,37 +199,37 @@ def chosen_batches(
       choices: (rows, view) of each batch: at least one and at most b consecutive rows, and the view of all of them.
 
     Returns:
-      Dataset of arrays [b, ...]: the source's fields and `view`. A choice of fewer than b rows repeats its last row.
+      Batches of arrays [b, ...]: the source's fields and `view`. A choice of fewer than b rows repeats its last row.
     """
-    import grain
 
-    def read(choice: tuple[range, int]) -> HostBatch:
-        rows, view = choice
+    def read(i: int) -> HostBatch:
+        rows, view = choices[i]
         numbers = np.minimum(rows.start + np.arange(batch_size), rows.stop - 1)
         return _read(dataclasses.replace(source, targets=None), numbers, None, view=view)
 
-    return grain.MapDataset.source(choices).map(read)
+    return Batches(len(choices), read)
 
 
 def prefetch(
-    batches: grain.MapDataset[HostBatch],
+    batches: RandomAccess,
     place: Callable[[HostBatch], Placed],
     *,
     start: int = 0,
     stop: int | None = None,
     buffer_size: int = 2,
-    num_threads: int = 4,
+    num_threads: int | None = None,
     measure: Measure = _unmeasured,
 ) -> Generator[Placed, None, None]:
     """Reads batches start..stop-1 in Grain's threads and keeps some of them on the device ahead of the caller.
 
     Args:
-      batches: Dataset of host batches with random access.
+      batches: Host batches with random access.
       place: Host batch -> device arrays. It is called in the caller's thread and should not wait for the transfer.
       start: Index of the first batch.
       stop: Index after the last batch; the number of batches if None.
       buffer_size: Number of placed batches that are kept ahead.
-      num_threads: Number of reading threads; 0 reads in the caller's thread.
+      num_threads: Number of reading threads; 0 reads in the caller's thread, without Grain. 4 if None, or 0 where Grain
+        is not installed.
       measure: Times the operations on each batch: "read" and "transform" in the reading threads, "place" in the
         caller's thread. Nothing is timed by default.
 
@@ -203,14 +238,15 @@ def prefetch(
       after the batches before it were given out.
 
     Raises:
-      ValueError: If the range does not lie within the batches.
+      ValueError: If the range does not lie within the batches, or a count is negative.
     """
-    import grain
-
     stop = len(batches) if stop is None else stop
-    if not 0 <= start <= stop <= len(batches):
+    if not is_whole(num_threads) or not is_whole(buffer_size) or min(num_threads, buffer_size) < 0:
+        raise ValueError(f"num_threads is {num_threads} and buffer_size {buffer_size}: give integers of at least 0.")
+    if not (is_whole(start) and is_whole(stop) and 0 <= start <= stop <= len(batches)):
         raise ValueError(f"batches {start}..{stop} were asked for, but there are 0..{len(batches)}: narrow the range.")
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(num_threads, buffer_size))
+    if num_threads is None:
+        num_threads = 4 if importlib.util.find_spec("grain") else 0
 
     def make(k: int) -> HostBatch:
         token = _MEASURE.set(measure)
@@ -223,16 +259,30 @@ def prefetch(
         with measure("place"):
             return place(batch)
 
-    return _prefetched(grain.MapDataset.range(start, stop).map(make), put, buffer_size, options)
+    return _prefetched(range(start, stop), make, put, buffer_size, num_threads)
+
+
+def _reader(numbers: range, make: Callable[[int], HostBatch], ahead: int, num_threads: int) -> Any:
+    """Iterator of batches with `close()`; with threads, Grain's."""
+    if num_threads == 0:
+        return (make(k) for k in numbers)
+    import grain
+
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(num_threads, ahead))
+    return iter(grain.MapDataset.source(numbers).map(make).to_iter_dataset(options))
 
 
 def _prefetched(
-    batches: grain.MapDataset[HostBatch], place: Callable[[HostBatch], Placed], ahead: int, options: grain.ReadOptions
+    numbers: range,
+    make: Callable[[int], HostBatch],
+    place: Callable[[HostBatch], Placed],
+    ahead: int,
+    num_threads: int,
 ) -> Generator[Placed, None, None]:
     """Generator behind `prefetch`, whose threads start at its first batch and end with it."""
-    if not len(batches):
+    if not numbers:
         return
-    reader: Any = iter(batches.to_iter_dataset(options))
+    reader = _reader(numbers, make, ahead, num_threads)
     ready: collections.deque[Placed] = collections.deque()
     failure: Exception | None = None
     try:
@@ -257,30 +307,13 @@ def _prefetched(
         raise failure
 
 
-@functools.cache
-def _shuffled_class() -> Any:
-    """The dataset class of `train_batches`, defined once and only when it is needed, since it derives from Grain's."""
-    import grain
-
-    class Shuffled(_ShuffledRows, grain.MapDataset):
-        """Endless shuffled batches, one by one or in bundles."""
-
-        def __len__(self) -> int:
-            return sys.maxsize
-
-        def __getitem__(self, k: Any) -> Any:
-            return self.slice(k) if isinstance(k, slice) else self.read_batch(k)
-
-    return Shuffled
-
-
-class _ShuffledRows:
-    """Rows, views and contents of endless shuffled batches: the part of the dataset that does not need Grain."""
+class _Shuffled(Batches):
+    """Endless shuffled batches, one by one or in bundles."""
 
     def __init__(
         self, source: Source, batch_size: int, seed: int, transform: Transform | None, own_rows: slice
     ) -> None:
-        super().__init__()
+        super().__init__(sys.maxsize, self.read_batch)
         self._source, self._batch_size, self._transform, self._own_rows = source, batch_size, transform, own_rows
         self._steps = steps_per_epoch(source, batch_size)
 
@@ -328,12 +361,12 @@ def _own_rows(source: Source, batch_size: int, index: int | None, count: int | N
     """Slice of the rows of a global batch that this process reads."""
     index = jax.process_index() if index is None else index
     count = jax.process_count() if count is None else count
-    if batch_size < 1 or batch_size % count:
+    if not is_whole(batch_size) or batch_size < 1 or batch_size % count:
         raise ValueError(
             f"batch_size is {batch_size} but each batch of {source.name} is split over {count} process(es): give a "
             f"positive multiple of {count}."
         )
-    if not 0 <= index < count:
+    if not is_whole(index) or not 0 <= index < count:
         raise ValueError(f"process_index is {index} but there are {count} process(es): give 0..{count - 1}.")
     shard_size = batch_size // count
     return slice(index * shard_size, (index + 1) * shard_size)
@@ -357,6 +390,11 @@ def _read(
         except Exception as error:  # of any kind: the user's own code ran on rows that the traceback does not name
             error.add_note(f"This was the transform of the rows with ids {ids.tolist()} of {source.name}.")
             raise
+    if not isinstance(batch, Mapping):
+        raise ValueError(
+            f"the transform of {source.name} gave {type(batch).__name__}, but batches are mappings of arrays: return "
+            "the batch that it was given with the changed fields."
+        )
     if texts := [field for field, values in batch.items() if is_text(values)]:
         raise ValueError(
             f"`{texts[0]}` of {source.name} holds texts, which no device takes: give a transform such as "

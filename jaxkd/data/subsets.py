@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxkd.data.checks import is_whole
 from jaxkd.data.source import Source, labels_of
+from jaxkd.data.suitability import check_task
 
 
 def of_classes(source: Source, classes: Sequence[int]) -> Source:
@@ -23,7 +25,10 @@ def of_classes(source: Source, classes: Sequence[int]) -> Source:
     Raises:
       ValueError: If a class is named twice, does not exist or has no example, or if the source has targets.
     """
-    if len(set(classes)) != len(classes) or not classes or not all(0 <= c < source.num_classes for c in classes):
+    check_task(source, "classification")
+    classes = list(classes)
+    whole = all(is_whole(c) and 0 <= c < source.num_classes for c in classes)
+    if not whole or not classes or len(set(classes)) != len(classes):
         raise ValueError(
             f"the classes asked for are {list(classes)} but {source.name} has 0..{source.num_classes - 1}: name some, "
             "each once."
@@ -50,9 +55,12 @@ def few_labels(source: Source, per_class: int, *, seed: int = 0) -> Source:
     Raises:
       ValueError: If a class has fewer examples, or if the source has targets.
     """
+    check_task(source, "classification")
+    if not is_whole(seed) or seed < 0:
+        raise ValueError(f"seed is {seed}: give an integer of at least 0.")
     labels, random = labels_of(source), np.random.default_rng(seed)
     counts = np.bincount(labels, minlength=source.num_classes)
-    if not 1 <= per_class <= counts.min():
+    if not is_whole(per_class) or not 1 <= per_class <= counts.min():
         raise ValueError(
             f"{per_class} examples of each class were asked for, but class {counts.argmin()} of {source.name} has "
             f"{counts.min()}: give 1..{counts.min()}."
@@ -71,5 +79,15 @@ def _rows(source: Source, rows: np.ndarray, number: np.ndarray, num_classes: int
         fields = source.read(rows[own])
         return fields | {"label": number[fields["label"]], "id": np.asarray(own, np.int32)}
 
-    name = f"{source.name} ({subset})"
-    return dataclasses.replace(source, name=name, size=len(rows), num_classes=num_classes, read=read, start=0)
+    kept = np.flatnonzero(number >= 0)
+    names = [source.class_names[c] for c in kept[np.argsort(number[kept])]] if source.class_names else []
+    return dataclasses.replace(
+        source,
+        name=f"{source.name} ({subset})",
+        size=len(rows),
+        num_classes=num_classes,
+        read=read,
+        start=0,
+        drawn=None,
+        class_names=tuple(names),
+    )

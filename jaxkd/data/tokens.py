@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from jaxkd.data.checks import is_text
+from jaxkd.data.checks import is_text, is_whole
 
 SEPARATOR = 257
 """Token between two sentences. Token 0 is padding, and the tokens 1..256 are the bytes 0..255."""
@@ -40,7 +40,7 @@ def encode_bytes(length: int, fields: Sequence[str] | None = None) -> Transform:
     Raises:
       ValueError: If the length is below 3. The transform raises one unless there are one or two text fields.
     """
-    if length < 3:
+    if not is_whole(length) or length < 3:
         raise ValueError(f"encode_bytes got length {length}: give at least 3 tokens per row.")
 
     def transform(batch: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
@@ -51,6 +51,9 @@ def encode_bytes(length: int, fields: Sequence[str] | None = None) -> Transform:
                 f"encode_bytes takes one or two text fields but got {chosen} where the batch has the text fields "
                 f"{texts}: name them with fields=."
             )
+        for field in chosen:
+            if other := [text for text in batch[field] if not isinstance(text, (str, bytes))]:
+                raise ValueError(f"`{field}` holds {other[0]!r}, which is no text: give str or bytes in every row.")
         rows = zip(*(batch[field] for field in chosen), strict=True)
         tokens = np.stack([_join([_to_bytes(text) for text in row], length) for row in rows])
         rest = {k: v for k, v in batch.items() if k not in texts}
@@ -61,7 +64,7 @@ def encode_bytes(length: int, fields: Sequence[str] | None = None) -> Transform:
 
 def _to_bytes(text: str | bytes) -> np.ndarray:
     """Tokens of one text: its bytes, each plus one."""
-    raw = text.encode() if isinstance(text, str) else bytes(text)
+    raw = text.encode(errors="surrogatepass") if isinstance(text, str) else bytes(text)
     return np.frombuffer(raw, np.uint8).astype(np.int32) + 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import AbstractContextManager
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -109,8 +110,11 @@ def _sizes(text: str, count: int) -> dict[str, int]:
 class StepOptions:
     """Options of the train step that every experiment can have; none of them changes the objective."""
 
-    precision: Literal["float32", "bfloat16"] = flag(
-        "float32", "format of the networks' activations; parameters and losses stay in float32", TRAINING
+    precision: Literal["tf32", "float32", "bfloat16"] = flag(
+        "tf32",
+        "format of the networks' products and convolutions: tf32 (float32 where the device has no TF32), float32, or "
+        "bfloat16, which their activations have too; parameters, statistics and losses stay in float32",
+        TRAINING,
     )
     teacher_weights: Literal["float32", "bfloat16", "int8"] = flag(
         "float32", "format in which the teacher's weights are kept in memory", TRAINING
@@ -138,7 +142,19 @@ class StepOptions:
         Returns:
           A model with the same variables.
         """
-        return model if self.precision == "float32" else models.in_dtype(model)
+        return models.in_dtype(model) if self.precision == "bfloat16" else model
+
+    def products(self) -> AbstractContextManager[None]:
+        """Context in which the networks' products and convolutions of float32 are traced in the precision.
+
+        JAX's default on GPUs is TF32, and on TPUs bfloat16, whatever the arrays' format. Losses ask for float32
+        themselves.
+
+        Returns:
+          A context manager.
+        """
+        names = {"tf32": "tensorfloat32", "float32": "float32", "bfloat16": "default"}
+        return jax.default_matmul_precision(names[self.precision])
 
     def cast_teacher(self, model: Model | None, variables: Variables) -> tuple[Model, Variables]:
         """The teacher in the precision of its activations, and its variables in the format of its weights.

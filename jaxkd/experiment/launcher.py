@@ -55,7 +55,7 @@ def launch(
                 if processes.is_first():
                     print(run.notice)
                 return
-            with Logger(run.path, wandb=config.wandb, config=config) as logger:
+            with Logger(run.path, wandb=config.wandb, config=config) as logger, config.products():
                 procedure(config, run, logger, plan)
 
     processes.run(lambda: main(start))

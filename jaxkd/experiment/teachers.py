@@ -54,6 +54,8 @@ def cached_teacher(
     """
     if keep == "none":
         return dataclasses.replace(source, views=views), teacher, teacher_variables
+    if keep != "full" and not source.num_classes:
+        raise ValueError(f"{source.name} does not say how many classes the teacher has: open it with num_classes=.")
     folder = context.run.path / "targets" if path is None else Path(path)
     top_k, options = None if keep == "full" else keep, context.step_options
     fingerprint = {"teacher": cache.fingerprint_variables(teacher_variables), "precision": options.precision}

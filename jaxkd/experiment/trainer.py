@@ -84,8 +84,7 @@ def train_phase(
       ValueError: As the parts say, or the checkpoints: made with another teacher, or of another layout.
     """
     plan, options = context.plan, context.step_options
-    made_with = {f"{name} of the targets": value for name, value in source.made_with.items()}
-    made_with["teacher"] = cache.fingerprint_variables(teacher_variables)
+    made_with = _made_with(source, teacher_variables)
 
     # 1. The networks as they are computed, the teacher's variables on the devices, the batches.
     teacher, teacher_variables = options.cast_teacher(teacher, teacher_variables)
@@ -123,6 +122,14 @@ def train_phase(
         return state
     finally:
         checkpoints.close()
+
+
+def _made_with(source: data.Source, teacher_variables: Variables) -> dict[str, str]:
+    """Fingerprint of what a phase depends on: the targets, the teacher, and the rows if they were drawn."""
+    made_with = {f"{name} of the targets": value for name, value in source.made_with.items()}
+    if rows := cache.fingerprint_ids(source):
+        made_with["choice of training rows"] = rows
+    return made_with | {"teacher": cache.fingerprint_variables(teacher_variables)}
 
 
 def _begin(

@@ -44,7 +44,9 @@ def open_source_and_target(
     """
 
     def opened(spec: str, split: str) -> data.Source:
-        return data.in_memory(data.open_source(spec, split, data_dir=data_dir, image_size=image_size))
+        source = data.open_source(spec, split, data_dir=data_dir, image_size=image_size)
+        data.check_task(source, "classification")
+        return data.in_memory(source)
 
     first, *rest = splits
     pretraining, targets = opened(source, first), [opened(target, split) for split in rest]

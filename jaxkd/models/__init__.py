@@ -6,6 +6,7 @@ from jaxkd.models.inherit import inherit
 from jaxkd.models.precision import Int8, cast, from_int8, in_dtype, to_int8
 from jaxkd.models.reused import reuse_classifier
 from jaxkd.models.size import count_parameters, size
+from jaxkd.models.statistics import unbiased_variance
 from jaxkd.models.text.decoder import language_model
 from jaxkd.models.text.encoder import bert
 from jaxkd.models.top_k import KEPT, keep_top_k, spread_tail, top_k
@@ -55,6 +56,7 @@ __all__ = [
     "spread_tail",
     "to_int8",
     "top_k",
+    "unbiased_variance",
     "vgg",
     "vision_transformer",
     "wide_resnet",

@@ -86,15 +86,19 @@ def size(model: Model, batch: Batch) -> Size:
 
 
 class Work(NamedTuple):
-    """Floating-point operations.
+    """Floating-point operations, and the traffic that no fusion saves.
 
     Attributes:
-      products: Of matrix products and convolutions; a multiplication and its addition are two.
-      elements: Of everything else; one for each element computed.
+      products: Operations of matrix products and convolutions; a multiplication and its addition are two.
+      elements: Operations of everything else; one for each element computed.
+      traffic: Bytes of the operands and results of products and convolutions, and of what reductions read.
+      kernels: Number of products, convolutions and reductions, each of which is a kernel on an accelerator at least.
     """
 
     products: float = 0.0
     elements: float = 0.0
+    traffic: float = 0.0
+    kernels: float = 0.0
 
     @property
     def total(self) -> float:
@@ -121,31 +125,35 @@ def count_work(function: Callable[..., Any], *arguments: Any) -> Work:
 
 
 def _count(jaxpr: Any) -> Work:
-    products = elements = 0.0
+    sums = [Work()]
     for equation in jaxpr.eqns:
         name, inner = equation.primitive.name, list(_inner(equation.params))
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
-            products += 2 * equation.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
+            products = 2 * equation.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
+            sums.append(Work(products, 0, _bytes(*equation.invars, *equation.outvars), 1))
         elif name == "conv_general_dilated":
-            products += _convolution(equation)
+            sums.append(Work(_convolution(equation), 0, _bytes(*equation.invars, *equation.outvars), 1))
         elif name == "cond":
             back_ends = equation.params.get("branches_platforms") or ()  # the default counts
             branches = [inner[back_ends.index(None)]] if None in back_ends else inner
-            costliest = max(map(_count, branches), key=lambda w: w.total)
-            products, elements = products + costliest.products, elements + costliest.elements
+            sums.append(max(map(_count, branches), key=lambda w: w.total))
         elif inner:
             times = equation.params.get("length", 1) if name == "scan" else 1
-            found = [_count(j) for j in inner]
-            products += times * sum(w.products for w in found)
-            elements += times * sum(w.elements for w in found)
+            sums += [Work(*(times * part for part in _count(j))) for j in inner]
         elif name not in _FREE:
             reads = name.startswith(("reduce", "cum", "arg"))
             variables = equation.invars[:1] if reads else equation.outvars
             floating = [v.aval for v in variables if jnp.issubdtype(getattr(v.aval, "dtype", int), jnp.floating)]
-            elements += sum(a.size for a in floating)
-    return Work(products, elements)
+            whole = reads and max((a.size for a in floating), default=0) > 1
+            sums.append(Work(0, sum(a.size for a in floating), _bytes(*variables) if whole else 0, float(whole)))
+    return Work(*map(sum, zip(*sums, strict=True)))
+
+
+def _bytes(*variables: Any) -> int:
+    """Bytes of arrays."""
+    return sum(v.aval.size * v.aval.dtype.itemsize for v in variables)
 
 
 def _inner(params: Any) -> Iterator[Any]:

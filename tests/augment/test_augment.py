@@ -80,6 +80,10 @@ def test_geometric_stages_commute_with_to_float(stage):
     np.testing.assert_array_equal(early, late)
 
 
+def test_to_float_leaves_floats_as_they_are():
+    np.testing.assert_array_equal(augment.to_float()(None, EXAMPLE)["image"], EXAMPLE["image"])
+
+
 def test_to_float_and_normalize_undo():
     raw = images(1)[0]
     mean, std = np.array([0.1, 0.2, 0.3]), np.array([0.5, 0.6, 0.7])
@@ -296,7 +300,7 @@ EXAMPLE = example()
     [
         (lambda: augment.flip()(KEY, {"image": BATCH["image"]}), r"\(4, 12, 10, 3\).*augment_batch"),
         (lambda: augment.flip()(KEY, {"tokens": 0}), "no field 'image', only"),
-        (lambda: augment.to_float()(None, EXAMPLE), "float32.*uint8"),
+        (lambda: augment.to_float()(None, {"image": np.zeros((2, 2, 1), np.int32)}), "int32.*uint8"),
         (lambda: augment.normalize(0, 1)(None, {"image": images(1)[0]}), "uint8.*to_float"),
         (lambda: augment.normalize([0, 0], 1)(None, EXAMPLE), "2 and 1 entries.*3 channels"),
         (lambda: augment.normalize(0, [1, 0, 1]), "positive"),

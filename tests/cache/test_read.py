@@ -102,11 +102,25 @@ def test_views_of_a_live_teacher_come_again_as_those_of_a_cache():
         dataclasses.replace(SOURCE, views=0)
 
 
-def test_a_slice_and_more_fields_do_not_change_what_belongs_together(written):
-    part = with_fields(open_source(ARRAYS, "train[13:31]"), marked=np.arange(18))
+@pytest.mark.parametrize("rows", ["13:31", "25%:70%"])
+def test_a_slice_and_more_fields_do_not_change_what_belongs_together(written, rows):
+    part = open_source(ARRAYS, f"train[{rows}]")
+    part = with_fields(part, marked=part.ids - 13)
     batch = train_batches(in_memory(with_targets(written, part)), 6, seed=0)[2]
     assert_tells(batch)
     np.testing.assert_array_equal(batch["marked"], batch["id"] - 13)
+
+
+def test_targets_of_drawn_rows_belong_to_these_rows_alone(tmp_path):
+    part, other = (open_source(ARRAYS, f"train[{rows}]") for rows in (":60%", "20%:80%"))
+    same = {"prepare": prepare, "made_with": MADE, "views": 1}
+    write_targets(tmp_path, part, TELLING, EMPTY, plan=parallel.with_jit(), batch_size=8, rows=16, **same)
+    assert_tells(train_batches(with_targets(tmp_path, part), 8, seed=0)[1])
+    for source in (other, SOURCE):
+        with pytest.raises(ValueError, match="those of 24 examples that were drawn from a split, which are not the"):
+            with_targets(tmp_path, source)
+    with pytest.raises(ValueError, match=r"write the new ones to another folder|drawn from a split"):
+        write_targets(tmp_path, other, TELLING, EMPTY, plan=parallel.with_jit(), batch_size=8, rows=16, **same)
 
 
 def test_a_table_on_the_device_holds_every_view(written):

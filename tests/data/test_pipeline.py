@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import sys
 import threading
 import time
 
+import grain
 import jax
 import numpy as np
 import pytest
@@ -117,6 +119,11 @@ def test_the_transform_sees_the_whole_batch():
         (lambda: eval_batches(SOURCE, 0, **ALONE), "give a positive multiple of 1"),
         (lambda: eval_batches(SOURCE, 2, process_index=2, process_count=2), "process_index is 2 but there are 2"),
         (lambda: train_batches(SOURCE, 2, seed=-1, **ALONE), "seed is -1: give an integer in 0"),
+        (lambda: train_batches(SOURCE, 2, seed=0.5, **ALONE), "seed is 0.5: give an integer in 0"),
+        (lambda: train_batches(SOURCE, 2.0, seed=0, **ALONE), "batch_size is 2.0 but .* give a positive multiple of 1"),
+        (lambda: eval_batches(SOURCE, 2, transform=len, **ALONE)[0], "gave int, but batches are mappings of arrays"),
+        (lambda: steps_per_epoch(SOURCE, 0), "batch_size is 0: give an integer of at least 1"),
+        (lambda: next(prefetch(eval_batches(SOURCE, 8, **ALONE), dict, num_threads=-1)), "num_threads is -1 and"),
         (lambda: prefetch(eval_batches(SOURCE, 8, **ALONE), dict, stop=4), "batches 0..4 were asked for"),
     ],
 )
@@ -154,7 +161,7 @@ def targets(rows, view):
         lambda **k: train_batches(dataclasses.replace(SOURCE, views=2, targets=targets), 6, seed=3, **k),
         lambda **k: train_batches(dataclasses.replace(SOURCE, views=2), 6, seed=3, **k),
         lambda **k: eval_batches(SOURCE, 4, **k),
-        lambda **k: train_batches(SOURCE, 6, seed=3, **k)[2:].map(doubled),
+        lambda **k: grain.MapDataset.source(train_batches(SOURCE, 6, seed=3, **k))[2:].map(doubled),
     ],
     ids=["plain", "transform", "targets", "views", "evaluation", "the user's own"],
 )
@@ -223,6 +230,22 @@ def test_errors_of_the_threads_surface_after_the_batches_before(num_threads):
     assert caught.value.__context__ is None
     assert not getattr(caught.value, "__notes__", [])
     await_no_threads()
+
+
+def test_without_grain_batches_are_read_in_the_callers_thread(monkeypatch):
+    with_grain = list(prefetch(train_batches(SOURCE, 5, seed=2, **ALONE), dict, stop=7))
+    await_no_threads()
+    monkeypatch.setitem(sys.modules, "grain", None)
+    for one, other in zip(prefetch(train_batches(SOURCE, 5, seed=2, **ALONE), dict, stop=7), with_grain, strict=True):
+        same(one, other)
+        assert not grain_threads()
+
+
+def test_a_batch_that_is_not_there_is_refused():
+    batches = eval_batches(SOURCE, 5, **ALONE)
+    assert [batch["id"][0] for batch in batches] == [0, 5, 10, 15, 20][: len(batches)]
+    with pytest.raises(IndexError, match=rf"^batch {len(batches)} was asked for, but there are {len(batches)}: "):
+        batches[len(batches)]
 
 
 def test_batches_before_a_bad_one_are_given():

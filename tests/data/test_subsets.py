@@ -39,7 +39,7 @@ def test_few_labels_are_balanced_drawn_without_replacement_and_kept_by_the_seed(
         assert (ARRAYS["image"][ARRAYS["label"] == label] == image).all(axis=(1, 2, 3)).any()
 
 
-@pytest.mark.parametrize("classes", [(), (1, 1), (6,), (-1,)])
+@pytest.mark.parametrize("classes", [(), (1, 1), (6,), (-1,), ("a",), (0.5,)])
 def test_classes_that_are_none_are_refused(classes):
     with pytest.raises(ValueError, match=r"has 0\.\.5: name some, each once"):
         data.of_classes(SOURCE, classes)
@@ -50,5 +50,17 @@ def test_what_is_not_there_is_refused():
         data.of_classes(data.open_source(ARRAYS, "train[10:]"), (0, 1))
     with pytest.raises(ValueError, match=r"5 examples of each class.*class 0 of .* has 4: give 1\.\.4"):
         data.few_labels(SOURCE, 5)
+    with pytest.raises(ValueError, match=r"1.5 examples of each class"):
+        data.few_labels(SOURCE, 1.5)
+    with pytest.raises(ValueError, match="seed is -1: give an integer"):
+        data.few_labels(SOURCE, 1, seed=-1)
     with pytest.raises(ValueError, match="choose rows before joining them"):
         data.few_labels(dataclasses.replace(SOURCE, targets=lambda rows, view: {}), 2)
+
+
+def test_a_part_of_drawn_rows_is_numbered_anew_and_keeps_the_names_of_its_classes():
+    drawn = dataclasses.replace(data.open_source(ARRAYS, "train[:50%]"), class_names=tuple("abcdef"))
+    chosen = data.of_classes(drawn, (4, 2))
+    assert chosen.class_names == ("e", "c")
+    np.testing.assert_array_equal(rows(chosen)["id"], chosen.ids)
+    assert chosen.ids.tolist() == list(range(10))

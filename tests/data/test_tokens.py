@@ -51,8 +51,12 @@ def test_every_byte_fits_the_vocabulary():
 
 
 def test_bad_fields_get_a_sentence():
-    with pytest.raises(ValueError, match="length 2: give at least 3"):
-        encode_bytes(2)
+    for length in (2, 3.5):
+        with pytest.raises(ValueError, match=f"length {length}: give at least 3"):
+            encode_bytes(length)
+    for other in (None, 5, np.nan):
+        with pytest.raises(ValueError, match=rf"`t` holds {other}, which is no text: give str or bytes"):
+            encode_bytes(5)({"t": np.array(["a", other], object)})
     with pytest.raises(ValueError, match=r"but got \['nope'\] where the batch has the text fields \['t'\]"):
         encode_bytes(5, ["nope"])({"t": np.array(["a"])})
     three = {key: np.array(["a"]) for key in "xyz"}

@@ -22,7 +22,7 @@ class Config(experiment.ImageConfig):
 def test_the_resolved_configuration_is_flat_and_has_the_options_of_the_step():
     resolved = to_json(Config())
     assert not any(isinstance(value, dict) for value in resolved.values())
-    assert {"name": "mine", "epochs": 3, "rate": 0.1, "precision": "float32", "seed": 0}.items() <= resolved.items()
+    assert {"name": "mine", "epochs": 3, "rate": 0.1, "precision": "tf32", "seed": 0}.items() <= resolved.items()
 
 
 def test_a_subclass_changes_a_default_and_keeps_help_and_group(capsys):

@@ -10,7 +10,7 @@ import pytest
 from helpers import Setup, make_batch
 
 from jaxkd import data, losses, metrics, models, objectives, parallel
-from jaxkd.experiment import Context, Evaluator, StepOptions, train_phase, variables_of
+from jaxkd.experiment import NO_VARIABLES, Context, Evaluator, StepOptions, train_phase, trainer, variables_of
 from jaxkd.runs import timing
 from jaxkd.runs.directory import open_run
 from jaxkd.runs.divergence import Divergence, DivergenceError, NonFiniteError
@@ -169,3 +169,11 @@ def test_a_slow_source_is_reported_by_its_phase(tmp_path, monkeypatch, caplog):
     said = [r.getMessage() for r in caplog.records if "waiting for data" in r.getMessage()]
     assert len(said) == 1
     assert "reading the source" in said[0]
+
+
+def test_checkpoints_know_which_rows_were_drawn():
+    arrays = {"image": np.zeros((20, 1), np.float32), "label": np.arange(20) % 2}
+    whole, one, again, other = (data.open_source(arrays, f"train{s}") for s in ("", "[:50%]", "[:50%]", "[50%:]"))
+    rows = [trainer._made_with(source, NO_VARIABLES) for source in (whole, one, again, other)]
+    assert set(rows[0]) == {"teacher"}
+    assert rows[1] == rows[2] != rows[3]

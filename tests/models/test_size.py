@@ -14,7 +14,9 @@ def count(function, *shapes):
 
 
 def test_products_are_counted_by_their_formulas():
-    assert count(jnp.matmul, (3, 4), (4, 5)) == (2 * 3 * 4 * 5, 0)
+    assert count(jnp.matmul, (3, 4), (4, 5)) == (2 * 3 * 4 * 5, 0, 4 * (12 + 20 + 15), 1)
+    assert count(jnp.sum, (3, 4)) == (0, 12, 4 * 12, 1)
+    assert count(jnp.tanh, (3, 4)) == (0, 12, 0, 0), "an element is computed in a kernel that is there already"
     assert count(lambda a, b: jnp.einsum("bij,bjk->bik", a, b), (2, 3, 4), (2, 4, 5)).products == 2 * 2 * 3 * 4 * 5
 
 
@@ -38,7 +40,7 @@ def test_loops_branches_and_derivative_rules_are_counted_once():
     def looped(x):
         return jax.lax.scan(lambda c, _: (c @ c, None), x, None, length=7)[0]
 
-    assert count(looped, (4, 4)).products == 7 * 2 * 4**3
+    assert count(looped, (4, 4)) == (7 * 2 * 4**3, 0, 7 * 4 * 3 * 16, 7)
     assert count(lambda x: jax.lax.cond(x[0, 0] > 0, lambda y: y @ y @ y, lambda y: y @ y, x), (4, 4)).products == 256
     assert count(jax.jit(jax.nn.relu), (4, 4)).elements == 16
     assert count(lambda x: jnp.sum(x + 1), (4, 4)).elements == 32

@@ -1,54 +1,23 @@
-"""Sources from arrays in memory or in .npz files, of which all values are checked at opening."""
+"""Sources from arrays, of which all values are checked at opening."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxkd.data import checks
+from jaxkd.data import checks, labels
+from jaxkd.data.labels import Task
 from jaxkd.data.readers import pictures
+from jaxkd.data.readers.names import INPUTS, splits_of
 from jaxkd.data.source import Source
+from jaxkd.data.splits import draw, is_percentage, say_empty, say_missing, say_new
 from jaxkd.kernels.rows import take
 from jaxkd.types import RESERVED
 
-_KERAS = re.compile(r"(?P<field>[xy])_(?P<split>\w+)")
-_PREFIXED = re.compile(r"(?P<split>train|validation|valid|val|test)_(?P<field>\w+)")
-_KERAS_FIELDS = {"x": "image", "y": "label"}
-_INPUTS = ("image", "tokens")
-
 Fields = dict[str, np.ndarray]
 """Name -> array with one leading axis of rows."""
-
-
-def from_npz(path: str, split: str, num_classes: int | None, frame: pictures.Frame | None) -> Source:
-    """Opens an .npz file of arrays as a source.
-
-    Args:
-      path: The file; "{split}" in it stands for the name of a split that has a file of its own.
-      split: The split or a slice of it.
-      num_classes: Number of classes, or None to take it from the labels.
-      frame: Size to which images are resized, or None.
-
-    Returns:
-      The source.
-
-    Raises:
-      ValueError: In one sentence, if the file cannot be read or its arrays do not fit.
-    """
-    name = f"npz:{path}"
-    if "{split}" not in path:
-        return from_arrays(name, _load(Path(path)), split, num_classes, frame)
-    whole = Path(path).expanduser()
-    before, after = whole.name.split("{split}", 1)
-    files = {f.name[len(before) : len(f.name) - len(after)]: f for f in sorted(whole.parent.glob(f"{before}*{after}"))}
-    base = split.partition("[")[0].strip()
-    # The other splits' labels alone are read, for the number of classes.
-    splits = {key: _load(file, only=None if key == base else "label") for key, file in files.items()}
-    return _from_splits(name, splits, split, num_classes, frame)
 
 
 def from_arrays(
@@ -69,127 +38,163 @@ def from_arrays(
     Raises:
       ValueError: In one sentence, if the arrays do not fit.
     """
-    return _from_splits(name, _splits_of(arrays), split, num_classes, frame)
+    return from_splits(name, splits_of(name, arrays), split, num_classes, frame)
 
 
-def _load(path: Path, only: str | None = None) -> Mapping[str, np.ndarray]:
-    """Arrays of an .npz file, or only the one of a given name."""
-    path, key = path.expanduser(), ""
-    arrays = {}
-    try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            for key in [name for name in file.files if only in (None, name)]:
-                arrays[key] = file[key]
-    except FileNotFoundError:
-        raise ValueError(f"there is no file {path}: give npz:PATH of a file that exists.") from None
-    except Exception as error:  # torn files fail in many ways
-        where = f"array `{key}`: " if key else ""
-        raise ValueError(
-            f"{path} cannot be read as an .npz file of plain arrays ({where}{error}): "
-            "write it anew with np.savez(path, image=..., label=...)."
-        ) from error
-    return arrays
-
-
-def _splits_of(arrays: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Split -> field -> array, from any of the three naming conventions."""
-    keras = {key: m for key in arrays if (m := _KERAS.fullmatch(key))}
-    prefixed = {key: m for key in arrays if (m := _PREFIXED.fullmatch(key))}
-    if "label" in arrays or not (keras or prefixed):
-        return {"train": arrays}
-    splits: dict[str, dict[str, Any]] = {}
-    for key, m in {**prefixed, **keras}.items():
-        splits.setdefault(m["split"], {})[_KERAS_FIELDS.get(m["field"], m["field"])] = arrays[key]
-    return {split: fields for split, fields in splits.items() if fields}
-
-
-def _from_splits(
+def from_splits(
     name: str,
     splits: Mapping[str, Mapping[str, Any]],
     split: str,
     num_classes: int | None,
     frame: pictures.Frame | None,
 ) -> Source:
-    """Source of one of several splits, after a check of all its arrays."""
+    """Makes a source of one of several splits, after a check of all its arrays.
+
+    Args:
+      name: Name of the data set, for messages.
+      splits: Split -> field -> array [N, ...].
+      split: The split or a slice of it.
+      num_classes: Number of classes, or None to take it from the labels of all splits.
+      frame: Size to which images are resized, or None.
+
+    Returns:
+      The source. Percentages are drawn from all classes; row numbers count in the order of the arrays.
+
+    Raises:
+      ValueError: In one sentence, if the arrays do not fit.
+    """
     sizes = {key: max((_length(value) for value in fields.values()), default=0) for key, fields in splits.items()}
     base, start, stop = checks.split_rows(name, split, sizes)
-    fields = _checked_fields(f"{name}[{base}]", splits[base], frame)
-    if num_classes is None:
-        labels = [_labels(f"{name}[{key}]", np.asarray(f["label"])) for key, f in splits.items() if "label" in f]
-        num_classes = max(int(values.max(initial=0)) for values in labels) + 1
-    checks.check_labels(f"{name}[{base}]", fields["label"], fields["id"], num_classes)
+    whole, size = f"{name}[{base}]", sizes[base]
+    fields = _checked_fields(whole, splits[base], frame)
+    task: Task = "unlabelled"
+    others = {
+        key: _numbers_or_texts(f"{name}[{key}]", "label", f["label"]) for key, f in splits.items() if "label" in f
+    }
+    others.pop(base, None)
+    if "label" in fields:
+        found = labels.read_labels(whole, fields["label"], fields["id"], num_classes, list(others.values()))
+        fields["label"], task, classes = found
+        if task == "classification":
+            if num_classes is None:
+                say_empty(name, [found.values, *others.values()], classes)
+            say_new(whole, found.values, np.asarray(others.get("train", [])))
+        num_classes = classes
+    elif others and num_classes is None:  # a split to predict on, of a data set that has labels
+        key, given = next(iter(others.items()))
+        num_classes = labels.read_labels(f"{name}[{key}]", given, np.arange(len(given))).num_classes
+    rows, drawn = np.arange(start, stop), is_percentage(name, split)
+    if drawn and len(rows) < size:
+        shuffled = np.random.RandomState(0).permutation(size)  # its stream is frozen for good
+        grouped = fields["label"] if task in ("classification", "multi_label") else None
+        rows = draw(shuffled, grouped, start, stop)
+    name = f"{name}[{split}]"
+    if "label" in fields:
+        say_missing(name, task, fields["label"], rows, drawn=drawn)
 
-    def read(rows: np.ndarray) -> Fields:
-        return {field: take(values, start + np.asarray(rows)) for field, values in fields.items()}
+    def read(own: np.ndarray) -> Fields:
+        chosen = rows[checks.check_rows(name, own, len(rows))]
+        return {field: take(values, chosen) for field, values in fields.items()}
 
     shape = fields["image"].shape[1:] if "image" in fields else None
-    return Source(f"{name}[{split}]", stop - start, num_classes, shape, read, start)
+    gaps = None if rows[-1] - rows[0] == len(rows) - 1 else rows
+    return Source(name, len(rows), num_classes or 0, shape, read, int(rows[0]), task=task, drawn=gaps)
 
 
 def _length(value: Any) -> int:
     """Number of rows of an array or of a list, which may be ragged."""
     shape = getattr(value, "shape", None)
-    return len(value) if shape is None else (shape[0] if shape else 0)
+    if shape is None:
+        return len(value) if hasattr(value, "__len__") else 0
+    return int(shape[0]) if shape else 0
 
 
 def _checked_fields(name: str, given: Mapping[str, Any], frame: pictures.Frame | None) -> Fields:
-    """Fields of one split in their final dtypes, with `id`, after all checks but that of the labels' range."""
+    """Fields of one split in their final dtypes, with `id`, after all checks but those of the labels."""
     if taken := [field for field in given if field in RESERVED]:
         raise ValueError(f"{name} holds an array `{taken[0]}`, a name that jaxkd gives itself: rename the array.")
     fields: Fields = {}
     for key, value in given.items():
         fields |= _pictures(name, value, frame) if key == "image" else {key: _numbers_or_texts(name, key, value)}
-    texts = [key for key, value in fields.items() if checks.is_text(value)]
-    if "label" not in fields or not (texts or any(key in fields for key in _INPUTS)):
-        missing = "label" if "label" not in fields else "image"
+    texts = [key for key, value in fields.items() if checks.is_text(value) and key != "label"]
+    if not (texts or any(key in fields for key in INPUTS)):
         raise ValueError(
-            f"{name} has no array `{missing}`: it holds {checks.listing(list(given))}, but `label` and one of `image`, "
-            "`tokens` or a text are needed: add or rename an array."
+            f"{name} has no array `image`: it holds {checks.listing(list(given))}, but one of `image`, `tokens` or a "
+            "text is needed, with `label` unless it is unlabelled: add or rename an array."
         )
     lengths = {key: _length(value) for key, value in fields.items()}
     if len(set(lengths.values())) > 1:
         pairs = checks.listing([f"`{key}` {length}" for key, length in lengths.items()])
         raise ValueError(f"the arrays of {name} have different numbers of rows ({pairs}): give one row per example.")
-    ids = np.arange(lengths["label"], dtype=np.int32)
-    fields["label"] = _labels(name, fields["label"])
+    ids = np.arange(next(iter(lengths.values())), dtype=np.int32)
     for field, values in fields.items():
         checks.check_finite(name, field, values, ids)
+        checks.check_int32(name, field, values, ids)
+    _check_tokens(name, fields.get("tokens"), ids)
     if "image" in fields:  # texts that accompany images, such as file names, cannot go onto a device
         fields = {key: value for key, value in fields.items() if key not in texts}
     return fields | {"id": ids}
 
 
+def _check_tokens(name: str, tokens: np.ndarray | None, ids: np.ndarray) -> None:
+    """Checks that tokens can be rows of a table."""
+    if tokens is None:
+        return
+    if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
+        raise ValueError(
+            f"`tokens` of {name} has shape {tokens.shape} and dtype {tokens.dtype}: give integers of shape [N, length]."
+        )
+    if (wrong := np.flatnonzero((tokens < 0).any(axis=1))).size:
+        raise ValueError(
+            f"`tokens` in row {ids[wrong[0]]} of {name} holds {tokens[wrong[0]].min()}, but tokens are 0 or more: give "
+            "padding a number of its own, and mark it in a further array such as `token_mask`."
+        )
+
+
 def _numbers_or_texts(name: str, field: str, given: Any) -> np.ndarray:
-    """Array of any field but the images, checked to hold numbers or texts."""
-    try:
-        values = np.asarray(given)
-    except ValueError:
-        values = np.array(None)
-    if values.dtype == object and not all(isinstance(value, (str, bytes)) for value in values.ravel()):
+    """Array of any field but the images, checked to hold numbers or texts in rows."""
+    values = _as_array(given)
+    if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
+        raise ValueError(
+            f"`{field}` of {name} is a masked array with masked values: give plain numbers in their place."
+        )
+    if values.dtype == object and not (
+        values.ndim and all(isinstance(value, (str, bytes)) for value in values.ravel())
+    ):
         raise ValueError(
             f"`{field}` of {name} is ragged or holds objects: give rows of numbers that all have the same shape, or "
             "texts."
         )
+    if values.ndim == 0 or values.dtype.kind not in "biufOSU":
+        raise ValueError(
+            f"`{field}` of {name} has shape {values.shape} and dtype {values.dtype}: give one row per example, of "
+            "integers, floating point numbers (no bfloat16 from a file, which does not keep it) or texts, or leave it "
+            "out."
+        )
     return values
 
 
-def _labels(name: str, labels: np.ndarray) -> np.ndarray:
-    """Labels, integers [N] or [N, 1], as int32 [N]."""
-    flat = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
-    if flat.ndim != 1 or not np.issubdtype(flat.dtype, np.integer):
-        raise ValueError(
-            f"`label` of {name} has shape {labels.shape} and dtype {labels.dtype}: give class numbers, integers of "
-            f"shape ({len(labels)},)."
-        )
-    return flat.astype(np.int32)
+def _as_array(given: Any) -> np.ndarray:
+    """Array of numbers or texts in the byte order of devices; of no rows and of objects if it cannot be one."""
+    try:
+        values = np.asarray(given)
+        if values.dtype == object and not any(isinstance(value, (str, bytes)) for value in values.ravel()):
+            values = np.asarray(values.tolist())  # numbers, such as a table's column of Python's integers
+    except Exception:  # of ragged lists, and of tensors of other libraries
+        return np.array(None)
+    if values.dtype.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):  # no kind of NumPy's
+        return values.astype(np.float32)
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
 def _pictures(name: str, given: Any, frame: pictures.Frame | None) -> Fields:
     """Fields of images that are all of one shape once they are resized; grey images get a channel axis."""
+    if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
+        raise ValueError(f"`image` of {name} is a masked array with masked values: give plain pixels in their place.")
     ragged = isinstance(given, (list, tuple)) or (isinstance(given, np.ndarray) and given.dtype.hasobject)
     if not ragged and frame is None:
-        return {"image": _pixels(name, np.asarray(given))}
-    rows = [np.asarray(image) for image in given]
+        return {"image": _pixels(name, _as_array(given))}
+    rows = [_as_array(image) for image in given]
     rows = [image[..., None] if image.ndim == 2 else image for image in rows]
     decoded = [_resized(name, row, image, frame) for row, image in enumerate(rows)]
     for row, picture in enumerate(decoded):
@@ -200,15 +205,28 @@ def _pictures(name: str, given: Any, frame: pictures.Frame | None) -> Fields:
 
 def _pixels(name: str, pixels: np.ndarray) -> np.ndarray:
     """Images as uint8 or float32 [N, height, width, channels]."""
-    pixels = pixels[..., None] if pixels.ndim == 3 else pixels
-    if pixels.dtype == np.uint8:
-        return pixels
-    if not np.issubdtype(pixels.dtype, np.floating) or pixels.ndim < 2:
+    if pixels.ndim == 4:
+        _check_channels_last(name, pixels.shape[1:], "0, 2, 3, 1")
+    if (pixels.dtype != np.uint8 and pixels.dtype.kind != "f") or not 2 <= pixels.ndim <= 4 or 0 in pixels.shape[1:]:
         raise ValueError(
             f"`image` of {name} has shape {pixels.shape} and dtype {pixels.dtype}: give uint8 in 0..255 or floating "
             "point numbers, of shape [N, height, width, channels]."
         )
-    return pixels.astype(np.float32)
+    pixels = pixels[..., None] if pixels.ndim == 3 else pixels
+    if pixels.dtype == np.uint8:
+        return pixels
+    with np.errstate(over="ignore"):  # what exceeds float32 is found by the check of finite values
+        return pixels.astype(np.float32)
+
+
+def _check_channels_last(name: str, shape: tuple[int, ...], axes: str) -> None:
+    """Refuses images of a shape [C, H, W] that cannot be meant as [H, W, C]."""
+    channels, height, width = shape
+    if channels in (1, 3, 4) and min(height, width) > 4 and (height == width or min(height, width) >= 16):
+        raise ValueError(
+            f"an image of {name} has shape {shape}, channels first, but [height, width, channels] is needed: give "
+            f"image.transpose({axes})."
+        )
 
 
 def _resized(name: str, row: int, image: np.ndarray, frame: pictures.Frame | None) -> pictures.Picture:
@@ -219,5 +237,10 @@ def _resized(name: str, row: int, image: np.ndarray, frame: pictures.Frame | Non
         raise ValueError(
             f"the image in row {row} of {name} has shape {image.shape}, which cannot be resized: give images of shape "
             "[height, width, channels] or [height, width]."
+        )
+    _check_channels_last(name, image.shape, "1, 2, 0")
+    if image.dtype != np.uint8 and image.dtype.kind != "f":
+        raise ValueError(
+            f"the image in row {row} of {name} has dtype {image.dtype}: give uint8 in 0..255 or floating point numbers."
         )
     return pictures.resize(image, frame)

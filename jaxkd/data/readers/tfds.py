@@ -17,6 +17,7 @@ from jaxkd.data.checks import root_cause
 from jaxkd.data.readers import pictures
 from jaxkd.data.readers.preparing import download, quiet
 from jaxkd.data.source import Source
+from jaxkd.data.splits import check_sorted
 from jaxkd.types import RESERVED
 
 INFO_FILE = "dataset_info.json"
@@ -66,6 +67,8 @@ def from_name(
             near = difflib.get_close_matches(name.partition("/")[0].partition(":")[0], names)
             hint = f"did you mean {' or '.join(near)}?" if near else "tfds.list_builders() lists the names."
             place = folder or "its data folder"
+            if Path(name).is_dir():
+                hint = f"for the folder of that name write folder:{name} if it holds pictures."
             raise ValueError(f"TFDS knows no data set {name!r} and {place} holds none: {hint}") from None
         except Exception as error:  # builders raise errors of any kind for a version or configuration they do not have
             raise ValueError(
@@ -95,8 +98,12 @@ def from_folder(folder: Path, split: str, num_classes: int | None, frame: pictur
     if not (folder / INFO_FILE).exists():
         below = sorted(str(f.parent) for depth in ("*", "*/*", "*/*/*") for f in folder.glob(f"{depth}/{INFO_FILE}"))
         hint = (
-            f"did you mean {below[0]}?" if below else "give npz:PATH for an .npz file, or a folder that TFDS prepared."
+            f"did you mean {below[0]}?"
+            if below
+            else "give npz:PATH for an .npz file, or a folder that TFDS prepared, or folder:PATH for pictures."
         )
+        if not folder.exists():
+            raise ValueError(f"{folder} does not exist: {hint}")
         raise ValueError(f"{folder} is no prepared TFDS folder, it has no {INFO_FILE}: {hint}")
     with quiet():
         import tensorflow_datasets as tfds
@@ -132,9 +139,7 @@ def _from_builder(name: str, builder: Any, split: str, num_classes: int | None, 
     name = f"{name}[{split}]"
     features = builder.info.features
     fields = _choose_fields(name, features, builder.info.supervised_keys)
-    classes = num_classes or getattr(features[fields.label], "num_classes", None)
-    if not classes:
-        raise ValueError(f"{name} does not say how many classes `{fields.label}` has: give num_classes.")
+    classes, names = _classes_of(name, fields.label, features[fields.label], num_classes)
     channels = features[fields.image].shape[-1] if fields.image else None
     if fields.image and frame is None and None in features[fields.image].shape[:2]:
         raise ValueError(
@@ -155,20 +160,49 @@ def _from_builder(name: str, builder: Any, split: str, num_classes: int | None, 
             f"the files of {name} in {builder.data_dir} cannot be read ({root_cause(error)}): delete that folder and "
             "prepare it anew."
         ) from error
-    shape = pictures.decode(first[fields.image], channels, frame).pixels.shape if fields.image else None
+    shape = _decoded(name, first[fields.image], start, channels, frame).pixels.shape if fields.image else None
 
     def parsed(numbers: np.ndarray) -> list[Mapping[str, Any]]:
         return [parser.deserialize_example_np(record) for record in records.__getitems__(numbers.tolist())]
 
     def read(rows: np.ndarray) -> dict[str, np.ndarray]:
-        numbers = start + np.asarray(rows)
+        numbers = start + checks.check_rows(name, rows, stop - start)
         try:
             examples = parsed(numbers)
         except Exception as error:  # torn records fail in many ways
             raise ValueError(_unreadable(name, numbers, parsed, builder.info.splits[base], error)) from error
         return _stack(name, examples, fields, numbers.astype(np.int32), classes, shape, frame)
 
-    return Source(name, stop - start, classes, shape, read, start)
+    if stop - start < builder.info.splits[base].num_examples:
+        check_sorted(name, split, _some_labels(parsed, fields.label, builder.info.splits[base].num_examples))
+    return Source(name, stop - start, classes, shape, read, start, class_names=names)
+
+
+def _classes_of(name: str, label: str, feature: Any, num_classes: int | None) -> tuple[int, tuple[str, ...]]:
+    """Number of classes of a label's feature, and their names if it has as many."""
+    classes = num_classes or getattr(feature, "num_classes", None)
+    if not classes:
+        raise ValueError(f"{name} does not say how many classes `{label}` has: give num_classes.")
+    names = tuple(getattr(feature, "names", None) or ())
+    return classes, names if len(names) == classes else ()
+
+
+def _some_labels(parsed: Callable[[np.ndarray], list[Mapping[str, Any]]], label: str, size: int) -> np.ndarray:
+    """Labels of some rows spread over a whole split; none if one of them is damaged, which its reading will say."""
+    rows = np.arange(size) if size <= 64 else np.unique(np.random.RandomState(0).randint(0, size, 64))
+    try:
+        return np.array([int(example[label]) for example in parsed(rows)])
+    except Exception:  # torn records fail in many ways
+        return np.zeros(0, np.int64)
+
+
+def _decoded(
+    name: str, encoded: bytes, row: int, channels: int | None, frame: pictures.Frame | None
+) -> pictures.Picture:
+    """One image, or an error that names its row."""
+    originals = "the files that the set was prepared from"
+    advice = f"replace it in {originals} and prepare it anew, or choose a split without that row"
+    return pictures.decode_or_explain(encoded, channels, frame, name=f"the image in row {row} of {name}", advice=advice)
 
 
 def _unreadable(
@@ -236,16 +270,12 @@ def _stack(
     frame: pictures.Frame | None,
 ) -> dict[str, np.ndarray]:
     """Checked batch of some examples."""
-    label = np.array([example[fields.label] for example in examples], np.int32)
+    label = np.array([example[fields.label] for example in examples])
     checks.check_labels(name, label, ids, num_classes)
-    batch = {"label": label, "id": ids}
+    batch = {"label": label.astype(np.int32), "id": ids}
     if fields.image is not None and shape is not None:
-        originals = "the files that the set was prepared from"
-        advice = f"replace it in {originals} and prepare it anew, or choose a split without that row"
         decoded = [
-            pictures.decode_or_explain(
-                example[fields.image], shape[-1], frame, name=f"the image in row {row} of {name}", advice=advice
-            )
+            _decoded(name, example[fields.image], row, shape[-1], frame)
             for row, example in zip(ids, examples, strict=True)
         ]
         for row, picture in zip(ids, decoded, strict=True):
@@ -256,4 +286,5 @@ def _stack(
     for field in fields.numbers:
         batch[field] = np.stack([np.asarray(example[field]) for example in examples])
         checks.check_finite(name, field, batch[field], ids)
+        checks.check_int32(name, field, batch[field], ids)
     return batch

@@ -230,3 +230,21 @@ def test_unknown_names_get_a_sentence(tmp_path, name, message):
     with pytest.raises(ValueError, match=message) as caught:
         open_source(name, data_dir=tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_set_that_is_sorted_by_class_or_begins_with_a_damaged_image_gets_a_sentence(prepare, png):
+    import tensorflow_datasets as tfds
+
+    features = {"image": tfds.features.Image(shape=(4, 4, 1)), "label": tfds.features.ClassLabel(names=["a", "b"])}
+    rows = [{"image": png(np.zeros((4, 4, 1), np.uint8)), "label": i // 10} for i in range(20)]
+    torn = [{"image": io.BytesIO(png(np.zeros((4, 4, 1), np.uint8)).getvalue()[:30]), "label": 0}, *rows[:1]]
+    folder = prepare("by_class", features, {"train": rows, "torn": torn})
+    with pytest.raises(
+        ValueError, match=r"by_class/1.0.0\[train\[:50%\]\] is a slice of a split whose rows are sorted"
+    ):
+        open_source(folder, "train[:50%]")
+    assert open_source(folder).class_names == ("a", "b")
+    with pytest.raises(
+        ValueError, match=r"image in row 0 of by_class/1.0.0\[torn\] cannot be decoded .*prepare it anew"
+    ):
+        open_source(folder, "torn")

@@ -1,0 +1,111 @@
+"""Profile of one step: kernels by time, gaps between them, and the share of the device's ceiling that they reach.
+
+The step is that of `against_torch.py` (ResNet-56 -> ResNet-20, live and cached), or of many students together. On CPUs
+the "kernels" are XLA's operations on the busiest thread.
+
+    python experiments/benchmarks/step_profile.py        30 seconds on a GPU
+"""
+
+import collections
+import tempfile
+from pathlib import Path
+
+import _pairs as pairs
+import _timing as timing
+import against_torch
+import jax
+
+from jaxkd.experiment import main
+
+SMALL = {**pairs.SMALL, "pairs": ("resnet",), "depths": (8, 8), "batch_size": 4, "steps": 2, "at_once": 2}
+HOST = ("python", "main")  # threads that only start programs
+
+
+def events(folder):
+    """Spans (start, end, name) in ns of the device's kernels, from the newest trace in a folder."""
+    newest = max(Path(folder).rglob("*.xplane.pb"), key=lambda p: p.stat().st_mtime)
+    found = jax.profiler.ProfileData.from_file(str(newest))
+    planes = [p for p in found.planes if p.name.startswith("/device:")] or [p for p in found.planes if "CPU" in p.name]
+    lines = [
+        [(e.start_ns, e.start_ns + e.duration_ns, e.name) for e in line.events]
+        for plane in planes
+        for line in plane.lines
+        if not any(word in line.name.lower() for word in (*HOST, "steps", "modules", "source"))
+    ]
+    return max(lines, key=lambda spans: sum(end - start for start, end, _ in spans), default=[])
+
+
+def gaps(spans):
+    """(seconds covered by spans, seconds between them, number of spans)."""
+    covered, between, reached = 0.0, 0.0, None
+    for start, end, _ in sorted(spans):
+        if reached is not None and start > reached:
+            between += start - reached
+        begin = start if reached is None else max(start, reached)
+        covered += max(end - begin, 0.0)
+        reached = end if reached is None else max(end, reached)
+    return covered / 1e9, between / 1e9, len(spans)
+
+
+def profiled(launch, wait, placed, steps):
+    """Spans of a few calls."""
+    wait(launch(placed))
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(steps):
+                result = launch(placed)
+            wait(result)
+        return events(folder)
+
+
+def rows_of(pair, precision, cached, config):
+    """Rows of the table of one step: its kernels, the most expensive first, and the whole."""
+    batch = against_torch.examples(pair, config.batch_size, config)
+    teacher_variables, batch = against_torch.with_logits(pair, config, batch, config.batch_size)
+    with against_torch.products(precision):
+        arguments = (pair, config, batch, teacher_variables, precision, cached)
+        (launch, place, wait), _ = against_torch.library(*arguments, config.at_once)
+        spans = profiled(launch, wait, place(batch), config.steps)
+        paper = against_torch.on_paper(*arguments)
+    covered, between, count = gaps(spans)
+    number, totals = config.steps * config.at_once, collections.Counter()
+    for start, end, name in spans:
+        totals[name.split(".")[0]] += (end - start) / 1e9
+    step = {"step": f"{pair}, {precision}, {'cached' if cached else 'live'}"}
+    whole = 1e3 * (covered + between) / number
+    share = f"{100 * paper.floor_ms / whole:.1f}" if whole else "-"
+    yield step | {
+        "kernel": "all",
+        "ms": f"{1e3 * covered / number:.4g}",
+        "count": round(count / number, 1),
+        "share": share,
+    }
+    yield step | {"kernel": "gaps between them", "ms": f"{1e3 * between / number:.4g}"}
+    for name, seconds in totals.most_common(config.top):
+        yield step | {"kernel": name, "ms": f"{1e3 * seconds / number:.4g}"}
+
+
+def benchmark():
+    fast = timing.is_accelerator()
+    config = timing.flags(
+        __doc__,
+        smoke=SMALL,
+        **pairs.sizes(fast) | {"pairs": (("resnet",), "teachers and students: resnet, bert")},
+        precisions=(("tf32",), "formats of the products: tf32, float32, bfloat16"),
+        batch_size=(64, "examples per step"),
+        at_once=(20 if fast else 1, "steps in one dispatch"),
+        steps=(3, "dispatches in the trace"),
+        top=(12, "kernels in the table"),
+        out=("runs/step_profile.json", "JSON file for the figures"),
+    )
+    rows, columns = [], {"step": "step", "kernel": "kernel", "ms": "ms per step", "count": "kernels per step"}
+    columns["share"] = "floor on an H100 / measured, %"
+    for pair in config.pairs:
+        for precision in config.precisions:
+            for cached in (False, True):
+                rows += rows_of(pair, precision, cached, config)
+                timing.publish(config.out, "Profile of a step", rows, columns, config=vars(config))
+
+
+if __name__ == "__main__":
+    main(benchmark)
