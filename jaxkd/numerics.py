@@ -107,6 +107,8 @@ def xlogy(x: jax.Array, y: jax.Array) -> jax.Array:
 def log_softmax(logits: jax.Array, temperature: ArrayLike = 1.0) -> jax.Array:
     """Log-softmax of logits / T over the last axis; classes masked with -inf stay -inf and get zero gradients.
 
+    A row whose classes are all masked has no distribution: it stays -inf, and a divergence of two such rows is 0.
+
     Args:
       logits: [..., K].
       temperature: T > 0, a scalar or an array over leading axes of `logits`.
@@ -116,7 +118,9 @@ def log_softmax(logits: jax.Array, temperature: ArrayLike = 1.0) -> jax.Array:
     """
     masked = jnp.isneginf(logits)
     scaled = jnp.where(masked, 0, logits) / per_example(temperature, logits)
-    return jax.nn.log_softmax(jnp.where(masked, -jnp.inf, scaled), axis=-1)
+    empty = jnp.all(masked, axis=-1, keepdims=True)
+    log_p = jax.nn.log_softmax(jnp.where(masked & ~empty, -jnp.inf, scaled), axis=-1)
+    return jnp.where(empty, -jnp.inf, log_p)
 
 
 def kl_divergence(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
@@ -143,10 +147,29 @@ def kl_divergence(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     return jnp.sum(addends, axis=-1)
 
 
+def masked(mask: ArrayLike | None, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Arrays with zeros where a mask is 0, so that NaN or Inf there reaches no value and no gradient of a loss.
+
+    It stands before the loss. Leaving out a loss's values afterwards leaves 0 * NaN, which is NaN, in its gradient.
+
+    Args:
+      mask: Booleans or non-negative weights over the leading axes of each array, or None, which changes nothing.
+      *arrays: Arrays of any dtype.
+
+    Returns:
+      The same arrays, in the order given.
+    """
+    if mask is None:
+        return arrays
+    kept = jnp.asarray(mask).astype(bool)
+    return tuple(jnp.where(jnp.expand_dims(kept, tuple(range(kept.ndim, x.ndim))), x, 0) for x in arrays)
+
+
 def masked_mean(values: jax.Array, mask: ArrayLike | None = None) -> jax.Array:
     """Mean over all elements, weighted by a mask if there is one; 0 where nothing is left.
 
-    sum(mask * values) / sum(mask), so that padding never changes the value.
+    sum(mask * values) / sum(mask), so that padding never changes the value. If what is masked may hold NaN, apply
+    `masked` to the inputs of the loss too, whose gradient would be NaN.
 
     Args:
       values: [B, ...].
@@ -200,9 +223,51 @@ def _apart(squared: jax.Array, x: jax.Array) -> jax.Array:
     that a NaN is seen in the result.
     """
     size = jnp.sum(jnp.square(x), axis=-1)
-    rounding = 32 * jnp.finfo(x.dtype).eps
-    equal = (squared == 0) | (squared < rounding**2 * jnp.maximum(size[:, None], size[None, :]))
+    equal = _is_rounding(jnp.sqrt(squared), jnp.sqrt(jnp.maximum(size[:, None], size[None, :])))
     return ~equal & ~jnp.eye(len(x), dtype=bool)
+
+
+def difference(x: jax.Array, y: jax.Array, axis: int | tuple[int, ...] = -1) -> jax.Array:
+    """Difference x - y along `axis`, or 0 with no gradient where x and y are equal to rounding.
+
+    For norms and absolute values of a difference, whose gradient at equality would be the direction of a rounding
+    error: a program may compute two equal arrays with different rounding.
+
+    Args:
+      x: Array.
+      y: Array like x.
+      axis: Axes that are taken together, over which the size of the rounding is measured.
+
+    Returns:
+      Array like x.
+    """
+    d = x - y
+    largest, *sizes = (jnp.max(jnp.abs(a), axis=axis, keepdims=True) for a in (d, x, y))
+    return jnp.where(_is_rounding(largest, jnp.maximum(*sizes)), 0, d)
+
+
+def centred(x: jax.Array, axis: int | tuple[int, ...] = -1, where: jax.Array | None = None) -> jax.Array:
+    """x less its mean along `axis`, or 0 with no gradient where x is constant to rounding.
+
+    Args:
+      x: Array.
+      axis: Axes of the mean.
+      where: Booleans like x of the entries that count; the others are 0 in the result. All of them if None.
+
+    Returns:
+      Array like x.
+    """
+    kept = jnp.ones(x.shape, bool) if where is None else where
+    x = jnp.where(kept, x, 0)
+    count = jnp.maximum(jnp.sum(kept, axis=axis, keepdims=True, dtype=x.dtype), 1)
+    d = jnp.where(kept, x - jnp.sum(x, axis=axis, keepdims=True) / count, 0)
+    largest, size = (jnp.max(jnp.abs(a), axis=axis, keepdims=True) for a in (d, x))
+    return jnp.where(_is_rounding(largest, size), 0, d)
+
+
+def _is_rounding(difference: jax.Array, size: jax.Array) -> jax.Array:
+    """True where a difference of numbers of a given size is 0 up to rounding; false where either is not finite."""
+    return (difference == 0) | (difference < 32 * jnp.finfo(difference.dtype).eps * size)
 
 
 def unit(x: jax.Array, axis: int | tuple[int, ...] = -1, floor: float = 1e-12) -> jax.Array:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import numerics
+from jaxkd import losses, numerics
 from jaxkd.keys import fold_name
 
 
@@ -100,3 +100,28 @@ def test_adaptive_pooling_averages_overlapping_windows(size):
     with jax.numpy_dtype_promotion("strict"), jax.enable_x64(True):
         got = numerics.adaptive_average_pool(jnp.asarray(x), size)
     np.testing.assert_allclose(got, np.moveaxis(np.array(want), 2, 0), rtol=1e-12)
+
+
+def test_rounding_of_a_constants_own_size_is_zero():
+    """Equal numbers less their mean are not 0 in floating point, and a norm would blow up what is left."""
+    rows = np.asarray([[10.1] * 7, [-333.3] * 7, [1e-6] * 7], np.float32)
+    other = np.random.default_rng(0).standard_normal((3, 7)).astype(np.float32)
+
+    @jax.jit
+    def found(rows, other):
+        flat = jnp.moveaxis(jnp.broadcast_to(rows[..., None], (3, 7, 5)), 0, 2)  # channels that are constant
+        return {
+            "standardised": losses.standardize_logits(rows),
+            "on a sphere": losses.spherical_kd(rows, rows),
+            "Pearson": losses.pkd_pearson(flat, flat[::-1]),
+            "centred": numerics.centred(rows),
+            "difference": numerics.difference(other * (1 + 3e-7), other),
+            "slope of DIST": jax.grad(losses.dist)(jnp.zeros((3, 7)), other),
+        }
+
+    for name, value in found(rows, other).items():
+        assert np.abs(value).max() < (1 if name == "slope of DIST" else 1e-6), name
+    big = numerics.difference(
+        jnp.asarray([[np.inf, 1], [np.nan, 1], [3e38, 1], [1e-30, 0]]), jnp.ones((4, 2)).at[3].set(0)
+    )
+    np.testing.assert_array_equal(np.asarray(big[:, 0]), np.asarray([np.inf, np.nan, 3e38, 1e-30], np.float32))

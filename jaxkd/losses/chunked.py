@@ -149,8 +149,7 @@ def chunked_loss(
         check_mask(mask, lead)
     weight = jnp.ones(lead, hs.dtype) if mask is None else jnp.asarray(mask).astype(hs.dtype)
     total = jnp.sum(weight)
-    # Rows that do not count may hold anything, NaN included.
-    hidden = tuple(jnp.where(weight[..., None] > 0, h, 0) for h in (hs, ht))
+    hidden = numerics.masked(weight, hs, ht)
     numbers = {name: jnp.asarray(value, hs.dtype) for name, value in hyper.items()}
     scalars = {name: v for name, v in numbers.items() if v.ndim == 0}
     arrays = {name: jnp.broadcast_to(numerics.per_example(v, weight), lead) for name, v in numbers.items() if v.ndim}

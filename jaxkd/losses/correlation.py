@@ -117,7 +117,7 @@ def _rows(student_logits: ArrayLike, teacher_logits: ArrayLike) -> tuple[jax.Arr
 
 def _pearson(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:
     """Pearson correlation along an axis; 0 where a side is constant."""
-    a, b = (x - jnp.mean(x, axis=axis, keepdims=True) for x in (a, b))
+    a, b = (numerics.centred(x, axis) for x in (a, b))
     return jnp.sum(a * b, axis=axis) / (numerics.safe_norm(a, axis) * numerics.safe_norm(b, axis) + 1e-8)
 
 

@@ -69,7 +69,7 @@ def uld(
     size = max(s.shape[-1], t.shape[-1])
     q = _sorted_probabilities(numerics.log_softmax(s, student_temperature), size)
     p = _sorted_probabilities(numerics.log_softmax(t, teacher_temperature), size)
-    return jnp.sum(jnp.abs(q - p), axis=-1)
+    return jnp.sum(jnp.abs(numerics.difference(q, p)), axis=-1)
 
 
 @declare(
@@ -120,14 +120,13 @@ def uld_answers(
             "give [B, S, V] on both sides and four [B]."
         )
     count = min(s.shape[1], t.shape[1])
+    n = jnp.minimum(spans[1], spans[3])[:, None]
+    inside = jnp.arange(count)[None] < n
     each = uld(
-        _from(s, spans[0], count),
-        _from(t, spans[2], count),
+        *numerics.masked(inside, _from(s, spans[0], count), _from(t, spans[2], count)),
         student_temperature=student_temperature,
         teacher_temperature=teacher_temperature,
     )
-    n = jnp.minimum(spans[1], spans[3])[:, None]
-    inside = jnp.arange(count)[None] < n
     mean = jnp.sum(jnp.where(inside, each, 0), axis=-1) / jnp.maximum(n[:, 0], 1).astype(each.dtype)
     return numerics.per_example(weight, mean) * mean
 

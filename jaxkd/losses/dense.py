@@ -106,8 +106,7 @@ def pixel_kd(
     weights = jnp.ones(s.shape[:-1], s.dtype) if mask is None else jnp.asarray(mask, s.dtype)
     if weights.shape != s.shape[:-1]:
         raise ValueError(f"the mask has shape {weights.shape} but logits have shape {s.shape}: give {s.shape[:-1]}.")
-    # A dropped position may hold NaN, which must reach neither the value nor the gradient.
-    s, t = (jnp.where(weights[..., None] > 0, z, 0) for z in (s, t))
+    s, t = numerics.masked(weights, s, t)
     T = jnp.asarray(temperature, s.dtype)
     divergence = numerics.kl_divergence(numerics.log_softmax(t, T), numerics.log_softmax(s, T))
     return jax.vmap(numerics.masked_mean)(numerics.per_example(T**2, divergence) * divergence, weights)
@@ -153,7 +152,7 @@ def ifvd(student_feature: ArrayLike, teacher_feature: ArrayLike, labels: ArrayLi
 
     (1/(H W)) sum_i ( cos(f_s,i, c_s(y_i)) - cos(f_t,i, c_t(y_i)) )^2,  c(k) = mean of f over the positions of class k
 
-    Class means are the example's own. A position of no class counts as its own mean, which adds 0.
+    Class means are the example's own. A position of no class adds 0, whatever the features there.
 
     Args:
       student_feature: [B, H, W, Cs] floating.
@@ -281,12 +280,14 @@ def fgd(
     numerics.check_same_shape(s, t, "features")
     keep = jnp.ones(corners.shape[:-1], bool) if valid is None else jnp.asarray(valid, bool)
     _check_boxes(s, corners, keep)
+    (corners,) = numerics.masked(keep, corners)
     foreground, background = fgd_masks(corners, keep, map_shape=s.shape[1:3], image_shape=image_shape)
     (S_s, C_s), (S_t, C_t) = fgd_attention(s, temperature), fgd_attention(t, temperature)
     alpha, beta, gamma, lambda_ = (jnp.asarray(weight, s.dtype) for weight in (alpha, beta, gamma, lambda_))
     error = jnp.sum(jnp.square(s - t) * S_t[..., None] * C_t[:, None, None, :], axis=3)
     focal = alpha * _total(foreground * error) + beta * _total(background * error)
-    attention = gamma * (_total(jnp.abs(S_s - S_t)) + _total(jnp.abs(C_s - C_t)))
+    apart = numerics.difference(S_s, S_t, axis=(1, 2)), numerics.difference(C_s, C_t)
+    attention = gamma * sum(_total(jnp.abs(x)) for x in apart)
     context = lambda_ * _total(jnp.square(fgd_context(s, student_context) - fgd_context(t, teacher_context)))
     return focal + attention + context
 
@@ -371,11 +372,14 @@ def _positions(x: jax.Array) -> jax.Array:
 
 
 def _class_cosines(x: jax.Array, members: jax.Array) -> jax.Array:
-    """Cosine [B, P] of each position of x [B, P, C] with the mean of its class, from one-hot classes [B, P, K]."""
+    """Cosine [B, P] of each position of x [B, P, C] with the mean of its class, from one-hot classes [B, P, K].
+
+    It is 0 at a position of no class.
+    """
+    (x,) = numerics.masked(jnp.any(members > 0, axis=2), x)
     sums = jnp.einsum("bpk,bpc->bkc", members, x, precision="highest")
     means = sums / (jnp.sum(members, axis=1)[..., None] + 1e-6)
-    of_no_class = jnp.sum(members, axis=2, keepdims=True) == 0
-    centre = jnp.where(of_no_class, x, jnp.einsum("bpk,bkc->bpc", members, means, precision="highest"))
+    centre = jnp.einsum("bpk,bkc->bpc", members, means, precision="highest")
     return jnp.sum(numerics.unit(x, floor=1e-8) * numerics.unit(centre, floor=1e-8), axis=2)
 
 

@@ -142,7 +142,7 @@ def tvd(student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperature: Ar
       https://arxiv.org/abs/2307.15190
     """
     log_q, log_p = _log_probabilities(student_logits, teacher_logits, temperature)
-    return jnp.sum(jnp.abs(jnp.exp(log_p) - jnp.exp(log_q)), axis=-1) / 2
+    return jnp.sum(jnp.abs(numerics.difference(jnp.exp(log_p), jnp.exp(log_q))), axis=-1) / 2
 
 
 @declare(lambda draw: (draw.logits(), draw.logits()), DIVERGENCE)

@@ -343,7 +343,7 @@ def srd(
     numerics.check_same_shape(s, t, "features")
     numerics.check_same_shape(z_s, z_t, "logits")
     e, T = jnp.asarray(exponent, s.dtype), jnp.asarray(temperature, s.dtype)
-    difference = jnp.abs(s - t)
+    difference = jnp.abs(numerics.difference(s, t, axis=(0, 1)))
     # In units of the largest difference nothing over- or underflows; the unit cancels, and so does its gradient.
     largest = jnp.maximum(jax.lax.stop_gradient(jnp.max(difference)), jnp.finfo(s.dtype).tiny)
     power = jnp.sum((difference / largest) ** e)
@@ -380,7 +380,7 @@ def pkd_pearson(student_feature: ArrayLike, teacher_feature: ArrayLike, *, loss_
     axes = tuple(range(s.ndim - 1))
 
     def standardise(x: jax.Array) -> jax.Array:
-        centred = x - jnp.mean(x, axis=axes, keepdims=True)
+        centred = numerics.centred(x, axes)
         variance = jnp.sum(jnp.square(centred), axis=axes, keepdims=True) / max(x.size // x.shape[-1] - 1, 1)
         return centred / (numerics.safe_sqrt(variance) + 1e-6)
 

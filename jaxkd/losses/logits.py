@@ -341,9 +341,7 @@ def mft(
 def _centred(z: jax.Array) -> tuple[jax.Array, jax.Array]:
     """z less its mean, 0 at masked classes, and the number of classes [..., 1] that are not masked."""
     kept = ~jnp.isneginf(z)
-    count = jnp.sum(kept, axis=-1, keepdims=True, dtype=z.dtype)
-    mean = jnp.sum(jnp.where(kept, z, 0), axis=-1, keepdims=True) / jnp.maximum(count, 1)
-    return jnp.where(kept, jnp.where(kept, z, 0) - mean, 0), count
+    return numerics.centred(z, where=kept), jnp.sum(kept, axis=-1, keepdims=True, dtype=z.dtype)
 
 
 def _on_sphere(z: jax.Array, radius: jax.Array) -> jax.Array:

@@ -78,7 +78,7 @@ def attention_transfer(
 
     def layer(s: jax.Array, t: jax.Array) -> jax.Array:
         s, t = numerics.match_resolution(s, t)
-        difference = attention(s) - attention(t)
+        difference = numerics.difference(attention(s), attention(t))
         return jnp.mean(difference**2, axis=-1) if as_released else numerics.safe_norm(difference, axis=-1)
 
     return _over_layers(layer, student_features, teacher_features, weights)
@@ -199,7 +199,7 @@ def ft(student_factor: ArrayLike, teacher_factor: ArrayLike, *, p: int = 1) -> j
     """
     s, t = numerics.promote(student_factor, teacher_factor)
     numerics.check_same_shape(s, t, "features")
-    return jnp.mean(numerics.safe_abs(_direction(s) - _direction(t)) ** p, axis=-1)
+    return jnp.mean(numerics.safe_abs(numerics.difference(_direction(s), _direction(t))) ** p, axis=-1)
 
 
 @declare(lambda draw: (draw.maps(), draw.maps()), _ATTENTION)
@@ -230,7 +230,8 @@ def ft_repdistiller(student_feature: ArrayLike, teacher_feature: ArrayLike, *, p
 
     def layer(s: jax.Array, t: jax.Array) -> jax.Array:
         s, t = numerics.match_resolution(s, t)
-        difference = _direction(jnp.mean(s**p1, axis=-1)) - _direction(jnp.mean(t**p1, axis=-1))
+        a_s, a_t = (_direction(jnp.mean(x**p1, axis=-1)) for x in (s, t))
+        difference = numerics.difference(a_s, a_t)
         return jnp.mean(numerics.safe_abs(difference) if p2 == 1 else difference**p2, axis=-1)
 
     return _over_layers(layer, student_feature, teacher_feature)

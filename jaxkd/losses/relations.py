@@ -210,7 +210,7 @@ def cc(
       Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019, https://arxiv.org/abs/1904.01802
     """
     s, t = _batches(student_embedding, teacher_embedding)
-    difference = kernel(s) - kernel(t)
+    difference = numerics.difference(kernel(s), kernel(t), axis=(0, 1))
     norm = jnp.sum(jnp.square(difference)) if squared else numerics.safe_norm(difference)
     return norm / len(s) ** 2
 
@@ -242,7 +242,7 @@ def cc_neighbours(student_embedding: ArrayLike, teacher_embedding: ArrayLike) ->
     """
     s, t = _batches(student_embedding, teacher_embedding)
     numerics.check_same_shape(s, t, "features")
-    d = jnp.abs(s - t)
+    d = jnp.abs(numerics.difference(s, t))
     return jnp.sum(d[:-1] * d[1:]) / max(len(d) - 1, 1)
 
 

@@ -52,7 +52,8 @@ def token_level(loss: LogitsLoss) -> LogitsLoss:
     sum_s mask_bs loss_bs / sum_s mask_bs
 
     Every sequence has the same weight. For the same weight of every token of the batch, as in `masked_token_kl`, take
-    `numerics.masked_mean(loss(student, teacher), mask)`.
+    `numerics.masked_mean(loss(*numerics.masked(mask, student, teacher)), mask)`. What stands at tokens that do not
+    count, NaN included, never reaches the loss.
 
     Args:
       loss: (student_logits [B, S, K], teacher [B, S, ...], **hyper) -> [B, S], any loss that keeps leading axes.
@@ -66,9 +67,10 @@ def token_level(loss: LogitsLoss) -> LogitsLoss:
 
     @functools.wraps(loss)
     def on_sequences(student_logits: ArrayLike, teacher: ArrayLike, mask: ArrayLike | None, **hyper: Any) -> jax.Array:
-        values = loss(student_logits, teacher, **hyper)
         if mask is None:
-            return jnp.mean(values, axis=-1)
+            return jnp.mean(loss(student_logits, teacher, **hyper), axis=-1)
+        check_mask(mask, jnp.shape(student_logits)[:-1])
+        values = loss(*numerics.masked(mask, jnp.asarray(student_logits), jnp.asarray(teacher)), **hyper)
         check_mask(mask, values.shape)
         return jax.vmap(numerics.masked_mean)(values, jnp.asarray(mask))
 
@@ -104,9 +106,10 @@ def masked_token_kl(
       Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", NeurIPS 2014 Deep Learning Workshop,
       https://arxiv.org/abs/1503.02531
     """
-    values = kd(student_logits, teacher_logits, temperature=temperature)
-    check_mask(mask, values.shape)
-    return numerics.masked_mean(values, mask)
+    s, t = numerics.promote(student_logits, teacher_logits)
+    numerics.check_same_shape(s, t, "logits")
+    check_mask(mask, s.shape[:-1])
+    return numerics.masked_mean(kd(*numerics.masked(mask, s, t), temperature=temperature), mask)
 
 
 @declare(_sentences, (*FEATURES, *_OF_LOGITS, NON_NEGATIVE), kinds={"mask": "other"}, needs="texts")
@@ -139,8 +142,7 @@ def sequence_kd(student_logits: ArrayLike, teacher_tokens: ArrayLike, mask: Arra
         )
     weight = jnp.ones(y.shape, z.dtype) if mask is None else jnp.asarray(mask).astype(z.dtype)
     check_mask(weight, y.shape)
-    surprise = optax.softmax_cross_entropy_with_integer_labels(z, jnp.where(weight > 0, y, 0))
-    return jnp.sum(weight * jnp.where(weight > 0, surprise, 0), axis=-1)
+    return jnp.sum(weight * optax.softmax_cross_entropy_with_integer_labels(*numerics.masked(weight, z, y)), axis=-1)
 
 
 def next_tokens(tokens: ArrayLike, mask: ArrayLike | None = None) -> tuple[jax.Array, jax.Array]:

@@ -2,6 +2,9 @@
 
 The teacher's side has the form in which a cache keeps it: the ids of the K tokens that were kept, and their
 log-probabilities over the whole vocabulary at temperature 1.
+
+Rows may keep different numbers of tokens: an entry whose log-probability is -inf is padding, whatever its id. It counts
+on neither side, so that the value is that of the row without it, and 0 for a row of padding alone.
 """
 
 from __future__ import annotations
@@ -62,8 +65,7 @@ def topk_kl_teacher_renorm(
       No paper; the "zero" tail of arcee-ai/DistillKit, 2025, https://github.com/arcee-ai/DistillKit
     """
     s, ids, kept = _top_k(student_logits, teacher_ids, teacher_logprobs)
-    log_p = numerics.log_softmax(kept, temperature)
-    log_q = jnp.take_along_axis(numerics.log_softmax(s, temperature), ids, axis=-1)
+    log_p, log_q = numerics.log_softmax(kept, temperature), _at(numerics.log_softmax(s, temperature), ids, kept)
     present = ~jnp.isneginf(log_p)
     difference = jnp.where(present, log_p, 0) - jnp.where(present, log_q, 0)
     divergence = jnp.sum(jnp.exp(log_p) * difference, axis=-1)
@@ -96,7 +98,7 @@ def topk_kl_both_renorm(
       No paper; as in AI-Hypercomputer/maxtext, 2025, https://github.com/AI-Hypercomputer/maxtext
     """
     s, ids, kept = _top_k(student_logits, teacher_ids, teacher_logits)
-    log_q = numerics.log_softmax(jnp.take_along_axis(s, ids, axis=-1), temperature)
+    log_q = numerics.log_softmax(_at(s, ids, kept), temperature)
     divergence = numerics.kl_divergence(numerics.log_softmax(kept, temperature), log_q)
     return numerics.per_example(temperature, divergence) ** 2 * divergence
 
@@ -139,9 +141,11 @@ def topk_kl_tail_bucket(
     log_q = numerics.log_softmax(s, temperature)
     tail = _log_complement(kept) if teacher_tail is None else _tail(teacher_tail, kept)
     log_p = numerics.log_softmax(jnp.concatenate([kept, tail], axis=-1), temperature)
-    rest = jnp.put_along_axis(log_q, ids, -jnp.inf, axis=-1, inplace=False)
-    log_q = jnp.concatenate([jnp.take_along_axis(log_q, ids, axis=-1), _log_sum(rest)], axis=-1)
+    nowhere = jnp.where(jnp.isneginf(kept), s.shape[-1], ids)  # padding takes no token out of the tail
+    rest = jnp.put_along_axis(log_q, nowhere, -jnp.inf, axis=-1, inplace=False, mode="drop")
+    log_q = jnp.concatenate([_at(log_q, ids, kept), _log_sum(rest)], axis=-1)
     divergence = numerics.kl_divergence(_floor_tail(log_p), _floor_tail(log_q))
+    divergence = jnp.where(jnp.any(~jnp.isneginf(kept), axis=-1), divergence, 0)
     return numerics.per_example(temperature, divergence) ** 2 * divergence
 
 
@@ -177,10 +181,10 @@ def ranking_hinge(
     Reference:
       No paper; as in arcee-ai/DistillKit, 2025, https://github.com/arcee-ai/DistillKit
     """
-    s, ids, kept = _top_k(student_logits, teacher_ids, teacher_logprobs)
-    gap, valid = _teacher_pairs(kept, mask, 1e-8)
+    s, ids, kept = _top_k(student_logits, teacher_ids, teacher_logprobs, mask)
+    gap, valid = _teacher_pairs(kept, 1e-8)
     wanted = gap if margin is None else jnp.asarray(margin, gap.dtype)
-    q = jnp.exp(jnp.take_along_axis(numerics.log_softmax(s), ids, axis=-1))
+    q = jnp.exp(_at(numerics.log_softmax(s), ids, kept))
     hinge = jax.nn.relu(wanted - (q[..., :, None] - q[..., None, :]))
     return jnp.sum(jnp.where(valid, hinge, 0)) / (jnp.sum(valid, dtype=hinge.dtype) + 1e-8)
 
@@ -211,18 +215,18 @@ def ranking_logistic(
       Burges et al., "Learning to Rank using Gradient Descent", ICML 2005, https://doi.org/10.1145/1102351.1102363; on a
       teacher's top k as in arcee-ai/DistillKit, 2025, https://github.com/arcee-ai/DistillKit
     """
-    s, ids, kept = _top_k(student_logits, teacher_ids, teacher_logprobs)
-    _, valid = _teacher_pairs(kept, mask, 1e-9)
-    z = jnp.take_along_axis(s, ids, axis=-1)
+    s, ids, kept = _top_k(student_logits, teacher_ids, teacher_logprobs, mask)
+    _, valid = _teacher_pairs(kept, 1e-9)
+    z = _at(s, ids, kept)
     difference = jnp.where(valid, z[..., :, None] - z[..., None, :], 0)
     logistic = jnp.where(valid, jax.nn.softplus(-difference), 0)
     return jnp.sum(logistic) / (jnp.sum(valid, dtype=logistic.dtype) + 1e-9)
 
 
 def _top_k(
-    student_logits: ArrayLike, teacher_ids: ArrayLike, teacher_values: ArrayLike
+    student_logits: ArrayLike, teacher_ids: ArrayLike, teacher_values: ArrayLike, mask: ArrayLike | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The student's logits, the kept ids and the teacher's values there, after the checks."""
+    """The student's logits, the kept ids and the teacher's values there, after the checks; a masked row is padding."""
     s, kept = numerics.promote(student_logits, teacher_values)
     ids = jnp.asarray(teacher_ids)
     if ids.shape != kept.shape or ids.shape[:-1] != s.shape[:-1] or not jnp.issubdtype(ids.dtype, jnp.integer):
@@ -230,21 +234,28 @@ def _top_k(
             f"teacher ids have shape {ids.shape} and dtype {ids.dtype}, their values {kept.shape} and student logits "
             f"{s.shape}: give integers and values of shape {s.shape[:-1]} + (K,)."
         )
-    return s, ids, kept
+    if mask is not None:
+        if jnp.shape(mask) != kept.shape[:-1]:
+            raise ValueError(
+                f"the mask has shape {jnp.shape(mask)}, expected {kept.shape[:-1]}: give one boolean for each row."
+            )
+        kept = jnp.where(jnp.asarray(mask).astype(bool)[..., None], kept, -jnp.inf)
+    (s,) = numerics.masked(jnp.any(~jnp.isneginf(kept), axis=-1), s)
+    return s, ids if ids.dtype.itemsize >= 4 else ids.astype(jnp.int32), kept
 
 
-def _teacher_pairs(logprobs: jax.Array, mask: ArrayLike | None, epsilon: float) -> tuple[jax.Array, jax.Array]:
-    """t_k - t_l [..., K, K], and where the teacher ranks k before l in a row that counts."""
+def _at(x: jax.Array, ids: jax.Array, kept: jax.Array) -> jax.Array:
+    """Entries of x [..., V] at the kept ids [..., K]: -inf at padding, and NaN at an id outside 0..V-1."""
+    inside = (ids >= 0) & (ids < x.shape[-1])
+    entries = jnp.take_along_axis(x, jnp.where(inside, ids, 0), axis=-1)
+    return jnp.where(jnp.isneginf(kept), -jnp.inf, jnp.where(inside, entries, jnp.nan))
+
+
+def _teacher_pairs(logprobs: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
+    """t_k - t_l [..., K, K], and where the teacher ranks k before l."""
     t = jnp.exp(logprobs)
     supported = t > epsilon
     valid = (t[..., :, None] > t[..., None, :] + epsilon) & supported[..., :, None] & supported[..., None, :]
-    if mask is not None:
-        rows = jnp.asarray(mask, bool)
-        if rows.shape != t.shape[:-1]:
-            raise ValueError(
-                f"the mask has shape {rows.shape}, expected {t.shape[:-1]}: give one boolean for each row."
-            )
-        valid &= rows[..., None, None]
     return t[..., :, None] - t[..., None, :], valid
 
 
@@ -267,7 +278,7 @@ def _tail(log_p: ArrayLike, kept: jax.Array) -> jax.Array:
             f"the teacher's tail has shape {jnp.shape(log_p)}, expected {kept.shape[:-1]}: give the logarithm of one "
             "mass for each row of kept tokens."
         )
-    return jnp.asarray(log_p, kept.dtype)[..., None]
+    return numerics.masked(jnp.any(~jnp.isneginf(kept), axis=-1), jnp.asarray(log_p, kept.dtype)[..., None])[0]
 
 
 def _floor_tail(log_p: jax.Array) -> jax.Array:

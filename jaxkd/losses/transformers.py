@@ -254,6 +254,7 @@ def minilmv2(
     _check_qkv(s, t, relation_heads)
     real = jnp.ones(s.shape[::2], bool) if mask is None else jnp.asarray(mask).astype(bool)
     count = jnp.maximum(jnp.sum(real, axis=-1, dtype=s.dtype), 1)
+    s, t = (jnp.where(real[:, None, :, None], x, 0) for x in (s, t))  # whatever stands at padding, NaN included
     log_p, log_q = (_log_relations(x, relations, relation_heads, real) for x in (t, s))
     kl = jnp.where(real[:, None, None], numerics.kl_divergence(log_p, log_q), 0)
     each = jnp.sum(kl, axis=(2, 3)) / (relation_heads * count)[:, None]
@@ -343,7 +344,8 @@ def vitkd(
     if hidden.shape != high_s.shape[:2]:
         raise ValueError(f"mask has shape {hidden.shape} but tokens have shape {high_s.shape}: give [B, N].")
     mimic = jnp.sum(jnp.square(low_s - low_t), axis=tuple(range(1, low_s.ndim)))
-    generate = jnp.sum(jnp.where(hidden[..., None], jnp.square(high_s - high_t), 0), axis=(1, 2))
+    high_s, high_t = numerics.masked(hidden, high_s, high_t)
+    generate = jnp.sum(jnp.square(high_s - high_t), axis=(1, 2))
     alpha, beta, lam = (jnp.asarray(x, mimic.dtype) for x in (alpha, beta, lam))
     return alpha * mimic + beta / lam * generate
 

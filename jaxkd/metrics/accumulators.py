@@ -142,7 +142,9 @@ class CKA(NamedTuple):
 
         def squared(products: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
             centred = products - one[..., :, None] * other[..., None, :] / n
-            return np.sum(centred**2, axis=(-2, -1))
+            rounding = 32 * np.finfo(np.float32).eps * np.max(np.abs(products), axis=(-2, -1))  # of the sums
+            total = np.sum(centred**2, axis=(-2, -1))
+            return np.where(np.max(np.abs(centred), axis=(-2, -1)) <= rounding, 0, total)
 
         scale = np.sqrt(squared(ss, s, s) * squared(tt, t, t))
         return ratio(squared(st, s, t), scale)

@@ -44,16 +44,19 @@ def spread_tail(kept: Mapping[str, ArrayLike], num_classes: int) -> jax.Array:
     """Logits of all classes, in which the mass of the tail is spread evenly over the classes that were not kept.
 
     Args:
-      kept: Result of `keep_top_k`; the log-probabilities may have been rounded.
+      kept: Result of `keep_top_k`; the log-probabilities may have been rounded. An entry of -inf is padding, whatever
+        its id, as in `losses.top_k`.
       num_classes: K.
 
     Returns:
       [..., K], at least float32: log-probabilities up to rounding.
     """
-    ids, (logprobs, tail) = jnp.asarray(kept["top_ids"]), numerics.promote(kept["top_logprobs"], kept["top_tail"])
-    others = max(1, num_classes - ids.shape[-1])
-    spread = jnp.broadcast_to((tail - jnp.log(jnp.asarray(others, tail.dtype)))[..., None], (*tail.shape, num_classes))
-    return jnp.put_along_axis(spread, ids, logprobs, axis=-1, inplace=False)
+    logprobs, tail = numerics.promote(kept["top_logprobs"], kept["top_tail"])
+    present = ~jnp.isneginf(logprobs)
+    ids = jnp.where(present, jnp.asarray(kept["top_ids"]).astype(jnp.int32), num_classes)  # padding stays in the tail
+    others = jnp.maximum(1, num_classes - jnp.sum(present, axis=-1, dtype=jnp.int32)).astype(tail.dtype)
+    spread = jnp.broadcast_to((tail - jnp.log(others))[..., None], (*tail.shape, num_classes))
+    return jnp.put_along_axis(spread, ids, logprobs, axis=-1, inplace=False, mode="drop")
 
 
 def top_k(model: Model, k: int) -> Model:

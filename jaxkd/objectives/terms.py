@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from jaxkd import numerics
 from jaxkd.keys import fold_name
 from jaxkd.objectives.hyper import hold
-from jaxkd.objectives.means import mean_of, weighed
+from jaxkd.objectives.means import counting, mean_of, only_counted, weighed
 from jaxkd.objectives.networks.core import Network
 from jaxkd.objectives.paths import check_paths, read_paths
 from jaxkd.types import Batch, Outputs, PyTree, Term, Variables
@@ -221,11 +222,15 @@ def stateful(
     ) -> tuple[jax.Array, PyTree, dict[str, jax.Array]]:
         params, state = variables
         numbers = held.resolve({name: state[name] for name in held.arrays}, step)
-        arguments = read_paths(paths, student, teacher, batch)
+        counts = counting(batch, where)
+        arguments = only_counted(read_paths(paths, student, teacher, batch), counts)
         values, changed, metrics = loss(Variables(params, state), key, *arguments, **numbers)
         if weigh is not None:
-            factor = jax.lax.stop_gradient(weigh(student, teacher, batch))
+            factor = jax.lax.stop_gradient(only_counted(weigh(student, teacher, batch), counts))
             values = weighed(values, factor)
+        if counts is not None:  # a batch in which nothing counts leaves memories as they are
+            old = {name: state[name] for name in changed}
+            changed = jax.tree.map(functools.partial(jnp.where, jnp.any(counts)), dict(changed), old)
         return mean_of(values, batch, where), {**state, **changed}, dict(metrics)
 
     return Term(begin, apply, couples)

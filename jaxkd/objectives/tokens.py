@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd import losses
+from jaxkd import losses, numerics
 from jaxkd.losses.chunked import chunked_loss
 from jaxkd.objectives.hyper import hold
 from jaxkd.objectives.means import mean_over
@@ -71,11 +71,12 @@ def from_hidden(
         called = functools.partial(loss, **fixed)
         if label is not None:
             called = functools.partial(_with_labels, called)
-            numbers["integers"] = read_field(batch, label)
         lead = jnp.zeros(hidden[0].shape[:-1])
 
         def mean(weight: Any) -> jax.Array:
             mask = None if weight is None else jnp.broadcast_to(weight, lead.shape)
+            if label is not None:
+                numbers["integers"] = numerics.masked(mask, jnp.asarray(read_field(batch, label)))[0]
             kernels, biases = ([head.get(part) for head in heads] for part in ("kernel", "bias"))
             return chunked_loss(
                 called,

@@ -68,11 +68,26 @@ def make_inputs(
     """
 
     def inputs(teacher_variables: Variables, batch: Batch) -> StepInputs:
-        rows = prepare(batch)
+        rows = _with_finite_padding(prepare(batch))
         teacher_out, _ = teacher.apply(teacher_variables, rows, None, False)
         return StepInputs(rows, *gathered(jax.lax.stop_gradient((teacher_out, rows)), axis_name))
 
     return inputs
+
+
+def _with_finite_padding(batch: Batch) -> Batch:
+    """The batch with 0 for NaN and Inf in rows that its mask leaves out: in a network's gradient 0 * NaN is NaN."""
+    if "mask" not in batch:
+        return batch
+    mask = jnp.asarray(batch["mask"]).astype(bool)
+    counts = jnp.any(mask, axis=tuple(range(1, mask.ndim)))
+
+    def clean(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or not jnp.issubdtype(x.dtype, jnp.floating) or x.shape[:1] != counts.shape:
+            return x
+        return jnp.where(jnp.expand_dims(counts, tuple(range(1, x.ndim))) | jnp.isfinite(x), x, 0)
+
+    return {name: clean(x) for name, x in batch.items()}
 
 
 def make_objective(student: Model, term: Term) -> Objective:

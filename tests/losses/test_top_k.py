@@ -1,6 +1,7 @@
 """Losses on kept tokens: float64 NumPy twins and the relations they must obey."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from losses.programs import differentiated, run
@@ -186,3 +187,31 @@ def test_a_mask_that_does_not_fit_is_named():
     s, kept = np.zeros((4, 9), np.float32), np.zeros((4, 3), np.float32)
     with pytest.raises(ValueError, match=r"mask has shape \(3,\), expected \(4,\)"):
         run(top_k.ranking_hinge, s, np.zeros((4, 3), int), kept, np.ones(3, bool))
+
+
+@pytest.mark.parametrize("loss", TOP_K + RANKING)
+def test_a_padded_entry_counts_on_neither_side(loss):
+    """-inf is padding, whatever its id: rows of 1 to 4 entries in one array have the values of each row alone."""
+    s = draw((5, 9), 10).astype(np.float32)
+    ids, kept = (a.astype(np.int32 if a.dtype.kind == "i" else np.float32) for a in kept_by(draw((5, 9), 11), 4))
+    lengths = np.asarray([4, 1, 3, 2, 0])
+    padding = np.arange(4) >= lengths[:, None]
+    padded = np.where(padding, -np.inf, kept).astype(np.float32)
+    rows = [(s[i : i + 1], ids[i : i + 1, :n], kept[i : i + 1, :n]) for i, n in enumerate(lengths[:4])]
+    alone = jax.jit(lambda rows: [jnp.sum(loss(*row)) for row in rows])(rows)
+    empty = np.where(padding[:, :1], np.nan, s).astype(np.float32)  # nothing of a row without an entry is read
+    for fill in (0, -1, 10**6, ids):
+        value, (slope, *_) = differentiated(loss, 0)(empty, np.where(padding, fill, ids), padded)
+        assert np.all(np.isfinite(slope))
+        if loss in RANKING:
+            pairs = lengths[:4] * (lengths[:4] - 1) / 2
+            expected = sum(float(a) * p for a, p in zip(alone, pairs, strict=True)) / pairs.sum()
+        else:
+            expected = sum(map(float, alone))
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", TOP_K)
+def test_an_id_that_is_no_class_gives_nan(loss):
+    ids, kept = np.asarray([[0, 1], [0, 9], [-1, 2]], np.int32), np.full((3, 2), -1, np.float32)
+    np.testing.assert_array_equal(np.isnan(run(loss, draw((3, 9), 12).astype(np.float32), ids, kept)), [0, 1, 1])

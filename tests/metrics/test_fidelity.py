@@ -87,3 +87,11 @@ def test_cka_takes_the_mean_over_positions():
     other = Outputs(np.zeros((16, 2)), {"b": t})
     one, two = (linear_cka(side, other, {}).value() for side in sides)
     assert one == pytest.approx(two, rel=1e-5)
+
+
+def test_cka_with_a_constant_side_is_zero_whatever_rounding_leaves():
+    s = np.random.default_rng(0).standard_normal((50, 3)).astype(np.float32)
+    constant = np.full((50, 4), 3.3, np.float32)
+    run = jax.jit(lambda s, t: metrics.linear_cka("x", "x")(Outputs(None, {"x": s}), Outputs(None, {"x": t}), {}))
+    assert run(s, constant).value() == 0
+    assert run(s + 10, 2 * s + 5).value() == pytest.approx(1, abs=1e-3)
