@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import platform
@@ -16,7 +17,7 @@ from jaxkd.experiment.cli import main, parse_all
 from jaxkd.experiment.config import Config
 from jaxkd.experiment.flags import Devices
 from jaxkd.parallel import processes
-from jaxkd.runs.directory import Run, open_run
+from jaxkd.runs.directory import Run, open_run, reserved
 from jaxkd.runs.logger import Logger
 
 
@@ -48,15 +49,16 @@ def launch(
         config, devices = parse_all([config_class, Devices], description=description, smoke=smoke)
         config.check()
         keep_programs()
-        devices.start()
-        plan = devices.plan()
-        with open_run(config, root=config.root, ignore=ignore) as run:
-            if run.finished:
-                if processes.is_first():
-                    print(run.notice)
-                return
-            with Logger(run.path, wandb=config.wandb, config=config) as logger, config.products():
-                procedure(config, run, logger, plan)
+        with reserved(config.root, config.name) if devices.coordinator is None else contextlib.nullcontext():
+            devices.start()
+            plan = devices.plan()
+            with open_run(config, root=config.root, ignore=ignore, settled=False) as run:
+                if run.finished:
+                    if processes.is_first():
+                        print(run.notice)
+                    return
+                with Logger(run.path, wandb=config.wandb, config=config) as logger, config.products():
+                    procedure(config, run, logger, plan)
 
     processes.run(lambda: main(start))
 

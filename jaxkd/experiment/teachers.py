@@ -56,6 +56,7 @@ def cached_teacher(
         return dataclasses.replace(source, views=views), teacher, teacher_variables
     if keep != "full" and not source.num_classes:
         raise ValueError(f"{source.name} does not say how many classes the teacher has: open it with num_classes=.")
+    context.run.settle()
     folder = context.run.path / "targets" if path is None else Path(path)
     top_k, options = None if keep == "full" else keep, context.step_options
     fingerprint = {"teacher": cache.fingerprint_variables(teacher_variables), "precision": options.precision}

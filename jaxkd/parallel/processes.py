@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -24,6 +25,9 @@ AUTO = "auto"
 
 _WAIT_SECONDS = 600.0
 _ADVICE = "read the last output of the others, then run the same command again everywhere to go on"
+
+before_exit: list[Callable[[], None]] = []
+"""Functions to call before a process leaves without Python's usual shutdown."""
 
 _steps = itertools.count(1)
 
@@ -267,6 +271,9 @@ def _reason(error: BaseException) -> str:
 
 def _exit(code: int) -> None:
     """Exits without Python's usual shutdown, in which JAX would wait for processes that are gone."""
+    for function in before_exit:
+        with contextlib.suppress(Exception):  # nothing keeps the process from leaving
+            function()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

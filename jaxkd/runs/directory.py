@@ -10,10 +10,11 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,7 +23,9 @@ import jax
 import numpy as np
 
 from jaxkd.files import explain_write_errors, read_json, to_json, write_json
+from jaxkd.runs import owner
 
+_LONGEST = 200  # bytes of a name; file systems allow 255, of which temporary names take some
 _PACKAGES = ("jaxkd", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -50,7 +53,9 @@ class Run:
       examples_per_second: Phase -> examples per second in this start, for the summary.
     """
 
-    def __init__(self, path: Path, *, resumed: bool, summary: dict[str, Any] | None) -> None:
+    def __init__(
+        self, path: Path, *, resumed: bool, summary: dict[str, Any] | None, owned: owner.Owner | None = None
+    ) -> None:
         self.path = path
         self.resumed = resumed
         self.summary = summary
@@ -58,6 +63,8 @@ class Run:
         self.examples_per_second: dict[str, float | None] = {}
         self._began = time.monotonic()
         self._environment: dict[str, Any] = {}
+        self._owner = owned
+        self._made: list[Path] = []
 
     @property
     def notice(self) -> str:
@@ -77,8 +84,18 @@ class Run:
           ValueError: If the name is not a plain folder name.
         """
         _check_name(name, "phase")
+        self.settle()
         self.save_wall_seconds()
         return Phase(name, (self.path / "checkpoints" / name).absolute())
+
+    def settle(self) -> None:
+        """Makes sure that this process owns the folder for good, before it writes what it computes.
+
+        Raises:
+          ValueError: If a start of the same moment owns it.
+        """
+        if self._owner is not None:
+            self._owner.settle()
 
     def save_wall_seconds(self) -> float:
         """Records the duration of this start in `environment.json`, so that a killed run keeps its time.
@@ -86,7 +103,8 @@ class Run:
         Returns:
           Seconds since the directory was opened, plus those of all earlier starts.
         """
-        if not self._environment:  # a finished run, or a process other than 0
+        if not self._environment or (self._owner is not None and not self._owner.owned()):
+            # A finished run, a process other than 0, or one whose claim has given way.
             return time.monotonic() - self._began
         starts = self._environment["starts"]
         starts[-1]["wall_seconds"] = round(time.monotonic() - self._began, 3)
@@ -102,12 +120,14 @@ class Run:
         Raises:
           OSError: If the file cannot be written.
         """
+        self.settle()
         seconds = self.save_wall_seconds()
         summary = to_json({**summary, "wall_seconds": seconds, "examples_per_second": self.examples_per_second})
         if jax.process_index() == 0:
             write_json(self.path / "summary.json", summary)
             self.summary = dict(summary)
         self.finished = True
+        self._release()
 
     def _begin(self) -> None:
         """Writes `environment.json` for this start."""
@@ -127,14 +147,36 @@ class Run:
         with contextlib.suppress(*([] if error is None else [OSError])):
             if not self.finished:
                 self.save_wall_seconds()
+            if isinstance(error, Exception) and not isinstance(error, OSError) and not self.resumed:
+                self._withdraw()
+        self._release()
+
+    def _withdraw(self) -> None:
+        """Removes what a start has made that failed before its first step, so that its name is free again."""
+        if self._owner is not None and self._owner.owned() and not _has_steps(self.path):
+            _clear(self.path)
+            self._release()
+            _remove_empty(self._made)
+
+    def _release(self) -> None:
+        """Gives the folder up, so that another start may write in it."""
+        if self._owner is not None:
+            self._owner.release()
+            self._owner = None
 
 
 def open_run(
-    config: Any, *, name: str | None = None, root: str | os.PathLike[str] = "runs", ignore: Sequence[str] = ()
+    config: Any,
+    *,
+    name: str | None = None,
+    root: str | os.PathLike[str] = "runs",
+    ignore: Sequence[str] = (),
+    settled: bool = True,
 ) -> Run:
     """Makes the run directory `<root>/<name>` or, if it was made with the same configuration, resumes it.
 
-    It holds the files that `jaxkd/runs/README.md` lists.
+    It holds the files that `jaxkd/runs/README.md` lists. The process that opens it owns it until the run is finished or
+    left. A directory that holds no step yet begins anew with another configuration.
     Only process 0 reads and writes it; the other processes learn from it whether the run is resumed or finished.
 
     Args:
@@ -142,27 +184,28 @@ def open_run(
       name: Name of the run, a plain folder name; `config.name` by default.
       root: Folder of all runs.
       ignore: Fields that may differ from those of earlier starts; nested ones are written with dots.
+      settled: False leaves the run, until its first phase, to a process that began earlier and comes later.
 
     Returns:
       The run; `finished` is true if it is complete.
 
     Raises:
-      ValueError: If the directory was made with another configuration (the message lists the differing fields), is not
-        a run, or holds a file that is not JSON; or if there is no name.
+      ValueError: If another process is running this run; if the directory was made with another configuration (the
+        message lists the differing fields), is not a run, or holds a file that is not JSON; or if there is no name.
       OSError: If the directory cannot be made or written to.
     """
     if name is None:
         name = getattr(config, "name", "")
     _check_name(name, "run")
-    path, resolved = Path(root) / name, to_json(config, non_finite=str)
+    path, resolved = _folder(root, name), to_json(config, non_finite=str)
     if jax.process_count() == 1:
-        return _open(path, resolved, ignore)
+        return _open(path, resolved, ignore, settled)
     from jax.experimental import multihost_utils
 
     run, failure = Run(path, resumed=False, summary=None), None
     if jax.process_index() == 0:
         try:
-            run = _open(path, resolved, ignore)
+            run = _open(path, resolved, ignore, settled)
         except Exception as error:  # raised below, once the other processes know
             failure = error
     codes = np.array([failure is not None, run.finished, run.resumed], np.int32)
@@ -172,42 +215,133 @@ def open_run(
     return run
 
 
-def _open(path: Path, config: dict[str, Any], ignore: Sequence[str]) -> Run:
-    """Makes or checks the directory; runs on process 0 alone."""
+@contextlib.contextmanager
+def reserved(root: str | os.PathLike[str], name: str) -> Iterator[None]:
+    """Context manager that claims a run's folder before `open_run` does, so that a second start fails early.
+
+    Of two starts of the same moment on one machine, the process that began earlier gets the folder. A folder that
+    holds nothing in the end is removed.
+
+    Args:
+      root: Folder of all runs.
+      name: Name of the run.
+
+    Raises:
+      ValueError: If another process is running this run.
+      OSError: If the folder cannot be made or written to.
+    """
+    _check_name(name, "run")
+    path = _folder(root, name)
+    if (path / "summary.json").exists():
+        yield
+        return
+    with explain_write_errors(path):
+        made = _make(path)
+        claimed = owner.claim(path)
+    try:
+        yield
+    finally:
+        claimed.release()
+        _remove_empty(made)
+
+
+def _folder(root: str | os.PathLike[str], name: str) -> Path:
+    """Folder of a run."""
+    path = Path(root).expanduser() / name
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file where the run's folder should be: move it away or choose another --name.")
-    with explain_write_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
-        for leftover in path.glob(".*.tmp"):  # of a start that was killed while writing
-            leftover.unlink()
+    return path
+
+
+def _make(path: Path) -> list[Path]:
+    """Makes a folder and those that it lies in; returns those that did not exist, the innermost first."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    return made
+
+
+def _open(path: Path, config: dict[str, Any], ignore: Sequence[str], settled: bool) -> Run:
+    """Makes or checks the directory; runs on process 0 alone."""
     config_file, summary_file = path / "config.json", path / "summary.json"
-    resumed = config_file.exists()
-    if resumed:
+    if summary_file.exists() and config_file.exists():
         _check_same_config(path, read_json(config_file), config, ignore)
-    elif any(path.iterdir()):
+        return Run(path, resumed=True, summary=read_json(summary_file))
+    with explain_write_errors(path):
+        made = _make(path)
+        owned = owner.claim(path)
+    try:
+        with explain_write_errors(path):
+            if settled:
+                owned.settle()
+            for leftover in path.glob(".*.tmp"):  # of a start that was killed while writing
+                leftover.unlink(missing_ok=True)
+        run = Run(path, resumed=_prepared(path, config, ignore), summary=None, owned=owned)
+        run._made = made
+        run._begin()
+    except BaseException:
+        owned.release()
+        raise
+    return run
+
+
+def _prepared(path: Path, config: dict[str, Any], ignore: Sequence[str]) -> bool:
+    """Writes the configuration into an owned folder, or checks the one that it holds; true if that one stays."""
+    file = path / "config.json"
+    if file.exists():
+        old = read_json(file)
+        if _has_steps(path):
+            _check_same_config(path, old, config, ignore)
+        if not (changes := _changes(old, config, ignore)):
+            return True
+        print(f"{path} holds no step yet, so it begins anew with another configuration ({'; '.join(changes)}).")
+        _clear(path)
+    elif any(not owner.is_owner_file(file) for file in path.iterdir()):
         raise ValueError(
             f"{path} holds files but no config.json, so it is not a run: move it away or choose another --name."
         )
-    else:
-        write_json(config_file, config)
-    run = Run(path, resumed=resumed, summary=read_json(summary_file) if summary_file.exists() else None)
-    if not run.finished:
-        run._begin()
-    return run
+    write_json(file, config)
+    return False
+
+
+def _has_steps(path: Path) -> bool:
+    """Tests if a run's folder holds anything that took time to compute: a checkpoint, a logged step, targets."""
+    log = path / "metrics.jsonl"
+    if (path / "summary.json").exists() or (path / "targets").exists() or (log.exists() and log.stat().st_size):
+        return True
+    return any(file.name.isdecimal() for file in path.glob("checkpoints/*/*"))
+
+
+def _clear(path: Path) -> None:
+    """Removes the files of a run that holds no step; others stay."""
+    for name in ("config.json", "environment.json", "metrics.jsonl", "system.jsonl", "wandb_id.txt", "forms.json"):
+        (path / name).unlink(missing_ok=True)
+    for name in ("checkpoints", "tensorboard"):
+        shutil.rmtree(path / name, ignore_errors=True)
+
+
+def _remove_empty(made: Sequence[Path]) -> None:
+    """Removes the folders that this start has made, as far as they hold nothing."""
+    with contextlib.suppress(OSError):
+        for folder in made:
+            folder.rmdir()
 
 
 def _check_same_config(path: Path, old: dict[str, Any], new: dict[str, Any], ignore: Sequence[str]) -> None:
     """Checks that two configurations agree; the error lists each differing field with both values."""
+    if changes := _changes(old, new, ignore):
+        raise ValueError(
+            f"{path} was made with another configuration ({'; '.join(changes)}): choose another --name or delete it."
+        )
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any], ignore: Sequence[str]) -> list[str]:
+    """Each field in which two configurations differ, with both values."""
     old, new = _flat(old), _flat(new)
-    changes = [
+    return [
         f"{name} was {_shown(old, name)} and is {_shown(new, name)}"
         for name in {**old, **new}
         if name not in ignore and ((name in old) != (name in new) or old.get(name) != new.get(name))
     ]
-    if changes:
-        raise ValueError(
-            f"{path} was made with another configuration ({'; '.join(changes)}): choose another --name or delete it."
-        )
 
 
 def _shown(fields: Mapping[str, Any], name: str) -> str:
@@ -228,9 +362,16 @@ def _flat(nest: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _check_name(name: str, what: str) -> None:
     """Checks that a name is a plain folder name, so that it stays inside the folder it is joined to."""
-    if not isinstance(name, str) or not name or name.startswith(".") or set(name) & set("/\\\0"):
+    flag = " (--name)" if what == "run" else ""
+    if not isinstance(name, str) or not name.isprintable() or not name or name[0] == "." or set(name) & set("/\\"):
         raise ValueError(
-            f"the {what}'s name is {name!r}, but must be a plain folder name: give one without slashes or a first dot."
+            f"the {what}'s name{flag} is {name!r}, but must be a plain folder name: give one without slashes, control "
+            "characters or a first dot."
+        )
+    if (length := len(name.encode())) > _LONGEST:
+        raise ValueError(
+            f"the {what}'s name{flag} begins with {name[:20]!r} and has {length} bytes, too many for a folder: give "
+            f"one of at most {_LONGEST}."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
 import json
@@ -69,7 +70,8 @@ def test_same_configuration_resumes(tmp_path):
 
 
 def test_another_configuration_is_an_error_that_lists_the_fields(tmp_path):
-    directory.open_run(Config(), root=tmp_path)
+    made = directory.open_run(Config(), root=tmp_path)
+    (made.path / "metrics.jsonl").write_text('{"step": 1, "split": "train"}\n')
     other = Config(steps=5, model=Inner(9))
     with pytest.raises(ValueError, match=r"steps was 1000 and is 5; model\.width was 8 and is 9.*--name"):
         directory.open_run(other, root=tmp_path)
@@ -84,6 +86,7 @@ def test_a_field_that_came_or_went_is_a_difference(tmp_path):
     config = json.loads((made.path / "config.json").read_text())
     del config["steps"]
     (made.path / "config.json").write_text(json.dumps({**config, "old": None}))
+    (made.path / "checkpoints" / "student" / "7").mkdir(parents=True)
     with pytest.raises(
         ValueError, match=r'temperature was 4.0 and is "inf"; old was null and is absent; steps was absent'
     ):
@@ -154,9 +157,56 @@ def test_phases_have_their_own_checkpoints(tmp_path, monkeypatch):
         made.phase("../x")
 
 
-@pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "a\0"])
+def test_a_folder_without_a_step_is_no_run(tmp_path, capsys):
+    made = directory.open_run(Config(), root=tmp_path)
+    (made.path / "checkpoints" / "student" / "7.orbax-checkpoint-tmp").mkdir(parents=True)
+    (made.path / "metrics.jsonl").touch()
+    again = directory.open_run(Config(steps=5), root=tmp_path)
+    assert not again.resumed
+    assert json.loads((again.path / "config.json").read_text())["steps"] == 5
+    assert "holds no step yet" in capsys.readouterr().out
+    assert "steps was 1000 and is 5" not in capsys.readouterr().out
+    assert sorted(f.name for f in again.path.iterdir()) == ["config.json", "environment.json", "owner.json"]
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_start_that_fails_before_its_first_step_leaves_nothing(tmp_path, early):
+    root = tmp_path / "new" / "runs"
+    (tmp_path / "kept").mkdir()
+
+    def fails(place, log):
+        with contextlib.ExitStack() as stack:
+            if early:
+                stack.enter_context(directory.reserved(place, "digits"))
+            made = stack.enter_context(directory.open_run(Config(), root=place, settled=not early))
+            (made.path / "tensorboard").mkdir()
+            (made.path / "metrics.jsonl").write_text(log)
+            raise ValueError("a mistake.")
+
+    for place in (root, tmp_path / "kept"):
+        with pytest.raises(ValueError, match="a mistake"):
+            fails(place, log="")
+    assert [f.name for f in tmp_path.iterdir()] == ["kept"], "a folder that was there before stays"
+    with pytest.raises(ValueError, match="a mistake"):
+        fails(root, log='{"step": 1, "split": "train"}\n')
+    assert directory.open_run(Config(), root=root).resumed
+
+
+@pytest.mark.parametrize("name", ["a [1] *?{x}", "ünïcödé 模型", "a" * 200, "-x", "%20#?&", "con:a|b<c>", "$HOME"])
+def test_any_plain_name_will_do(tmp_path, name):
+    assert directory.open_run(Config(), name=name, root=tmp_path).path == tmp_path / name
+    assert directory.open_run(Config(), name=name, root=tmp_path).resumed
+
+
+def test_a_name_that_is_too_long_is_a_sentence_that_names_the_flag(tmp_path):
+    for name in ("a" * 300, "模" * 80):
+        with pytest.raises(ValueError, match=rf"--name.*has {len(name.encode())} bytes.*at most 200"):
+            directory.open_run(Config(), name=name, root=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "a\0", "a\nb", "\udcff", "a\\b", "/"])
 def test_a_name_that_is_no_folder_name(tmp_path, name):
-    with pytest.raises(ValueError, match="plain folder name"):
+    with pytest.raises(ValueError, match=r"--name.*plain folder name"):
         directory.open_run(Config(), name=name, root=tmp_path)
     with pytest.raises(ValueError, match="plain folder name"):
         directory.open_run(Inner(), root=tmp_path)  # has no name of its own
