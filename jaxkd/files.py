@@ -122,8 +122,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise OSError(f"cannot read {path} ({error.strerror}): make it readable or choose another --name.") from error
-    except ValueError as error:
+        raise OSError(f"cannot read {path} ({error.strerror or error}): make it a readable file.") from error
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}): restore it or delete {path.parent} to start again.") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds no JSON object: restore it, or delete {path.parent} to start again.")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jaxkd.experiment.flags import DATA, DEVICES, NETWORKS, RUN, TRAINING, Devices, StepOptions, flag
     from jaxkd.experiment.launcher import keep_programs, launch
     from jaxkd.experiment.teachers import Keep, cached_teacher
+    from jaxkd.experiment.trained import Network, load_network
     from jaxkd.experiment.trainer import train_phase, variables_of
 
 _FILES = {
@@ -26,6 +27,7 @@ _FILES = {
     "flags": ("DATA", "DEVICES", "NETWORKS", "RUN", "TRAINING", "Devices", "StepOptions", "flag"),
     "launcher": ("keep_programs", "launch"),
     "teachers": ("Keep", "cached_teacher"),
+    "trained": ("Network", "load_network"),
     "trainer": ("train_phase", "variables_of"),
 }
 
@@ -42,6 +44,7 @@ __all__ = [
     "Evaluator",
     "ImageConfig",
     "Keep",
+    "Network",
     "StepOptions",
     "cached_teacher",
     "check_choice",
@@ -50,6 +53,7 @@ __all__ = [
     "flag",
     "keep_programs",
     "launch",
+    "load_network",
     "main",
     "parse",
     "parse_grid",

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from jaxkd.experiment import interrupts
 from jaxkd.experiment.command_line import field_names, read_flags
 
 Config = TypeVar("Config")
@@ -118,18 +119,28 @@ def main(function: Callable[[], object]) -> None:
 
     Raises:
       SystemExit: With code 2 after a user's error, with code 130 after Ctrl-C; one raised by `function` passes through.
+        After a second Ctrl-C the process leaves at once, with code 130.
     """
-    try:
-        function()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except _USER_FAULTS as error:
-        if os.environ.get("JAXKD_TRACEBACK") == "1" or not _meant_for_the_user(error, function):
-            raise
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error  # str(KeyError) adds quotes
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(2)
+    with interrupts.watching() as watch:
+        try:
+            function()
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            code: Any = 130
+        except SystemExit as left:
+            code = left.code
+        except _USER_FAULTS as error:
+            if os.environ.get("JAXKD_TRACEBACK") == "1" or not _meant_for_the_user(error, function):
+                raise
+            # str(KeyError) adds quotes
+            message = error.args[0] if isinstance(error, KeyError) and error.args else error
+            print(f"error: {message}", file=sys.stderr)
+            code = 2
+        else:
+            return
+        if watch is not None:
+            watch.leave(code)
+    sys.exit(code)
 
 
 def _meant_for_the_user(error: BaseException, function: Callable[[], object]) -> bool:

@@ -14,8 +14,9 @@ import jax
 
 from jaxkd import parallel
 from jaxkd.experiment.cli import main, parse_all
-from jaxkd.experiment.config import Config
+from jaxkd.experiment.config import Config, flag_name
 from jaxkd.experiment.flags import Devices
+from jaxkd.files import to_json
 from jaxkd.parallel import processes
 from jaxkd.runs.directory import Run, open_run, reserved
 from jaxkd.runs.logger import Logger
@@ -51,6 +52,7 @@ def launch(
         keep_programs()
         with reserved(config.root, config.name) if devices.coordinator is None else contextlib.nullcontext():
             devices.start()
+            processes.check_same(_told(config, devices))
             plan = devices.plan()
             with open_run(config, root=config.root, ignore=ignore, settled=False) as run:
                 if run.finished:
@@ -61,6 +63,13 @@ def launch(
                     procedure(config, run, logger, plan)
 
     processes.run(lambda: main(start))
+
+
+def _told(config: Config, devices: Devices) -> dict[str, Any]:
+    """Flags that all processes of a run must be given alike, and their values."""
+    fields = {name: value for name, value in vars(config).items() if name != "data_dir"}  # a disk of their own
+    fields |= {"parallel": devices.parallel, "mesh": devices.mesh}
+    return {flag_name(name): value for name, value in to_json(fields, non_finite=str).items()}
 
 
 def keep_programs() -> None:

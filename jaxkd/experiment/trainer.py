@@ -11,6 +11,7 @@ import optax
 from jaxkd import cache, data, metrics, parallel, train
 from jaxkd.experiment.context import NO_VARIABLES, Context
 from jaxkd.experiment.evaluator import Evaluator
+from jaxkd.experiment.trained import keep_network
 from jaxkd.files import read_json, write_json
 from jaxkd.parallel import processes
 from jaxkd.runs.checkpoint import Checkpoints
@@ -92,7 +93,8 @@ def train_phase(
     batches = data.train_batches(source, context.batch_of(source), seed=context.seed)
 
     # 2. The state before the first step, and the compiled step.
-    state, step = _begin(context, networks, objective, points, key, batches[0], placed, start)
+    first = batches[0]
+    state, step = _begin(context, networks, objective, points, key, first, placed, start)
     state = plan.put(state)
     if points is not None or key.ndim:
         step = _stacked(context, name, step, state, placed, batches)
@@ -119,6 +121,7 @@ def train_phase(
                 bundled=options.at_once > 1,
             )
         context.run.examples_per_second[name] = progress.examples_per_second
+        keep_network(context, name, source, first, state, checkpoints)
         return state
     finally:
         checkpoints.close()
@@ -197,6 +200,9 @@ def _fastest(
         forms[name] = processes.agree(found, list(students.FORMS))
         if processes.is_first():
             write_json(file, forms)
+    if forms[name] not in students.FORMS:
+        known = ", ".join(students.FORMS)
+        raise ValueError(f"{file} names the form {forms[name]!r}, which is none of {known}: correct or delete it.")
     return forms[name]
 
 

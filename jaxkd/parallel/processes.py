@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import os
+import json
 import re
-import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-LOST = 75
-"""Exit code of a process that has lost another one: a temporary failure, after which the run is started again."""
+from jaxkd.parallel import peers
+from jaxkd.parallel.peers import LOST as LOST
 
 AUTO = "auto"
 """Name of the coordinator that lets JAX detect Slurm, MPI, Kubernetes or a TPU pod."""
 
 _WAIT_SECONDS = 600.0
-_ADVICE = "read the last output of the others, then run the same command again everywhere to go on"
 
-before_exit: list[Callable[[], None]] = []
-"""Functions to call before a process leaves without Python's usual shutdown."""
-
-_steps = itertools.count(1)
+_steps, _comparisons = itertools.count(1), itertools.count(1)
 
 
 def start(
@@ -67,20 +60,21 @@ def start(
         _check(coordinator, num_processes, process_id)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        jax.distributed.initialize(
-            None if coordinator == AUTO else coordinator,
-            num_processes,
-            process_id,
-            cluster_detection_method=None if coordinator == AUTO else "deactivate",
-            initialization_timeout=round(start_timeout),
-            heartbeat_timeout_seconds=round(max(100, 2 * peer_timeout)),  # longer than the watch, which says more
-            shutdown_timeout_seconds=round(peer_timeout),
-        )
+        with peers.noticing_process_0():
+            jax.distributed.initialize(
+                None if coordinator == AUTO else coordinator,
+                num_processes,
+                process_id,
+                cluster_detection_method=None if coordinator == AUTO else "deactivate",
+                initialization_timeout=round(start_timeout),
+                heartbeat_timeout_seconds=round(max(100, 2 * peer_timeout)),  # longer than the watch, which says more
+                shutdown_timeout_seconds=round(peer_timeout),
+            )
     except (RuntimeError, ValueError) as error:
         where = "a cluster that JAX knows" if coordinator == AUTO else f"all {num_processes} processes at {coordinator}"
         raise ValueError(
-            f"did not find {where} ({_reason(error)}): start every process, with the same coordinator and an index of "
-            "its own, or leave --coordinator out to run a single process."
+            f"did not find {where} ({peers.reason(error)}): start every process, with the same coordinator and "
+            "an index of its own, or leave --coordinator out to run a single process."
         ) from error
     _watch.begin(peer_timeout)
 
@@ -119,11 +113,11 @@ def barrier(name: str, seconds: float = _WAIT_SECONDS) -> None:
       ValueError: If another process did not come in time.
     """
     try:
-        _wait(name, seconds)
+        peers.wait(name, seconds)
     except RuntimeError as error:
         raise ValueError(
             f"waited {seconds:g} s at the barrier {name!r} for other processes, which did not come in time "
-            f"({_reason(error)}): {_ADVICE}."
+            f"({peers.reason(error)}): {peers.ADVICE}."
         ) from error
 
 
@@ -140,6 +134,47 @@ def agree(choice: str, choices: Sequence[str]) -> str:
     if jax.process_count() == 1:
         return choice
     return choices[int(_exchanged(multihost_utils.broadcast_one_to_all, np.int32(choices.index(choice))))]
+
+
+def check_same(values: Mapping[str, Any]) -> None:
+    """Checks that all processes were started with the same values, before anything needs them to agree.
+
+    Args:
+      values: Name, such as a flag, -> a value that JSON can hold.
+
+    Raises:
+      ValueError: If a process has other values; raised in all of them, with the names and both values.
+    """
+    client = peers.client()
+    if client is None or jax.process_count() == 1:
+        return
+    key, limit = f"jaxkd/values{next(_comparisons)}", round(1000 * _WAIT_SECONDS)
+    try:
+        if is_first():
+            others = range(1, jax.process_count())
+            told = {one: json.loads(client.blocking_key_value_get(f"{key}/{one}", limit)) for one in others}
+            found = _differences(json.loads(json.dumps(values)), told)
+            client.key_value_set(f"{key}/found", found)
+        else:
+            client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(values))
+            found = client.blocking_key_value_get(f"{key}/found", limit)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the processes could not compare their flags ({peers.reason(error)}): {peers.ADVICE}."
+        ) from error
+    if found != "same":
+        raise ValueError(f"the processes were started with other values ({found}): give all of them the same.")
+
+
+def _differences(own: Mapping[str, Any], told: Mapping[int, Mapping[str, Any]]) -> str:
+    """Differences between process 0 and the others, for the middle of a sentence; "same" if there are none."""
+    found = []
+    for one, other in told.items():
+        for name in {**own, **other}:
+            here, there = (json.dumps(values[name]) if name in values else "absent" for values in (own, other))
+            if here != there:
+                found.append(f"{name} is {here} in process 0 and {there} in process {one}")
+    return "; ".join(found[:8]) or "same"
 
 
 def any_of(flags: np.ndarray) -> np.ndarray:
@@ -199,7 +234,7 @@ def run(function: Callable[[], Any]) -> None:
             code = 1
         if is_first():  # JAX takes its end for a crash of all processes: let the others report the loss first
             time.sleep(1.5 * _watch.timeout)
-        _exit(code)
+        peers.exit_now(code)
     barrier("the end")
     _watch.end()
 
@@ -213,67 +248,11 @@ def _of_the_runtime(error: BaseException) -> bool:
 def _met(seconds: float) -> bool:
     """Waits for all processes to be about to leave; false if they are not in time."""
     try:
-        _wait("the end", seconds)
+        peers.wait("the end", seconds)
     except RuntimeError:
         return False
     _watch.end()
     return True
 
 
-def _wait(name: str, seconds: float) -> None:
-    """Waits at a barrier of JAX's coordination service."""
-    from jax._src import distributed  # the client is not public
-
-    client = distributed.global_state.client
-    if client is not None:
-        client.wait_at_barrier(f"jaxkd {name}", round(1000 * seconds))
-
-
-class _Watch:
-    """Watch over the other processes: a thread that meets theirs at barriers, and takes one that is late for lost."""
-
-    def __init__(self) -> None:
-        self.timeout = 0.0
-        self._ended = threading.Event()
-
-    def begin(self, timeout: float) -> None:
-        """Starts the thread."""
-        self.timeout = timeout
-        threading.Thread(target=self._meet, daemon=True, name="jaxkd-peers").start()
-
-    def end(self) -> None:
-        """Stops the thread, since this process leaves."""
-        self._ended.set()
-
-    def _meet(self) -> None:
-        """Body of the thread."""
-        while not self._ended.wait(self.timeout / 4):
-            try:
-                _wait("alive", self.timeout)
-            except RuntimeError as error:
-                if self._ended.is_set():
-                    return
-                who = f"process {jax.process_index()} of {jax.process_count()}"
-                what = f"waited {self.timeout:g} s for a sign of life of another process ({_reason(error)})"
-                print(f"error: {who} has {what}: {_ADVICE}.", file=sys.stderr)
-                _exit(LOST)
-
-
-_watch = _Watch()
-
-
-def _reason(error: BaseException) -> str:
-    """Reason of JAX's error, for the middle of a sentence: the missing processes, else the first line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    names = [line for line in lines if line.replace("/", "").isdigit()]
-    return f"missing: process {', '.join(names)}" if names else lines[0].rstrip(".") if lines else type(error).__name__
-
-
-def _exit(code: int) -> None:
-    """Exits without Python's usual shutdown, in which JAX would wait for processes that are gone."""
-    for function in before_exit:
-        with contextlib.suppress(Exception):  # nothing keeps the process from leaving
-            function()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+_watch = peers.Watch()

@@ -46,8 +46,13 @@ def gain(before: ArrayLike, after: ArrayLike, *, unit: str = "points") -> tuple[
 
     Returns:
       (gain, standard error, sentence); the sentence claims a gain only above two standard errors.
+
+    Raises:
+      ValueError: If a group has fewer than two students.
     """
     b, a = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    if b.size < 2 or a.size < 2:
+        raise ValueError(f"the groups have {b.size} and {a.size} students: give at least 2 each, for a standard error.")
     difference = float(a.mean() - b.mean())
     error = float(np.sqrt(b.var(ddof=1) / b.size + a.var(ddof=1) / a.size))
     verdict = "more" if difference > 2 * error else "NOT more"

@@ -77,8 +77,9 @@ def show(result: rich.table.Table) -> None:
 
     if not processes.is_first():
         return
-    console = rich.console.Console()
-    (console if console.is_terminal else rich.console.Console(width=120)).print(result)
+    plain: dict[str, Any] = {"markup": False, "emoji": False}  # brackets and colons are parts of names and paths
+    console = rich.console.Console(**plain)
+    (console if console.is_terminal else rich.console.Console(width=120, **plain)).print(result)
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | Mapping[str, str]) -> str:

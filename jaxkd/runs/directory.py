@@ -132,7 +132,7 @@ class Run:
     def _begin(self) -> None:
         """Writes `environment.json` for this start."""
         file = self.path / "environment.json"
-        starts = read_json(file).get("starts", []) if file.exists() else []
+        starts = _starts(file) if file.exists() else []
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self._environment = {**_environment(), "starts": [*starts, {"at": now, "wall_seconds": 0.0}]}
         write_json(file, self._environment)
@@ -362,17 +362,28 @@ def _flat(nest: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _check_name(name: str, what: str) -> None:
     """Checks that a name is a plain folder name, so that it stays inside the folder it is joined to."""
-    flag = " (--name)" if what == "run" else ""
+    flag = "--name " if what == "run" else ""
     if not isinstance(name, str) or not name.isprintable() or not name or name[0] == "." or set(name) & set("/\\"):
         raise ValueError(
-            f"the {what}'s name{flag} is {name!r}, but must be a plain folder name: give one without slashes, control "
+            f"the {what}'s name is {name!r}, but must be a plain folder name: give {flag}one without slashes, control "
             "characters or a first dot."
         )
     if (length := len(name.encode())) > _LONGEST:
         raise ValueError(
-            f"the {what}'s name{flag} begins with {name[:20]!r} and has {length} bytes, too many for a folder: give "
+            f"the {what}'s name begins with {name[:20]!r} and has {length} bytes, too many for a folder: give {flag}"
             f"one of at most {_LONGEST}."
         )
+
+
+def _starts(file: Path) -> list[dict[str, Any]]:
+    """Earlier starts of a run, each with the seconds that it took."""
+    starts = read_json(file).get("starts", [])
+    dicts = [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else [{}]
+    if dicts == starts and all(isinstance(start.get("wall_seconds"), int | float) for start in dicts):
+        return dicts
+    raise ValueError(
+        f'{file} has no list of "starts" with "wall_seconds" each: restore it, or delete it to count anew.'
+    )
 
 
 def _environment() -> dict[str, Any]:

@@ -124,7 +124,7 @@ class Logger:
 
         Raises:
           OSError: If a file cannot be rewritten.
-          ValueError: If a line is not JSON.
+          ValueError: If a line is no record of a step.
         """
         if not self._active:
             return
@@ -204,7 +204,8 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
       becomes NaN.
 
     Raises:
-      ValueError: If there is no such file, or a line is not JSON.
+      ValueError: If there is no such file, or a line is no record of a step.
+      OSError: If the file cannot be read.
     """
     file = Path(path) / "metrics.jsonl" if Path(path).is_dir() else Path(path)
     if not file.exists():
@@ -258,14 +259,39 @@ def _cut_torn_line(file: Path) -> None:
 
 def _rows(file: Path) -> list[tuple[str, dict[str, Any]]]:
     """Complete lines, each as text and parsed."""
-    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    except OSError as error:
+        raise OSError(f"cannot read {file} ({error.strerror or error}): make it a readable file.") from error
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            rows.append((line, json.loads(line)))
-        except ValueError as error:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"line {number} of {file} is not JSON ({error}): correct or remove that line.") from error
+        if wrong := _no_record(row):
+            raise ValueError(f"line {number} of {file} is no record of a step, {wrong}: correct or remove that line.")
+        rows.append((line, row))
     return rows
+
+
+def _no_record(row: Any) -> str:
+    """What keeps a line from being a record as `Logger.write` makes it; "" if nothing does."""
+    if not isinstance(row, dict):
+        return f"it holds {json.dumps(row)[:40]} where an object is expected"
+    step, split, phase = row.get("step"), row.get("split"), row.get("phase", "")
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        return f"its step is {json.dumps(step)[:40]} where a number of updates is expected"
+    for name, value in (("split", split), ("phase", phase)):
+        if not isinstance(value, str):
+            return f"its {name} is {json.dumps(value)[:40]} where a name is expected"
+    for name, value in row.items():
+        items = value if isinstance(value, list) else [value]
+        if name not in _RESERVED and not all(item is None or isinstance(item, int | float) for item in items):
+            return (
+                f"its metric {name[:40]!r} is {json.dumps(value)[:40]} where a number or a list of numbers is expected"
+            )
+    return ""
 
 
 def _nan_for_null(value: Any) -> Any:

@@ -23,7 +23,7 @@ import time
 import uuid
 from pathlib import Path
 
-from jaxkd.parallel import processes
+from jaxkd.parallel import peers
 
 BEAT = 10.0
 """Seconds between two signs of life of an owner, which renew the time stamp of its file."""
@@ -409,4 +409,4 @@ def release_all() -> None:
 
 
 atexit.register(release_all)
-processes.before_exit.append(release_all)
+peers.before_exit.append(release_all)

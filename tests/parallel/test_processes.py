@@ -6,6 +6,7 @@ import pickle
 import shutil
 import signal
 import socket
+import textwrap
 import time
 
 import jax
@@ -195,6 +196,45 @@ def test_a_process_that_fails_alone_tells_the_others(forks, tmp_path, pictures):
     assert codes == [2, 2], said
     assert "error:" in said[0][1]
     assert "process 0 could not open" in said[1][1]
+
+
+PAIR = """
+    import sys, time
+    from jaxkd.parallel import processes
+
+    address, count, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    processes.start(address, count, number, peer_timeout=2)
+    processes.check_same({"--clip": None})
+    try:
+        processes.check_same({"--epochs": 2 + number, "--seed": 0})
+    except ValueError as error:
+        print(error, flush=True)
+    time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_loss_of_process_0_is_code_75(forks, tmp_path, number):
+    """Killed or suspended; and before that both have said in which flags they differ."""
+    program = tmp_path / "pair.py"
+    program.write_text(textwrap.dedent(PAIR))
+    both = start(forks, 2, program, "{address}", "{count}", "{number}", devices=1)
+    try:
+        while not all(pathlib.Path(one._streams[0]).read_text() for one in both):
+            assert all(one.poll() is None for one in both), ends(both)
+            time.sleep(0.02)
+        both[0].send_signal(number)
+        said = both[1].communicate(timeout=100)
+        assert both[1].returncode == processes.LOST, said
+    finally:
+        for one in both:
+            one.kill()
+    assert "--epochs is 2 in process 0 and 3 in process 1): give all" in said[0]
+    assert "--seed" not in said[0]
+    assert "stack trace" not in said[1]
+    assert "error: process 1 of 2 has" in said[1]
+    assert "process 0" in said[1]
+    assert "run the same command again everywhere" in said[1]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Comparisons of students name each one's own values."""
 
+import pytest
+
 from jaxkd import reports
 
 
@@ -19,3 +21,8 @@ def test_best_is_each_students_own():
         "a": {"last": [0.4, 0.7], "best": [0.5, 0.9], "best_step": [2, 1]},
         "b": {"last": 0.25, "best": 0.25, "best_step": 4},
     }
+
+
+def test_one_student_has_no_standard_error():
+    with pytest.raises(ValueError, match="have 1 and 2 students: give at least 2"):
+        reports.gain([0.5], [0.5, 0.6])

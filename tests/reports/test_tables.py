@@ -38,3 +38,11 @@ def test_markdown_has_the_same_cells():
         "| a\\|b | 7 | - | 0.1235 |",
     ]
     assert reports.markdown(ROWS, ["model"]).splitlines()[0] == "| model |"
+
+
+def test_brackets_and_colons_of_a_title_are_shown_as_they_are(capsys):
+    title = "folder:[/data] [bold]x :cat:"
+    reports.show(reports.table([{"network": "[/red] :dog:"}], ["network"], title=title))
+    shown = capsys.readouterr().out
+    assert title in " ".join(shown.split())
+    assert "[/red] :dog:" in shown

@@ -200,13 +200,13 @@ def test_any_plain_name_will_do(tmp_path, name):
 
 def test_a_name_that_is_too_long_is_a_sentence_that_names_the_flag(tmp_path):
     for name in ("a" * 300, "模" * 80):
-        with pytest.raises(ValueError, match=rf"--name.*has {len(name.encode())} bytes.*at most 200"):
+        with pytest.raises(ValueError, match=rf"has {len(name.encode())} bytes.*--name one of at most 200"):
             directory.open_run(Config(), name=name, root=tmp_path)
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "a\0", "a\nb", "\udcff", "a\\b", "/"])
 def test_a_name_that_is_no_folder_name(tmp_path, name):
-    with pytest.raises(ValueError, match=r"--name.*plain folder name"):
+    with pytest.raises(ValueError, match=r"plain folder name: give --name"):
         directory.open_run(Config(), name=name, root=tmp_path)
     with pytest.raises(ValueError, match="plain folder name"):
         directory.open_run(Inner(), root=tmp_path)  # has no name of its own
@@ -260,6 +260,14 @@ def test_a_file_that_is_no_json_object_is_named(tmp_path, file, text):
     made = directory.open_run(Config(), root=tmp_path)
     (made.path / file).write_text(text)
     with pytest.raises(ValueError, match=rf"{file} (is not JSON|holds no JSON object).*delete"):
+        directory.open_run(Config(), root=tmp_path)
+
+
+@pytest.mark.parametrize("starts", [3, [3], [{}], [{"wall_seconds": "x"}], {"a": 1}])
+def test_starts_that_are_none_are_a_sentence(tmp_path, starts):
+    made = directory.open_run(Config(), root=tmp_path)
+    (made.path / "environment.json").write_text(json.dumps({"starts": starts}))
+    with pytest.raises(ValueError, match=r'environment\.json has no list of "starts"'):
         directory.open_run(Config(), root=tmp_path)
 
 

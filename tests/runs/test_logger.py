@@ -189,6 +189,42 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path):
         read_metrics(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("3", "it holds 3 where an object is expected"),
+        ("null", "it holds null"),
+        ("[1]", r"it holds \[1\]"),
+        ('{"phase": "a"}', "its step is null"),
+        ('{"phase": "a", "step": "x", "split": "t"}', 'its step is "x"'),
+        ('{"step": true, "split": "t"}', "its step is true"),
+        ('{"step": 1.5, "split": "t"}', "its step is 1.5"),
+        ('{"step": -1, "split": "t"}', "its step is -1"),
+        ('{"step": 1}', "its split is null"),
+        ('{"step": 1, "split": "t", "phase": 2}', "its phase is 2"),
+        ('{"step": 1, "split": "t", "loss": "x"}', "its metric 'loss' is \"x\" where a number"),
+        ('{"step": 1, "split": "t", "loss": [1, [2]]}', "its metric 'loss' is"),
+        ("[" * 100_000, "is not JSON"),
+        ("\0\0\0", "is not JSON"),
+    ],
+)
+def test_lines_that_are_no_records_are_a_sentence_with_their_number(tmp_path, line, said):
+    for name in ("metrics.jsonl", "system.jsonl"):
+        file = tmp_path / name
+        file.write_text(f'{{"step": 1, "split": "train"}}\n{line}\n')
+        with Logger(tmp_path, tensorboard=False) as logger, pytest.raises(ValueError, match=f"line 2 .*{name}.*{said}"):
+            logger.truncate("a", 0)
+        with pytest.raises(ValueError, match=f"line 2 .*{name}.*{said}"):
+            read_metrics(file)
+        file.unlink()
+
+
+def test_metrics_that_cannot_be_read_are_a_sentence(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(OSError, match=r"cannot read .*metrics\.jsonl \(Is a directory\): make it a readable file"):
+        read_metrics(tmp_path)
+
+
 def test_no_metrics_at_all(tmp_path):
     with pytest.raises(ValueError, match=r"no metrics at .*metrics\.jsonl"):
         read_metrics(tmp_path)

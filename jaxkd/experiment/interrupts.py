@@ -1,0 +1,74 @@
+"""Ctrl-C at any moment: the first one leaves in order, the second one at once, also while a program compiles."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+
+import jax
+
+from jaxkd.parallel import peers
+
+_SAYS = b"\ninterrupted, saving what is done: Ctrl-C once more leaves at once\n"
+
+
+class Interrupts:
+    """Watch over Ctrl-C. Python's own handlers wait for a compilation to end; this thread does not."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        threading.Thread(target=self._read, daemon=True, name="jaxkd-interrupts").start()
+        self._before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+
+    def close(self) -> None:
+        """Ends the watch."""
+        signal.set_wakeup_fd(self._before)
+        os.close(self._writer)  # which ends the thread
+
+    def leave(self, code: object) -> None:
+        """Leaves at once after an interrupt, since Python's usual shutdown may meet threads that still compile.
+
+        Args:
+          code: The exit code; where several processes run, or if nothing was interrupted, nothing is done.
+        """
+        if self.count and isinstance(code, int) and not jax.distributed.is_initialized():
+            peers.exit_now(code)
+
+    def _read(self) -> None:
+        """Body of the thread: the numbers of the signals, as they come."""
+        while numbers := os.read(self._reader, 16):
+            for number in numbers:
+                if number == signal.SIGINT:
+                    self._interrupted()
+        os.close(self._reader)
+
+    def _interrupted(self) -> None:
+        """Says what happens, or leaves."""
+        self.count += 1
+        if self.count > 1:
+            peers.exit_now(130)
+        with contextlib.suppress(OSError):  # nobody reads it
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, _SAYS)
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[Interrupts | None]:
+    """Context manager that watches over Ctrl-C; in a thread other than the main one, nothing is watched.
+
+    Yields:
+      The watch, or None.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield None
+        return
+    interrupts = Interrupts()
+    try:
+        yield interrupts
+    finally:
+        interrupts.close()
