@@ -20,7 +20,7 @@ class Interrupts:
     """Watch over Ctrl-C. Python's own handlers wait for a compilation to end; this thread does not."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count, self._came = 0, threading.Event()
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         threading.Thread(target=self._read, daemon=True, name="jaxkd-interrupts").start()
@@ -35,9 +35,9 @@ class Interrupts:
         """Leaves at once after an interrupt, since Python's usual shutdown may meet threads that still compile.
 
         Args:
-          code: The exit code; where several processes run, or if nothing was interrupted, nothing is done.
+          code: The exit code; nothing is done unless it is that of a signal and one came, or if several processes run.
         """
-        if self.count and isinstance(code, int) and not jax.distributed.is_initialized():
+        if isinstance(code, int) and code > 128 and self._came.wait(0.1) and not jax.distributed.is_initialized():
             peers.exit_now(code)
 
     def _read(self) -> None:
@@ -51,6 +51,7 @@ class Interrupts:
     def _interrupted(self) -> None:
         """Says what happens, or leaves."""
         self.count += 1
+        self._came.set()
         if self.count > 1:
             peers.exit_now(130)
         with contextlib.suppress(OSError):  # nobody reads it

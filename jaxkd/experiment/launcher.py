@@ -16,6 +16,7 @@ from jaxkd import parallel
 from jaxkd.experiment.cli import main, parse_all
 from jaxkd.experiment.config import Config, flag_name
 from jaxkd.experiment.flags import Devices
+from jaxkd.experiment.waiting import watching_input
 from jaxkd.files import to_json
 from jaxkd.parallel import processes
 from jaxkd.runs.directory import Run, open_run, reserved
@@ -59,7 +60,7 @@ def launch(
                     if processes.is_first():
                         print(run.notice)
                     return
-                with Logger(run.path, wandb=config.wandb, config=config) as logger, config.products():
+                with Logger(run.path, wandb=config.wandb, config=config) as logger, config.products(), watching_input():
                     procedure(config, run, logger, plan)
 
     processes.run(lambda: main(start))
