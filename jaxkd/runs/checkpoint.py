@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import logging
@@ -19,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from jaxkd.keys import is_key, plain_words
 from jaxkd.parallel import processes
@@ -30,6 +32,23 @@ _CENTURY = 100 * 365 * 24 * 3600
 _PATIENCE = 1200  # seconds that processes wait for each other in a save
 _MIN_BYTES_TO_SPLIT = 1 << 20  # of an array of which several devices hold copies: from here on each writes a shard
 _LOG = logging.getLogger(__name__)
+
+
+def _literal_globs() -> None:
+    """Lets Orbax find its files in folders whose names hold [, * or ?, which its paths take for patterns otherwise.
+
+    A checkpoint in such a folder is written without its arrays: its parts are searched with a glob, and none is found.
+    """
+    path = type(epath.Path("/"))
+    original = path.glob
+
+    def literal(self: Any, pattern: str) -> Any:
+        return original(type(self)(glob.escape(os.fspath(self))), pattern)
+
+    path.glob = literal
+
+
+_literal_globs()
 
 
 class _About(NamedTuple):
