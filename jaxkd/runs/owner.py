@@ -233,7 +233,7 @@ def _stamp(file: Path) -> int | None:
 
 def _who(owner: Record) -> str:
     """Who an owner is, for the middle of a sentence."""
-    command = f", `{owner.command[:100]}`" if owner.command else ""
+    command = f", `{' '.join(owner.command.split())[:100]}`" if owner.command else ""
     return f"process {owner.pid} on {owner.host} (user {owner.user}, since {owner.since}{command})"
 
 
