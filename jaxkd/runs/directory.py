@@ -313,7 +313,15 @@ def _has_steps(path: Path) -> bool:
 
 def _clear(path: Path) -> None:
     """Removes the files of a run that holds no step; others stay."""
-    for name in ("config.json", "environment.json", "metrics.jsonl", "system.jsonl", "wandb_id.txt", "forms.json"):
+    for name in (
+        "config.json",
+        "environment.json",
+        "metrics.jsonl",
+        "system.jsonl",
+        "wandb_id.txt",
+        "forms.json",
+        "lost.json",
+    ):
         (path / name).unlink(missing_ok=True)
     for name in ("checkpoints", "tensorboard"):
         shutil.rmtree(path / name, ignore_errors=True)

@@ -10,13 +10,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
-import datetime
 import errno
-import getpass
 import json
 import os
-import shlex
-import socket
 import sys
 import threading
 import time
@@ -24,6 +20,7 @@ import uuid
 from pathlib import Path
 
 from jaxkd.parallel import peers
+from jaxkd.runs.identity import Record, lives, this_process
 
 BEAT = 10.0
 """Seconds between two signs of life of an owner, which renew the time stamp of its file."""
@@ -32,37 +29,6 @@ PATIENCE = 60.0
 """Seconds without a sign of life after which an owner counts as dead, where its process cannot be looked up."""
 
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """Contents of an owner's file.
-
-    Attributes:
-      token: Name that no other owner has.
-      host: Name of the machine.
-      boot: Number of the machine's start, "" where the system has none.
-      namespace: Number of the set of processes that `pid` counts in; containers have one each.
-      pid: Number of the process.
-      ticks: Start of the process, in ticks since the machine's start; -1 where that is unknown.
-      user: Name of its user.
-      since: Time at which the folder was claimed.
-      command: Command line.
-      folder: Number of the folder in its file system, which a copy of the folder does not have.
-      settled: True once nothing that an earlier start does can take the folder away.
-    """
-
-    token: str = ""
-    host: str = "an unknown host"
-    boot: str = ""
-    namespace: str = ""
-    pid: int = 0
-    ticks: int = -1
-    user: str = "an unknown user"
-    since: str = "an unknown time"
-    command: str = ""
-    folder: int = 0
-    settled: bool = True
 
 
 class Owner:
@@ -172,7 +138,7 @@ def claim(folder: Path) -> Owner:
         return own
     while True:
         last = _last(folder)
-        record = _record(folder)
+        record = this_process(folder)
         if last is not None and not _gives_way(folder, *last, record):
             continue  # it has ended, or another one came
         file = folder / "owner.json" if last is None else _successor(folder, last[1])
@@ -186,24 +152,13 @@ def claim(folder: Path) -> Owner:
 
 def _gives_way(folder: Path, file: Path, owner: Record, own: Record) -> bool:
     """True if an owner is dead, or is to give way; false if it has gone; an error if it lives."""
-    alive = _lives(owner, own)
+    alive = lives(owner, own)
     if alive is None:
         return _waited(folder, file, owner)
     earlier = not owner.settled and (own.ticks, own.pid) < (owner.ticks, owner.pid)
     if alive and not earlier:
         raise ValueError(_refusal(folder, owner))
     return True
-
-
-def _lives(owner: Record, own: Record) -> bool | None:
-    """Looks for an owner's process; None if it cannot be seen from here."""
-    if owner.host != own.host:
-        return None
-    if owner.boot and (owner.boot, owner.namespace) == (own.boot, own.namespace):
-        if _ticks(owner.pid) != owner.ticks or owner.pid == own.pid:  # this process has forgotten that it was it
-            return False
-        return True if owner.folder == own.folder else None  # None: the folder was copied from one that is owned
-    return False if not own.boot and not _exists(owner.pid) else None
 
 
 def _waited(folder: Path, file: Path, owner: Record) -> bool:
@@ -327,60 +282,6 @@ def _create(file: Path, text: str) -> bool:
             opened.write(text)
     except FileExistsError:
         return False
-    return True
-
-
-def _record(folder: Path) -> Record:
-    """This process as an owner that is not settled."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError, ImportError):  # a user without a name
-        user = str(os.getuid()) if hasattr(os, "getuid") else Record.user
-    return Record(
-        token=uuid.uuid4().hex,
-        host=socket.gethostname(),
-        boot=_text("/proc/sys/kernel/random/boot_id"),
-        namespace=_namespace(),
-        pid=os.getpid(),
-        ticks=_ticks(os.getpid()),
-        user=user,
-        since=datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
-        command=shlex.join(sys.argv),
-        folder=folder.stat().st_ino,
-        settled=False,
-    )
-
-
-def _text(file: str) -> str:
-    """Contents of a file of the system, "" if there is none."""
-    try:
-        return Path(file).read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def _namespace() -> str:
-    """Number of the set of processes that this process's number counts in."""
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
-
-
-def _ticks(pid: int) -> int:
-    """Start time of a process in ticks since the machine's start; -1 if there is none, or if it has ended."""
-    fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return int(fields[19]) if len(fields) > 19 and fields[0] not in "ZX" else -1
-
-
-def _exists(pid: int) -> bool:
-    """Tests if there is a process of this number."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it belongs to another user
-        return True
     return True
 
 

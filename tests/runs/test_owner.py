@@ -10,14 +10,14 @@ import time
 import pytest
 from configured import Config
 
-from jaxkd.runs import directory, owner
+from jaxkd.runs import directory, identity, owner
 
 
 def another(folder, **changes):
     """The folder of a run that another living process of this machine owns: this one's parent."""
     folder.mkdir(exist_ok=True)
     parent = os.getppid()
-    record = dataclasses.replace(owner._record(folder), pid=parent, ticks=owner._ticks(parent), settled=True)
+    record = dataclasses.replace(identity.this_process(folder), pid=parent, ticks=identity.ticks(parent), settled=True)
     record = dataclasses.replace(record, user="ada", since="2026-01-02 03:04:05+00:00", command="a.py", **changes)
     assert owner._link(record, folder / "owner.json")
     return record
@@ -56,8 +56,8 @@ def test_a_second_start_is_refused_in_a_sentence_and_harms_nothing(tmp_path):
 def test_a_dead_owner_is_followed_at_once(tmp_path, changes, capsys):
     folder = tmp_path / "digits"
     folder.mkdir()
-    dead = {"pid": os.getppid(), "ticks": owner._ticks(os.getppid()), "settled": True, **changes}
-    assert owner._link(dataclasses.replace(owner._record(folder), **dead), folder / "owner.json")
+    dead = {"pid": os.getppid(), "ticks": identity.ticks(os.getppid()), "settled": True, **changes}
+    assert owner._link(dataclasses.replace(identity.this_process(folder), **dead), folder / "owner.json")
     with directory.open_run(Config(), root=tmp_path):
         told = json.loads((folder / "owner.json").read_text())
         assert (told["pid"], told["settled"]) == (os.getpid(), True)
@@ -96,11 +96,11 @@ def test_a_damaged_owner_is_waited_for_and_followed(tmp_path, text):
 
 
 def test_an_earlier_start_of_the_same_moment_goes_first(tmp_path):
-    later = owner._ticks(os.getpid()) + 1
-    mine = owner._record(tmp_path)
+    later = identity.ticks(os.getpid()) + 1
+    mine = identity.this_process(tmp_path)
     assert owner._link(dataclasses.replace(mine, pid=os.getppid(), ticks=later), tmp_path / "owner.json")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(owner, "_ticks", lambda pid: later if pid == os.getppid() else mine.ticks)
+        patch.setattr(identity, "ticks", lambda pid: later if pid == os.getppid() else mine.ticks)
         first = owner.claim(tmp_path)
     given_way = owner.Owner(tmp_path, dataclasses.replace(mine, pid=os.getppid(), token="later"), tmp_path / "x")
     other = owner._successor(tmp_path, first.record)
@@ -164,7 +164,7 @@ def test_of_many_starts_at_the_same_moment_one_wins(forks, tmp_path):
         folder = tmp_path / str(turn)
         folder.mkdir()
         if turn % 2:
-            dead = dataclasses.replace(owner._record(folder), pid=2**22 + 1, settled=True)
+            dead = dataclasses.replace(identity.this_process(folder), pid=2**22 + 1, settled=True)
             assert owner._link(dead, folder / "owner.json")
     started = [forks.start_code(textwrap.dedent(code), str(tmp_path), str(n), "4") for n in range(4)]
     said = [one.communicate(timeout=120) for one in started]
