@@ -147,7 +147,8 @@ class Run:
         with contextlib.suppress(*([] if error is None else [OSError])):
             if not self.finished:
                 self.save_wall_seconds()
-            if isinstance(error, Exception) and not isinstance(error, OSError) and not self.resumed:
+            disk = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+            if isinstance(error, Exception) and not disk and not self.resumed:  # a mistake of the user's
                 self._withdraw()
         self._release()
 

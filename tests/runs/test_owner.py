@@ -1,6 +1,7 @@
 """A run's folder has one owner at a time, whoever starts when and however the one before has ended."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -93,6 +94,29 @@ def test_a_damaged_owner_is_waited_for_and_followed(tmp_path, text):
     owner.claim(tmp_path).settle()
     assert files(tmp_path) == ["owner.json"]
     assert owner._last(tmp_path)[1].pid == os.getpid()
+
+
+@pytest.mark.parametrize("made", [True, False], ids=["its answer is lost", "there are none"])
+def test_links_that_fail(tmp_path, monkeypatch, made):
+    """A network file system may lose the answer to a link that it has made; others have no links."""
+    real = os.link
+
+    def link(source, target):
+        if made:
+            real(source, target)
+            raise FileExistsError(errno.EEXIST, "exists")
+        raise PermissionError(errno.EPERM, "not permitted")
+
+    monkeypatch.setattr(owner.os, "link", link)
+    (tmp_path / "mine").mkdir()
+    owner.claim(tmp_path / "mine").settle()
+    assert files(tmp_path / "mine") == ["owner.json"]
+    monkeypatch.undo()
+    other = another(tmp_path / "other")
+    monkeypatch.setattr(owner.os, "link", link if not made else real)
+    assert not owner._link(dataclasses.replace(other, token="new"), tmp_path / "other" / "owner.json")
+    with pytest.raises(ValueError, match="is being written by"):
+        owner.claim(tmp_path / "other")
 
 
 def test_an_earlier_start_of_the_same_moment_goes_first(tmp_path):
