@@ -118,9 +118,9 @@ def keep_network(
         "step": step,
         "best_step": best,
         "students": count,
-        "task": getattr(source, "task", "classification"),
+        "task": source.task,
         "num_classes": source.num_classes,
-        "class_names": list(getattr(source, "class_names", ())) or None,
+        "class_names": list(source.class_names) or None,
         "image_shape": source.image_shape,
         "normalisation": _normalisation(context.eval_prepare, batch),
         "network": _name(context.run.path, phase, source, weights["final"], stacked=count is not None),
@@ -156,7 +156,7 @@ def _name(run: Path, phase: str, source: data.Source, variables: Variables, *, s
     sides = ("teacher", "student") if phase.startswith("teacher") else ("student", "teacher")
     shapes = jax.tree.map(lambda x: x.shape[1:] if stacked else x.shape, variables)
     for name in dict.fromkeys(config.get(side) for side in sides):
-        if isinstance(name, str) and name in LARGE_IMAGES and source.image_shape is not None:
+        if isinstance(name, str) and name in LARGE_IMAGES and source.image_shape is not None and source.num_classes:
             like = _abstract(LARGE_IMAGES[name].make(source.num_classes), source.image_shape)
             if jax.tree.map(lambda x: x.shape, like) == shapes:
                 return name

@@ -31,7 +31,7 @@ def finished(tmp_path_factory):
     """A run with a student alone, whose best step is not its last, and two together; what the evaluator found."""
     random, root = np.random.default_rng(0), tmp_path_factory.mktemp("runs")
     fields = {"image": random.integers(0, 256, (24, 4, 4, 2), np.uint8), "label": np.arange(24) % 3}
-    source, found = data.open_source(fields), {}
+    source, found = dataclasses.replace(data.open_source(fields), class_names=("a", "b", "c")), {}
     clean = augment.augment_batch(augment.compose(augment.to_float(), augment.normalize(MEAN, STD)), seed=0)
     label = objectives.from_labels(losses.cross_entropy)
     with open_run(Config(), root=root) as run, Logger(run.path, tensorboard=False) as logger:
