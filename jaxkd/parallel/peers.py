@@ -176,12 +176,14 @@ _on_abort = _HANDLER(_lost_process_0)
 
 
 def _reachable(address: str) -> bool:
-    """Tests if something answers at HOST:PORT."""
+    """Tests if something still answers at HOST:PORT after two seconds: a process that ends closes its door last."""
     host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
-    except OSError:
-        return False
+    for _ in range(10):
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
+        except OSError:
+            return False
+        time.sleep(0.2)
     return True
 
 

@@ -185,9 +185,14 @@ def test_mistakes_get_a_sentence_and_code_2(more, message, tmp_path, images, her
 
 
 def test_run_made_with_another_configuration_is_refused(tmp_path, here):
-    path = IMAGE_KD
+    """Once it has a step; a start that fails before does not use the name up."""
+    path, folder = IMAGE_KD, tmp_path / "image-kd-smoke"
     more = ("--smoke", "--source", "npz:nowhere.npz", "--root", tmp_path)
     assert here(path, *more)[0] == 2
+    assert not folder.exists()
+    folder.mkdir()
+    (folder / "config.json").write_text('{"temperature": 4.0}')
+    (folder / "metrics.jsonl").write_text('{"step": 1, "split": "train"}\n')
     code, said = here(path, *more, "--temperature", "2")
     assert code == 2
     assert "temperature was 4.0 and is 2.0" in said.err
