@@ -19,7 +19,7 @@ import jax
 import published
 import recipe
 
-from jaxkd import data, experiment, metrics, models
+from jaxkd import data, experiment, metrics
 from jaxkd.experiment import (
     DATA,
     NETWORKS,
@@ -37,7 +37,7 @@ from jaxkd.experiment import (
 )
 from jaxkd.experiment.domains import POSITIVE
 from jaxkd.experiment.images import check_networks, open_images
-from jaxkd.experiment.networks import make_network, read_teacher
+from jaxkd.experiment.networks import read_teacher
 from jaxkd.runs import DivergenceError, NonFiniteError
 from jaxkd.train import students
 
@@ -81,8 +81,7 @@ SMALL = dict(
 def procedure(config, run, logger, plan) -> None:
     full, test = open_images(config, config.train_split, config.test_split)
     context = Context(run, logger, plan, config.seed, config.batch_size, *recipe.views(full, config.seed), config)
-    networks = (make_network(name, full.num_classes) for name in (config.teacher, config.student))
-    big, small = map(models.unbiased_variance, networks)  # as the published results' batch norms
+    big, small = (recipe.network(name, full.num_classes) for name in (config.teacher, config.student))
     epoch, seconds, diverged = data.steps_per_epoch(full, context.batch_of(full)), {}, {}
     points = students.grid(seed=range(config.seeds)) if config.seeds > 1 else None
 
