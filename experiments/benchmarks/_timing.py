@@ -45,7 +45,7 @@ def flags(description: str, *, smoke: Mapping[str, Any], **fields: Any) -> argpa
         usual = "" if default in (None, ()) else f" (default: {default})"
         options: dict[str, Any] = {"help": text + usual, "default": default}
         kind = type(default[0] if isinstance(default, tuple) and default else default)
-        read = _READERS.get(kind, _READERS[str])
+        read = str if default == "" else _READERS.get(kind, _READERS[str])
         if more and isinstance(more[0], Domain):
             read = _reader(kind, more[0])
         elif more:
