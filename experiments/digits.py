@@ -24,37 +24,38 @@ from jaxkd.experiment import (
     Context,
     Evaluator,
     cached_teacher,
-    check_positive,
     conclude,
     flag,
     launch,
     train_phase,
     variables_of,
 )
+from jaxkd.experiment.domains import COUNT, FRACTION, POSITIVE, SEVERAL, TEMPERATURE
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(experiment.Config):
     name: str = "digits"
     data_dir: str = flag("~/tensorflow_datasets", "folder of the prepared data sets", DATA)
-    labels: int = flag(100, "labels that the students see, as many of each class", DATA)
-    widths: tuple[int, ...] = flag((32, 64), "channels of the teacher's stages", NETWORKS)
-    hidden: int = flag(32, "units of the student's hidden layer", NETWORKS)
-    seeds: int = flag(5, "students of each kind, trained together; at least 2", TRAINING)
-    temperature: float = flag(4.0, "softmax temperature T of the soft labels, above 0", TRAINING)
-    alpha: float = flag(0.5, "weight of the labels at the end of distillation, 0 to 1; it starts at 0", TRAINING)
-    teacher_steps: int = flag(450, "updates of the teacher", TRAINING)
-    alone_steps: int = flag(1000, "updates of the students that learn from their few labels alone", TRAINING)
-    distill_steps: int = flag(1500, "updates of the distilled students, and of those with all labels", TRAINING)
-    finetune_steps: int = flag(100, "updates of the distilled students on their labels afterwards", TRAINING)
-    learning_rate: float = flag(0.01, "Adam's first rate for students; fine-tuning takes a thirtieth", TRAINING)
+    labels: int = flag(100, "labels that the students see, as many of each class", DATA, COUNT)
+    widths: tuple[int, ...] = flag((32, 64), "channels of the teacher's stages", NETWORKS, COUNT)
+    hidden: int = flag(32, "units of the student's hidden layer", NETWORKS, COUNT)
+    seeds: int = flag(5, "students of each kind, trained together", TRAINING, SEVERAL)
+    temperature: float = flag(4.0, "softmax temperature T of the soft labels", TRAINING, TEMPERATURE)
+    alpha: float = flag(0.5, "weight of the labels at the end of distillation; it starts at 0", TRAINING, FRACTION)
+    teacher_steps: int = flag(450, "updates of the teacher", TRAINING, COUNT)
+    alone_steps: int = flag(1000, "updates of the students that learn from their few labels alone", TRAINING, COUNT)
+    distill_steps: int = flag(1500, "updates of the distilled students, and of those with all labels", TRAINING, COUNT)
+    finetune_steps: int = flag(100, "updates of the distilled students on their labels afterwards", TRAINING, COUNT)
+    learning_rate: float = flag(
+        0.01, "Adam's first rate for students; fine-tuning takes a thirtieth", TRAINING, POSITIVE
+    )
 
     def check(self) -> None:
-        """Checks counts before the run's folder is made."""
+        """Checks values before the run's folder is made."""
         super().check()
-        check_positive(self, *(name for name in vars(self) if name.endswith("steps")), "labels", "hidden")
-        if self.seeds < 2:
-            raise ValueError(f"--seeds is {self.seeds}: give at least 2, for a standard error.")
+        if self.labels % 10 or self.labels > 1000:
+            raise ValueError(f"--labels is {self.labels}: give a multiple of 10 up to 1000, as many of each class.")
 
 
 SMALL = dict(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import errno
 import json
 import math
 import os
@@ -31,6 +32,21 @@ def explain_write_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         advice = "free or unlock that place, or choose another folder"
         raise OSError(f"cannot write {path} ({error.strerror or error}): {advice}.") from error
+
+
+def prepare_file(path: str | os.PathLike[str]) -> None:
+    """Makes the folder of a file that is written later, so that a place that cannot hold it is known at once.
+
+    Args:
+      path: The file.
+
+    Raises:
+      OSError: If its folder cannot be made, or it is a folder itself.
+    """
+    with explain_write_errors(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        if Path(path).is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -8,7 +8,7 @@ from jaxkd import augment, models
 def sizes(fast):
     """Flags of `networks`; larger on an accelerator."""
     return dict(
-        pairs=(("resnet", "bert"), "teachers and students: resnet, bert"),
+        pairs=(("resnet", "bert"), "teachers and students", ("resnet", "bert")),
         depths=((56, 20), "depths of the residual networks, teacher and student"),
         layers=((12, 6), "layers of the transformers, teacher and student"),
         width=(768 if fast else 128, "hidden size of the transformers"),

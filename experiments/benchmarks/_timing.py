@@ -18,33 +18,71 @@ import jax
 import numpy as np
 
 from jaxkd import reports
+from jaxkd.experiment.domains import COUNT, POSITIVE, Domain
+from jaxkd.files import explain_write_errors, prepare_file
 
 
-def flags(description: str, *, smoke: Mapping[str, Any], **fields: tuple[Any, str]) -> argparse.Namespace:
+def flags(description: str, *, smoke: Mapping[str, Any], **fields: Any) -> argparse.Namespace:
     """Reads the command line: a flag for every field, and `--smoke`.
 
     Args:
       description: Shown by `--help`.
       smoke: Field -> the default that `--smoke` puts in place of the usual one.
-      **fields: Name -> (default, help); a tuple as default takes several words of its members' type.
+      **fields: Name -> (default, help), or (default, help, names to choose from or domain). A tuple as default takes
+        several words of its members' type. Whole numbers are at least 1 and others above 0, if there is no domain.
+        Without a default, a name is taken.
 
     Returns:
       Name -> value.
+
+    Raises:
+      SystemExit: With code 2 after the message for an unknown flag or a value outside its domain.
+      OSError: If the folder of `out` cannot be made.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="shrink to a run that only shows that it works")
-    for name, (default, text) in fields.items():
-        options: dict[str, Any] = {"help": f"{text} (default: {default})", "default": default}
+    for name, (default, text, *more) in fields.items():
+        usual = "" if default in (None, ()) else f" (default: {default})"
+        options: dict[str, Any] = {"help": text + usual, "default": default}
+        kind = type(default[0] if isinstance(default, tuple) and default else default)
+        read = str if default == "" else _READERS.get(kind, _READERS[str])
+        if more and isinstance(more[0], Domain):
+            read = _reader(kind, more[0])
+        elif more:
+            options |= {"choices": list(more[0]), "metavar": "NAME"}
         if isinstance(default, bool):
             options["action"] = argparse.BooleanOptionalAction
         elif isinstance(default, tuple):
-            options |= {"nargs": "*", "type": type(default[0])}
+            options |= {"nargs": "+", "type": read}
         else:
-            options["type"] = type(default)
+            options["type"] = read
         parser.add_argument(f"--{name.replace('_', '-')}", **options)
     if parser.parse_known_args()[0].smoke:
         parser.set_defaults(**smoke)
-    return parser.parse_args()
+    found = parser.parse_args()
+    if "out" in fields and Path(fields["out"][0]).suffix:  # a file; else a folder of several
+        prepare_file(found.out)
+    return found
+
+
+def _reader(kind: Callable[[str], Any], domain: Domain | None) -> Callable[[str], Any]:
+    """A function that reads a word of the command line and refuses a value outside the domain."""
+
+    def read(word: str) -> Any:
+        try:
+            value = kind(word)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{word!r} is no {kind.__name__}") from None
+        if value == "":
+            raise argparse.ArgumentTypeError("an empty text: give another one, or leave the flag out")
+        if domain is not None and not domain.holds(value):
+            raise argparse.ArgumentTypeError(f"{word}: give {domain.advice(value)}")
+        return value
+
+    return read
+
+
+_READERS = {int: _reader(int, COUNT), float: _reader(float, POSITIVE), str: _reader(str, None)}
 
 
 def alternate(
@@ -124,10 +162,11 @@ def publish(
     text += "".join(f"\n{note}" for note in notes) + ("\n" if notes else "")
     print(text, flush=True)
     path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
     found = {"title": title, "device": device_line(), "rows": rows, "notes": list(notes), **more}
-    path.write_text(json.dumps(found, indent=2, default=_plain))
-    path.with_suffix(".md").write_text(text)
+    with explain_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=2, default=_plain))
+        path.with_suffix(".md").write_text(text)
 
 
 def _plain(value: Any) -> Any:

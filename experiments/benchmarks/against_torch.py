@@ -27,6 +27,7 @@ from _paper import floor
 
 from jaxkd import losses, models, objectives, parallel, train
 from jaxkd.experiment import main
+from jaxkd.experiment.domains import WHOLE
 from jaxkd.train import multistep
 from jaxkd.types import Variables, leaf_name
 
@@ -230,12 +231,12 @@ def benchmark() -> None:
         smoke=SMALL,
         **pairs.sizes(fast),
         peers=(("eager", "compile"), "ways to run PyTorch: eager, compile, reduce-overhead; with -nhwc: channels last"),
-        precisions=(("tf32",), "formats of the products: tf32, float32, bfloat16"),
+        precisions=(("tf32",), "formats of the products", ("tf32", "float32", "bfloat16")),
         at_once=(20 if fast else 1, "steps in one dispatch of jaxkd, besides one"),
         batch_sizes=((64, 512) if fast else (64,), "examples per step"),
         epoch_examples=(50_000 if fast else 1024, "examples per epoch"),
         rounds=(30 if fast else 5, "alternating rounds of steps"),
-        epochs=(5 if fast else 3, "alternating rounds of epochs; 0 for none"),
+        epochs=(5 if fast else 3, "alternating rounds of epochs; 0 for none", WHOLE),
         seconds=(0.5, "least length of one side of a round of steps"),
         out=("runs/against_torch.json", "JSON file for the figures"),
     )

@@ -38,12 +38,10 @@ def benchmark() -> None:
     config = timing.flags(
         __doc__,
         smoke={"only": ("large_vocabulary",)},
-        only=(THERE, "names of the benchmarks to run"),
+        only=(THERE, "names of the benchmarks to run", THERE),
         limit=(3600, "seconds after which a benchmark is stopped"),
         out=("runs/benchmarks", "folder for the figures and tables"),
     )
-    if unknown := set(config.only) - set(THERE):
-        raise ValueError(f"there is no benchmark {', '.join(sorted(unknown))}: choose among {', '.join(THERE)}.")
     failed = [name for name in config.only if not succeeds(name, config)]
     if failed:
         sys.exit(f"failed: {', '.join(failed)}; what they printed stands above")

@@ -62,7 +62,7 @@ def benchmark() -> None:
         seconds=(1.0, "least seconds of one side of a round"),
         steps=(5, "steps between two looks at the clock"),
         batch_size=(64, "examples per step"),
-        pair=("resnet", "teacher and student: resnet or mlp"),
+        pair=("resnet", "teacher and student", NETWORKS),
         depths=((56, 20), "depths of the residual networks, teacher and student"),
         examples=(2048, "examples of the data set"),
         views=(2, "views of each example in the cache"),

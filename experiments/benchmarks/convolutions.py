@@ -70,7 +70,7 @@ def benchmark() -> None:
         seconds=(0.1, "least seconds of one side of a round"),
         batch_size=(16, "images"),
         loop=(2, "steps of the loop"),
-        layers=(tuple(LAYERS), "names of the layers"),
+        layers=(tuple(LAYERS), "names of the layers", LAYERS),
         out=("runs/benchmarks/convolutions.json", "JSON file for the figures"),
     )
     rows = []

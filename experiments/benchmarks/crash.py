@@ -31,7 +31,8 @@ from jaxkd.experiment import (
     TRAINING,
     Context,
     Evaluator,
-    check_positive,
+    check_domains,
+    domains,
     flag,
     launch,
     main,
@@ -40,21 +41,22 @@ from jaxkd.experiment import (
     train_phase,
     variables_of,
 )
+from jaxkd.files import explain_write_errors, prepare_file
 from jaxkd.keys import plain_words
 from jaxkd.runs.checkpoint import Checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    kills: int = flag(20, "times that the run is killed", TRAINING)
-    steps: int = flag(300, "updates of the student; the teacher has a third of them", TRAINING)
-    every: int = flag(15, "updates between two checkpoints", TRAINING)
+    kills: int = flag(20, "times that the run is killed", TRAINING, domains.COUNT)
+    steps: int = flag(300, "updates of the student; the teacher has a third of them", TRAINING, domains.COUNT)
+    every: int = flag(15, "updates between two checkpoints", TRAINING, domains.COUNT)
     fault: Literal["none", "order", "bank"] = flag(
         "none", "mistake of each resumed start, to show that it is noticed: order of the data, or memory bank", RUN
     )
-    seed: int = flag(0, "seed of the moments of the kills", RUN)
+    seed: int = flag(0, "seed of the moments of the kills", RUN, domains.SEED)
     cache: bool = flag(False, "let starts share compiled programs, which is faster; else each compiles its own", RUN)
-    timeout: float = flag(600.0, "seconds after which a start counts as hanging", RUN)
+    timeout: float = flag(600.0, "seconds after which a start counts as hanging", RUN, domains.SECONDS)
     out: str = flag("runs/crash.json", "JSON file for the findings", RUN)
 
 
@@ -69,8 +71,8 @@ class RunConfig(experiment.Config):
     data_dir: str = "data"
     batch_size: int = 32
     ema_decay: float = 0.9
-    steps: int = flag(300, "updates of the student", TRAINING)
-    every: int = flag(15, "updates between two evaluations and checkpoints", TRAINING)
+    steps: int = flag(300, "updates of the student", TRAINING, domains.COUNT)
+    every: int = flag(15, "updates between two evaluations and checkpoints", TRAINING, domains.COUNT)
     fault: Literal["none", "order", "bank"] = flag("none", "mistake of a resumed start", RUN)
 
 
@@ -256,7 +258,8 @@ def compare(config, folder):
 
 def benchmark() -> None:
     config = parse(Config, description=__doc__, smoke=SMALL)
-    check_positive(config, "kills", "steps", "every")
+    check_domains(config)
+    prepare_file(config.out)
     folder = Path(tempfile.mkdtemp(prefix="crash-"))
     rows, found = compare(config, folder)
     half = sum(row["half-written"] == "yes" for row in rows)
@@ -271,8 +274,8 @@ def benchmark() -> None:
         "half-written": "checkpoint half-written",
     }
     reports.show(reports.table(rows, columns, title="Killed and started again", caption=caption))
-    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(config.out).write_text(json.dumps({"kills": rows, "half_written": half, "differences": found}, indent=2))
+    with explain_write_errors(config.out):
+        Path(config.out).write_text(json.dumps({"kills": rows, "half_written": half, "differences": found}, indent=2))
     if found:
         print("\n".join([*found[:20], f"the runs are in {folder}"]), file=sys.stderr)
         sys.exit(1)

@@ -6,6 +6,8 @@ the gain of more devices.
     python experiments/benchmarks/devices.py        about two minutes on two CPU cores
 """
 
+import functools
+
 import _timing as timing
 import jax
 import numpy as np
@@ -17,10 +19,10 @@ from jaxkd.experiment import main
 SMALL = {"batch_size": 16, "teacher": "mlp", "student": "mlp", "rounds": 1, "seconds": 0.01}
 
 
-def network(name):
-    if name == "mlp":
-        return models.mlp(100)
-    return models.resnet(100, depth=int(name.removeprefix("resnet")), axis_name=parallel.DATA)
+DEPTHS = (8, 14, 20, 32, 44, 56, 110)
+NETWORKS = {"mlp": lambda: models.mlp(100)} | {
+    f"resnet{depth}": functools.partial(models.resnet, 100, depth=depth, axis_name=parallel.DATA) for depth in DEPTHS
+}
 
 
 def stepper(plan, parts, batch, teacher_variables):
@@ -42,8 +44,8 @@ def benchmark() -> None:
         __doc__,
         smoke=SMALL,
         batch_size=(64, "examples per step, over all devices"),
-        teacher=("resnet20", "teacher or student: resnet<depth> or mlp"),
-        student=("resnet8", "teacher or student: resnet<depth> or mlp"),
+        teacher=("resnet20", "teacher", NETWORKS),
+        student=("resnet8", "student", NETWORKS),
         devices=(8, "devices that a CPU is split into"),
         rounds=(10, "alternating rounds"),
         seconds=(0.5, "least seconds of one side of a round"),
@@ -56,7 +58,7 @@ def benchmark() -> None:
         "image": rng.standard_normal((config.batch_size, 32, 32, 3)).astype(np.float32),
         "label": rng.integers(0, 100, config.batch_size).astype(np.int32),
     }
-    teacher, student = map(network, (config.teacher, config.student))
+    teacher, student = (NETWORKS[name]() for name in (config.teacher, config.student))
     term = objectives.weighted(
         label=(0.1, objectives.from_labels(losses.cross_entropy)),
         kd=(0.9, objectives.from_logits(losses.kd, temperature=4.0)),

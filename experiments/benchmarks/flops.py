@@ -116,7 +116,11 @@ def benchmark() -> None:
         __doc__,
         smoke=SMALL,
         **pairs.sizes(fast),
-        formats=(("float32", "bfloat16") if fast else ("float32",), "number formats of the computation"),
+        formats=(
+            ("float32", "bfloat16") if fast else ("float32",),
+            "number formats of the computation",
+            ("float32", "bfloat16"),
+        ),
         batch_size=(512 if fast else 64, "examples per step"),
         run_steps=(100_000, "steps of the run that the report is about"),
         rounds=(20 if fast else 5, "alternating rounds"),

@@ -90,7 +90,7 @@ def benchmark() -> None:
         bundle=(10, "steps in a bundle; a divisor of --steps"),
         batch_size=(64, "examples per step"),
         examples=(8192, "examples of the data set"),
-        students=(("mlp", "resnet"), "students: mlp, resnet"),
+        students=(("mlp", "resnet"), "students", STUDENTS),
         out=("runs/benchmarks/input_pipeline.json", "JSON file for the figures"),
     )
     if config.steps % config.bundle:

@@ -86,7 +86,7 @@ def benchmark() -> None:
         width=(1024 if accelerator else 256, "hidden size of both sides"),
         rounds=(20 if accelerator else 5, "alternating rounds"),
         seconds=(0.3, "least seconds of one side of a round"),
-        one=("", "for the benchmark itself: run this variant once and print its peak memory"),
+        one=(None, "for the benchmark itself: run this variant once and print its peak memory", WAYS),
         out=("runs/large_vocabulary.json", "JSON file for the figures"),
     )
     if config.one:

@@ -25,7 +25,7 @@ import optax
 import rich.console
 
 from jaxkd import data, losses, metrics, models, objectives, parallel, train
-from jaxkd.experiment import DATA, NETWORKS, RUN, TRAINING, check_positive, flag, main, parse
+from jaxkd.experiment import DATA, NETWORKS, RUN, TRAINING, check_domains, domains, flag, main, parse
 from jaxkd.runs.checkpoint import Checkpoints
 from jaxkd.runs.logger import Logger
 from jaxkd.runs.loop import Every, evaluate, fit
@@ -36,15 +36,17 @@ from jaxkd.types import Variables
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    size: int = flag(32, "height and width of the images, in pixels", DATA)
-    examples: int = flag(512, "images of the evaluated split", DATA)
+    size: int = flag(32, "height and width of the images, in pixels", DATA, domains.SIDE)
+    examples: int = flag(512, "images of the evaluated split", DATA, domains.COUNT)
     network: Literal["resnet8", "mlp"] = flag("resnet8", "network of the student", NETWORKS)
-    steps: int = flag(100, "updates of one side of a round", TRAINING)
-    batch_size: int = flag(64, "examples per step", TRAINING)
-    log_every: int = flag(50, "updates between two logged lines", TRAINING)
-    checkpoint_every: int = flag(100, "updates between two checkpoints", TRAINING)
-    evaluate_every: int = flag(100, "updates between two evaluations", TRAINING)
-    rounds: int = flag(14, "alternating rounds; short ones, since a machine's speed drifts over minutes", RUN)
+    steps: int = flag(100, "updates of one side of a round", TRAINING, domains.COUNT)
+    batch_size: int = flag(64, "examples per step", TRAINING, domains.COUNT)
+    log_every: int = flag(50, "updates between two logged lines", TRAINING, domains.COUNT)
+    checkpoint_every: int = flag(100, "updates between two checkpoints", TRAINING, domains.COUNT)
+    evaluate_every: int = flag(100, "updates between two evaluations", TRAINING, domains.COUNT)
+    rounds: int = flag(
+        14, "alternating rounds; short ones, since a machine's speed drifts over minutes", RUN, domains.COUNT
+    )
     out: str = flag("runs/loop_overhead.json", "JSON file for the figures", RUN)
 
 
@@ -128,7 +130,7 @@ def contestants(config):
 
 def benchmark() -> None:
     config = parse(Config, description=__doc__, smoke=SMALL)
-    check_positive(config, "rounds", "steps")
+    check_domains(config)
     sides = contestants(config)
     seconds = np.empty((config.rounds + 1, 2, 2, 2))  # the first round compiles and is left out
     for number in range(config.rounds + 1):

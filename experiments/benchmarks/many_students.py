@@ -114,8 +114,8 @@ def benchmark():
         seconds=(0.3, "least seconds of one side of a round"),
         batch_size=(64, "examples per step"),
         counts=((1, 2, 4, 8, 16, 32), "numbers of students"),
-        pairs=(("mlp", "convnet", "resnet"), "teachers and students: mlp, convnet, resnet"),
-        forms=(tuple(students.FORMS), "forms of a stack: vmap, map, unroll"),
+        pairs=(("mlp", "convnet", "resnet"), "teachers and students", PAIRS),
+        forms=(tuple(students.FORMS), "forms of a stack", students.FORMS),
         out=("runs/benchmarks/many_students.json", "JSON file for the figures"),
     )
     mesh = parallel.make_mesh(jax.devices()[:1])

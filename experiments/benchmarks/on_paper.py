@@ -24,7 +24,7 @@ from jaxkd.experiment import main
 from jaxkd.models.size import count_parameters
 
 SMALL = {"depths": (8, 8), "layers": (2, 1), "batch_sizes": (4,), "epochs": 1}
-FULL = {name: default for name, (default, _) in pairs.sizes(True).items()}
+FULL = {name: default for name, (default, *_) in pairs.sizes(True).items()}
 STEPS = 781  # of an epoch of the benchmark
 
 

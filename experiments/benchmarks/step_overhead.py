@@ -99,7 +99,7 @@ def benchmark() -> None:
         rounds=(40, "alternating rounds of each pair"),
         seconds=(0.6, "least seconds of one side of a round"),
         batch_size=(64, "examples per step"),
-        pairs=(("mlp", "resnet"), "teachers and students: mlp, resnet"),
+        pairs=(("mlp", "resnet"), "teachers and students", PAIRS),
         out=("runs/step_overhead.json", "JSON file for the figures"),
     )
     rows = []

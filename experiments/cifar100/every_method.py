@@ -28,14 +28,17 @@ from jaxkd.experiment import (
     RUN,
     TRAINING,
     check_choice,
-    check_positive,
+    check_domains,
+    domains,
     few_steps,
     flag,
     main,
     methods,
     parse,
 )
+from jaxkd.experiment.images import check_images, check_network
 from jaxkd.experiment.networks import SMALL_IMAGES, make_network
+from jaxkd.files import explain_write_errors, prepare_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +50,13 @@ class Config:
     )
     pairs: tuple[str, ...] = flag(tuple(map(" ".join, PAIRS)), 'teachers and students, as "vgg13 vgg8"', NETWORKS)
     methods: tuple[str, ...] = flag(tuple(methods.METHODS), "names of the methods", TRAINING)
-    batch_size: int = flag(16, "images of the batch", TRAINING)
-    steps: int = flag(8, "updates by Adam", TRAINING)
+    batch_size: int = flag(16, "images of the batch", TRAINING, domains.COUNT)
+    steps: int = flag(8, "updates by Adam", TRAINING, domains.COUNT)
     out: str = flag("runs/every_method.json", "JSON file for the findings", RUN)
 
     def named(self):
         """The pairs, as (teacher, student); an error for unknown names."""
-        check_positive(self, "batch_size", "steps")
+        check_domains(self)
         check_choice(self, "methods", "method", methods.METHODS)
         pairs = [tuple(words.split()) for words in self.pairs]
         for pair in pairs:
@@ -65,11 +68,11 @@ class Config:
 SMALL = dict(pairs=("resnet8 resnet8",), methods=("kd", "fsp"), batch_size=4, steps=3)
 
 
-def attempt(name, pair, student, setup_for, steps):
+def attempt(name, pair, student, teacher_out, batch, setup_for, steps):
     """A row of the table: the losses of a method before its first and its last update."""
     row, began, method = {"pair": " -> ".join(pair.names), "method": name}, time.perf_counter(), methods.METHODS[name]
-    if not methods.applies(name, pair):
-        return row | {"verdict": "needs the same channels"}
+    if reason := methods.misfit(name, pair, student, teacher_out, batch):
+        return row | {"verdict": reason}
     setup, phases = setup_for(method.wrap(pair, student)), []
     if method.pretrain:
         values, trained = few_steps.train(method.pretrain(pair), setup, steps)
@@ -88,24 +91,28 @@ def attempt(name, pair, student, setup_for, steps):
 def everything() -> None:
     config, rows = parse(Config, description=__doc__, smoke=SMALL), []
     pairs, out = config.named(), Path(config.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    prepare_file(out)
     source = data.in_memory(data.open_source(config.source, "train"))
-    batch = views(0)[1](data.train_batches(source, config.batch_size, seed=0)[0])
+    check_images(config, source)
+    batch = views(source, 0)[1](data.train_batches(source, config.batch_size, seed=0)[0])
     for names in pairs:
-        teacher, student = (make_network(name, 100) for name in names)
+        teacher, student = (make_network(name, source.num_classes) for name in names)
+        for name, network in zip(names, (teacher, student), strict=True):
+            check_network("--pairs", name, network, batch)
         variables = models.init(teacher, jax.random.key(0), batch)
         teacher_out = jax.device_get(jax.jit(teacher.apply, static_argnums=3)(variables, batch, None, True)[0])
         given = dict(teacher_features=teacher_out.features, labels=lambda: data.labels_of(source))
         pair = methods.describe(
             names, teacher, student, variables, batch, examples=source.size, steps=config.steps, **given
         )
-        optimizer = few_steps.adam(teacher_out.features[pair.teacher_stages[-1]].shape[-1])
+        optimizer = few_steps.adam(teacher_out.features[(pair.teacher_stages or ["pooled"])[-1]].shape[-1])
         given = dict(batch=batch, teacher_out=teacher_out, optimizer=optimizer)
         setup_for = functools.cache(functools.partial(few_steps.setup, **given))
         for name in config.methods:
-            rows.append(attempt(name, pair, student, setup_for, config.steps))
+            rows.append(attempt(name, pair, student, teacher_out, batch, setup_for, config.steps))
             print("  ".join(f"{k} {v}" for k, v in rows[-1].items()), flush=True)
-        out.write_text(json.dumps(rows, indent=2))
+        with explain_write_errors(out):
+            out.write_text(json.dumps(rows, indent=2))
     failed = [f"{row['pair']}: {row['method']}" for row in rows if row["verdict"] == "FAILS"]
     trained = sum("seconds" in row for row in rows)
     print(f"{trained} trainings, {len(rows) - trained} that do not apply, {len(failed)} failed", *failed, sep="\n  ")

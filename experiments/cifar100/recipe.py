@@ -10,9 +10,11 @@ whole batches here: 781 steps of 64 images, where the published ones have one mo
 import optax
 from published import figures
 
-from jaxkd import augment, reports
+from jaxkd import augment, models, reports
 from jaxkd.experiment import conclude
+from jaxkd.experiment.images import prepared
 from jaxkd.experiment.methods import EPOCHS
+from jaxkd.experiment.networks import make_network
 
 PRETRAINING, IMAGES, DROPS = 30, 50_000, (150, 180, 210)
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
@@ -28,17 +30,20 @@ COLUMNS = {
 REDUCED = "A reduced budget: not to be compared with the published results, which are of 240 epochs of 50,000 images."
 
 
-def views(seed):
+def network(name, num_classes):
+    """A network by name, with batch norms as those of the published results."""
+    return models.unbiased_variance(make_network(name, num_classes))
+
+
+def views(source, seed):
     """Functions that prepare batches of images: for training (cropped and flipped at random), and for evaluation."""
-    clean = augment.compose(augment.to_float(), augment.normalize(MEAN, STD))
-    noisy = augment.compose(augment.random_crop(4), augment.flip(), clean)
-    return augment.augment_batch(noisy, seed=seed), augment.augment_batch(clean, seed=seed)
+    return prepared(source, [augment.random_crop(4), augment.flip()], seed=seed, statistics=(MEAN, STD))
 
 
 def optimizer(network, *, epochs, steps_per_epoch, learning_rate=None, weight_decay=5e-4, pretrains=""):
     """SGD of a phase, or of one before it that pre-trains the "student" or a "term", which has no drops of the rate."""
     slow = ("Mobile", "Shuffle", "resnet", "wrn") if pretrains == "term" else ("Mobile", "Shuffle")
-    start = learning_rate or (0.01 if network.startswith(slow) else 0.05)
+    start = (0.01 if network.startswith(slow) else 0.05) if learning_rate is None else learning_rate
     drops = {round(epochs * drop / EPOCHS) * steps_per_epoch: 0.1 for drop in (() if pretrains else DROPS)}
     sgd = optax.sgd(optax.piecewise_constant_schedule(start, drops), momentum=0.9)
     return optax.chain(optax.add_decayed_weights(weight_decay), sgd)

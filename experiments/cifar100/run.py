@@ -14,13 +14,12 @@ leave out. A method that diverges is marked in the table, and the others go on.
 import dataclasses
 import functools
 import time
-from typing import Literal
 
 import jax
 import published
 import recipe
 
-from jaxkd import data, experiment, metrics, models, pytorch
+from jaxkd import data, experiment, metrics
 from jaxkd.experiment import (
     DATA,
     NETWORKS,
@@ -29,43 +28,37 @@ from jaxkd.experiment import (
     Evaluator,
     cached_teacher,
     check_choice,
-    check_positive,
+    check_file,
     flag,
     launch,
     methods,
     train_phase,
     variables_of,
 )
-from jaxkd.experiment.networks import SMALL_IMAGES, make_network
+from jaxkd.experiment.domains import POSITIVE
+from jaxkd.experiment.images import check_networks, open_images
+from jaxkd.experiment.networks import read_teacher
 from jaxkd.runs import DivergenceError, NonFiniteError
 from jaxkd.train import students
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(experiment.ImageConfig):
+class Config(experiment.SweepConfig):
     name: str = "cifar100"
     test_split: str = flag("test", "split that is evaluated after each epoch", DATA)
     teacher_file: str | None = flag(None, "PyTorch weights of the teacher; it is trained here if absent", NETWORKS)
     methods: tuple[str, ...] = flag(("kd",), "methods of the students, besides one that learns alone", TRAINING)
     table: bool = flag(False, "instead of --methods: all that have published results for the pair", TRAINING)
     epochs: int = 240
-    learning_rate: float | None = flag(None, "first rate of SGD; the benchmark's for the network if absent", TRAINING)
-    weight_decay: float = flag(
-        5e-4, "weight decay: this factor times the parameters is added to the gradient", TRAINING
+    learning_rate: float | None = flag(
+        None, "first rate of SGD; the benchmark's for the network if absent", TRAINING, POSITIVE
     )
-    seeds: int = flag(1, "students of each kind, trained together with one teacher", TRAINING)
-    cache: Literal["none", "full"] | int = flag(
-        "none", "logits of the teacher to compute once: none, full, or a number k for its top k", TRAINING
-    )
-    views: int | None = flag(None, "views of an image if logits are cached; one per epoch if absent", TRAINING)
 
     def check(self) -> None:
-        """Checks counts and names before the run's folder is made."""
+        """Checks values, names and the teacher's file before the run's folder is made."""
         super().check()
-        check_positive(self, "seeds")
-        for side in ("teacher", "student"):
-            check_choice(self, side, "network", SMALL_IMAGES)
         check_choice(self, "methods", "method", methods.METHODS)
+        check_file(self, "teacher_file")
         self.wanted()
 
     def wanted(self):
@@ -85,24 +78,10 @@ SMALL = dict(
 )
 
 
-def load(config):
-    """Training and test images."""
-    options = dict(data_dir=config.data_dir, image_size=config.image_size)
-    splits = (config.train_split, config.test_split)
-    return [data.in_memory(data.open_source(config.source, split, **options)) for split in splits]
-
-
-def read_teacher(config, model, example):
-    """The teacher's variables from --teacher-file."""
-    rules, tensors = SMALL_IMAGES[config.teacher].rules, pytorch.read_tensors(config.teacher_file)
-    return pytorch.import_weights(model, rules, tensors, example)
-
-
 def procedure(config, run, logger, plan) -> None:
-    full, test = load(config)
-    noisy, clean = recipe.views(config.seed)
-    context = Context(run, logger, plan, config.seed, config.batch_size, noisy, clean, config)
-    big, small = (models.unbiased_variance(make_network(n, full.num_classes)) for n in (config.teacher, config.student))
+    full, test = open_images(config, config.train_split, config.test_split)
+    context = Context(run, logger, plan, config.seed, config.batch_size, *recipe.views(full, config.seed), config)
+    big, small = (recipe.network(name, full.num_classes) for name in (config.teacher, config.student))
     epoch, seconds, diverged = data.steps_per_epoch(full, context.batch_of(full)), {}, {}
     points = students.grid(seed=range(config.seeds)) if config.seeds > 1 else None
 
@@ -119,8 +98,11 @@ def procedure(config, run, logger, plan) -> None:
         seconds[name] = time.perf_counter() - began
         return state
 
-    # 1. The teacher, trained here or read from a file.
-    example = clean(data.eval_batches(full, 128)[0])
+    # 1. The teacher, trained here or read from a file, once all methods are known to fit.
+    example, names = context.eval_prepare(data.eval_batches(full, 128)[0]), (config.teacher, config.student)
+    facts = dict(labels=lambda: data.labels_of(full), steps=config.epochs * epoch, examples=len(full))
+    check_networks(config, big, small, example)
+    methods.check_methods("--methods", config.wanted(), names, big, small, example, **facts)
     if config.teacher_file is None:
         evaluator, on_labels = Evaluator(context, big, metrics.CLASSIFICATION), methods.objective("alone", None)
         teacher_variables = variables_of(train("teacher", full, big, config.teacher, on_labels, evaluator))
@@ -128,11 +110,9 @@ def procedure(config, run, logger, plan) -> None:
         teacher_variables = read_teacher(config, big, example)
 
     # 2. What methods may ask about both networks; the live and the cached teacher.
-    facts = dict(labels=lambda: data.labels_of(full), steps=config.epochs * epoch, examples=len(full))
-    pair = methods.describe((config.teacher, config.student), big, small, teacher_variables, example, **facts)
-    views = config.views or config.epochs
-    live = (dataclasses.replace(full, views=views), big, teacher_variables)
-    cached = cached_teacher(context, *live, views=views, keep=config.cache)
+    pair = methods.describe(names, big, small, teacher_variables, example, **facts)
+    live = (dataclasses.replace(full, views=config.number_of_views), big, teacher_variables)
+    cached = cached_teacher(context, *live, views=config.number_of_views, keep=config.cache)
     with_teacher = dict(teacher=big, teacher_variables=teacher_variables, stacked=points is not None)
     evaluators = functools.cache(lambda student: Evaluator(context, student, metrics.DISTILLATION, **with_teacher))
 

@@ -10,7 +10,6 @@ split; each network is evaluated on the test split once, after its training.
 
 import dataclasses
 import functools
-from typing import Literal
 
 import jax
 import optax
@@ -22,8 +21,6 @@ from jaxkd.experiment import (
     Context,
     Evaluator,
     cached_teacher,
-    check_choice,
-    check_positive,
     conclude,
     flag,
     launch,
@@ -31,45 +28,36 @@ from jaxkd.experiment import (
     train_phase,
     variables_of,
 )
+from jaxkd.experiment.domains import FRACTION, POSITIVE, TEMPERATURE, WHOLE
+from jaxkd.experiment.images import check_networks, open_images, prepared
 from jaxkd.experiment.networks import SMALL_IMAGES as NETWORKS
 from jaxkd.train import students
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(experiment.ImageConfig):
+class Config(experiment.SweepConfig):
     name: str = "image-kd"
     source: str = "fashion_mnist"
     train_split: str = "train[:90%]"
     validation_split: str = flag("train[90%:]", "split that is evaluated during training", DATA)
     test_split: str = flag("test", "split on which each network is evaluated once, after its training", DATA)
-    crop: int = flag(0, "padding of the random crop, in pixels; no crop if 0", DATA)
+    crop: int = flag(0, "padding of the random crop, in pixels; no crop if 0", DATA, WHOLE)
     flip: bool = flag(False, "flip images left to right at random", DATA)
     teacher: str = "resnet20"
     student: str = "resnet8"
     epochs: int = 30
     batch_size: int = 128
-    learning_rate: float = flag(0.1, "first rate of SGD with momentum 0.9; it falls along a cosine", TRAINING)
-    weight_decay: float = flag(
-        5e-4, "weight decay: this factor times the parameters is added to the gradient", TRAINING
-    )
-    temperature: float = flag(4.0, "softmax temperature T of the soft labels, above 0", TRAINING)
-    alpha: float = flag(0.1, "weight of the labels, 0 to 1; the soft labels have the rest", TRAINING)
-    seeds: int = flag(1, "students of each kind, trained together", TRAINING)
+    learning_rate: float = flag(0.1, "first rate of SGD with momentum 0.9; it falls along a cosine", TRAINING, POSITIVE)
+    temperature: float = flag(4.0, "softmax temperature T of the soft labels", TRAINING, TEMPERATURE)
+    alpha: float = flag(0.1, "weight of the labels; the soft labels have the rest", TRAINING, FRACTION)
     grid: tuple[str, ...] = flag(
         (), "values to compare, such as temperature=1,2,4 alpha=0.1,0.5; also learning_rate, weight_decay", TRAINING
     )
-    cache: Literal["none", "full"] | int = flag(
-        "none", "logits of the teacher to compute once: none, full, or a number k for its top k", TRAINING
-    )
-    views: int | None = flag(None, "views of an image that distilled students see; one per epoch if absent", TRAINING)
 
     def check(self) -> None:
-        """Checks counts, names and the grid before the run's folder is made."""
+        """Checks values, names and the grid before the run's folder is made."""
         super().check()
-        check_positive(self, "seeds")
-        for side in ("teacher", "student"):
-            check_choice(self, side, "network", NETWORKS)
-        parse_grid(self.grid, SWEPT)
+        parse_grid(self, "grid", SWEPT)
 
 
 SMALL = dict(
@@ -89,13 +77,9 @@ COLUMNS = {key: header for key, header in reports.RESULTS.items() if key != "lab
 
 def load(config):
     """Training, validation and test images; how training batches are prepared, and how others are."""
-    splits = (config.train_split, config.validation_split, config.test_split)
-    options = {"data_dir": config.data_dir, "image_size": config.image_size}
-    sources = [data.in_memory(data.open_source(config.source, split, **options)) for split in splits]
-    clean = augment.compose(augment.to_float(), augment.normalize(*data.statistics(sources[0])))
+    sources = open_images(config, config.train_split, config.validation_split, config.test_split)
     moves = [augment.random_crop(config.crop)] * bool(config.crop) + [augment.flip()] * config.flip
-    noisy, clean = (augment.augment_batch(a, seed=config.seed) for a in (augment.compose(*moves, clean), clean))
-    return sources, noisy, clean
+    return sources, *prepared(sources[0], moves, seed=config.seed)
 
 
 def procedure(config, run, logger, plan) -> None:
@@ -104,6 +88,7 @@ def procedure(config, run, logger, plan) -> None:
     big, small = (
         NETWORKS[name].make(full.num_classes, axis_name=parallel.DATA) for name in (config.teacher, config.student)
     )
+    check_networks(config, big, small, clean(data.eval_batches(full, 1)[0]))
     epoch, rows = data.steps_per_epoch(full, context.batch_of(full)), []
 
     def objective(make_term, **point):
@@ -119,6 +104,7 @@ def procedure(config, run, logger, plan) -> None:
         options |= dict(validation=(evaluator, validation), objective=make() if points is None else make)
         state = train_phase(context, name, source, student=model, points=points, **options)
         found, variables = metrics.values(evaluator(state, test)), variables_of(state)
+        found = reports.without_lost(found, run.lost[name])
         parameters = models.count_parameters(variables) // (1 if points is None else len(points["seed"]))
         for label, part in reports.by_point(found, points):
             rows.append(reports.result(f"{name}{label}: {names[model]}", part, parameters=parameters))
@@ -134,9 +120,14 @@ def procedure(config, run, logger, plan) -> None:
         context, small, metrics.DISTILLATION, stacked=True, teacher=big, teacher_variables=teacher_variables
     )
     train("alone", small, evaluator, lambda given: on_labels, students.grid(seed=range(config.seeds)))
-    points = students.grid(**parse_grid(config.grid, SWEPT), seed=range(config.seeds))
+    points = students.grid(**parse_grid(config, "grid", SWEPT), seed=range(config.seeds))
     source, teacher, teacher_variables = cached_teacher(
-        context, full, big, teacher_variables, views=config.views or config.epochs, keep=config.cache
+        context,
+        full,
+        big,
+        teacher_variables,
+        views=config.number_of_views,
+        keep=config.cache,
     )
     given = dict(source=source, teacher=teacher, teacher_variables=teacher_variables)
     train("distilled", small, evaluator, labels_and_soft_labels, points, **given)

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import optax
 
-from jaxkd import augment, data, experiment, losses, metrics, objectives, pytorch, reports
+from jaxkd import augment, data, experiment, losses, metrics, objectives, reports
 from jaxkd.experiment import (
     DATA,
     NETWORKS,
@@ -26,14 +26,16 @@ from jaxkd.experiment import (
     Context,
     Evaluator,
     check_choice,
-    check_positive,
+    check_file,
     conclude,
     flag,
     launch,
     methods,
     train_phase,
 )
-from jaxkd.experiment.networks import LARGE_IMAGES, make_network
+from jaxkd.experiment.domains import NON_NEGATIVE, POSITIVE, SIDE
+from jaxkd.experiment.images import check_images, check_networks, to_unit
+from jaxkd.experiment.networks import LARGE_IMAGES, make_network, read_teacher
 from jaxkd.train import optimizers
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -42,29 +44,30 @@ COLUMNS = {"network": "network", "last": "last epoch %", "best": "best epoch %"}
 
 @dataclasses.dataclass(frozen=True)
 class Config(experiment.ImageConfig):
+    networks = LARGE_IMAGES
     name: str = "imagenet"
     source: str = flag("imagenet2012", "data set: a TFDS name, folder:PATH of images, or fake for random ones", DATA)
     validation_split: str = flag("validation", "split that is evaluated after each epoch", DATA)
-    image_size: int = flag(224, "height and width of the networks' input, in pixels", DATA)
-    resize: int = flag(256, "height and width of an image before a window is cut, in pixels", DATA)
+    image_size: int = flag(224, "height and width of the networks' input, in pixels", DATA, SIDE)
+    resize: int = flag(256, "height and width of an image before a window is cut, in pixels", DATA, SIDE)
     teacher: str = flag("resnet34", "teacher, by torchvision's name or else timm's", NETWORKS)
     student: str = flag("resnet18", "student, by torchvision's name or else timm's, such as mobilenetv1_100", NETWORKS)
     teacher_file: str | None = flag(None, "PyTorch weights of the teacher: .pth, .safetensors or .npz", NETWORKS)
     recipe: Literal["standard", "patient"] = flag("standard", "recipe of the training, see above", TRAINING)
     method: str = flag("kd", "distillation method of the standard recipe", TRAINING)
     batch_size: int = 256
-    learning_rate: float | None = flag(None, "first rate; by default 0.1 (standard) or 0.03 (patient)", TRAINING)
-    weight_decay: float | None = flag(None, "weight decay; by default 1e-4 (standard) or 3e-4 (patient)", TRAINING)
+    learning_rate: float | None = flag(None, "first rate; 0.1 (standard) or 0.03 if absent", TRAINING, POSITIVE)
+    weight_decay: float | None = flag(None, "weight decay; 1e-4 or 3e-4 if absent", TRAINING, NON_NEGATIVE)
 
     def check(self) -> None:
         """Checks names and the teacher's file before the run's folder is made."""
         super().check()
-        check_positive(self, "resize")
-        for side in ("teacher", "student"):
-            check_choice(self, side, "network", LARGE_IMAGES)
         check_choice(self, "method", "method", methods.METHODS)
+        check_file(self, "teacher_file")
         if self.teacher_file is None and self.source != "fake":
             raise ValueError("there is no --teacher-file: give the PyTorch weights of the teacher.")
+        if self.resize < self.image_size:
+            raise ValueError(f"--resize is {self.resize} but --image-size {self.image_size}: give at least as much.")
 
 
 SMALL = dict(
@@ -82,16 +85,15 @@ SMALL = dict(
 
 def fake(config):
     """Random images of ten classes."""
-    random = np.random.default_rng(0)
     size = (2 * config.batch_size, config.resize, config.resize, 3)
-    return {"image": random.integers(0, 256, size).astype(np.uint8), "label": np.arange(size[0]) % 10}
+    return {"image": np.random.default_rng(0).integers(0, 256, size, np.uint8), "label": np.arange(size[0]) % 10}
 
 
 def objective_of(config, pair):
     """Term and optimizer of the recipe."""
     patient, steps = config.recipe == "patient", pair.steps
-    rate = config.learning_rate or (0.03 if patient else 0.1)
-    decay = config.weight_decay if config.weight_decay is not None else (3e-4 if patient else 1e-4)
+    rate = (0.03 if patient else 0.1) if config.learning_rate is None else config.learning_rate
+    decay = (3e-4 if patient else 1e-4) if config.weight_decay is None else config.weight_decay
     if not patient:
         drops = {round(steps * part): 0.1 for part in (0.3, 0.6, 0.9)}
         sgd = optax.sgd(optax.piecewise_constant_schedule(rate, drops), momentum=0.9)
@@ -103,18 +105,14 @@ def objective_of(config, pair):
     return objectives.from_logits(losses.kd, temperature=1.0), optax.chain(optax.clip_by_global_norm(1.0), *moves)
 
 
-def row(config, found):
-    """The row of the table: last and best accuracy."""
-    return {"network": config.student, **{kind: reports.mean_std(found[kind], scale=100) for kind in ("last", "best")}}
-
-
 def procedure(config, run, logger, plan) -> None:
     spec = fake(config) if config.source == "fake" else config.source
     full, validation = (
         data.open_source(spec, split, data_dir=config.data_dir, image_size=config.resize, fit=fit)
         for split, fit in ((config.train_split, "stretch"), (config.validation_split, "crop"))
     )
-    scale, normalize = augment.to_float(), augment.normalize(MEAN, STD)
+    check_images(config, full, validation)
+    scale, normalize = to_unit(full), augment.normalize(MEAN, STD)
     crop = augment.compose(scale, augment.random_resized_crop(config.image_size), augment.flip(), normalize)
     mix = augment.mixup(full.num_classes, alpha=1.0) if config.recipe == "patient" else None
     noisy = augment.augment_batch(crop, seed=config.seed, mix=mix)
@@ -123,13 +121,15 @@ def procedure(config, run, logger, plan) -> None:
     context = Context(run, logger, plan, config.seed, config.batch_size, noisy, clean, config)
     teacher, student = (make_network(name, full.num_classes, LARGE_IMAGES) for name in (config.teacher, config.student))
     example, key = clean(data.eval_batches(full, 8)[0]), jax.random.key(config.seed)
+    check_networks(config, teacher, student, example)
+    epoch, names = data.steps_per_epoch(full, context.batch_of(full)), (config.teacher, config.student)
+    counts = dict(examples=len(full), steps=config.epochs * epoch)
+    if config.recipe == "standard":
+        methods.check_methods("--method", [config.method], names, teacher, student, example, **counts)
     if config.teacher_file is None:
         teacher_variables = jax.jit(teacher.init)(key, example)
     else:
-        rules, tensors = LARGE_IMAGES[config.teacher].rules, pytorch.read_tensors(config.teacher_file)
-        teacher_variables = pytorch.import_weights(teacher, rules, tensors, example)
-    epoch, names = data.steps_per_epoch(full, context.batch_of(full)), (config.teacher, config.student)
-    counts = dict(examples=len(full), steps=config.epochs * epoch)
+        teacher_variables = read_teacher(config, teacher, example)
     pair = methods.describe(names, teacher, student, teacher_variables, example, **counts)
     if config.recipe == "standard":
         student = methods.METHODS[config.method].wrap(pair, student)
@@ -147,9 +147,12 @@ def procedure(config, run, logger, plan) -> None:
         every=epoch,
         **with_teacher,
     )
-    conclude(
-        run, lambda found: [row(config, found["student"])], COLUMNS, title=f"{' -> '.join(names)}, {config.recipe}"
-    )
+
+    def rows(found):
+        own = {kind: reports.mean_std(found["student"][kind], scale=100) for kind in ("last", "best")}
+        return [{"network": config.student} | own]
+
+    conclude(run, rows, COLUMNS, title=f"{' -> '.join(names)}, {config.recipe}")
 
 
 if __name__ == "__main__":

@@ -22,15 +22,16 @@ from jaxkd.experiment import (
     Context,
     Evaluator,
     check_choice,
-    check_positive,
     conclude,
     flag,
     launch,
     train_phase,
     variables_of,
 )
-from jaxkd.experiment.networks import SMALL_IMAGES, make_network
-from jaxkd.experiment.transfer import last_layer, open_source_and_target, sgd, thawing
+from jaxkd.experiment.domains import COUNT, NON_NEGATIVE, POSITIVE, TEMPERATURE
+from jaxkd.experiment.images import check_networks, prepared
+from jaxkd.experiment.networks import make_network
+from jaxkd.experiment.transfer import check_kinds, last_layer, open_source_and_target, sgd, thawing
 from jaxkd.train import students
 
 COLUMNS = {key: header for key, header in reports.RESULTS.items() if key not in ("agreement", "kl")}
@@ -41,33 +42,32 @@ STAGES = ("stage1", "stage2", "stage3")
 class Config(experiment.ImageConfig):
     name: str = "transfer"
     target: str | None = flag(None, "data set of the students, as for --source; the source itself if absent", DATA)
-    source_classes: int | None = flag(None, "number of the source's first classes to use; all if absent", DATA)
-    target_classes: int | None = flag(None, "number of the target's last classes to use; all if absent", DATA)
+    source_classes: int | None = flag(None, "number of the source's first classes to use; all if absent", DATA, COUNT)
+    target_classes: int | None = flag(None, "number of the target's last classes to use; all if absent", DATA, COUNT)
     source_split: str = flag("train", "split of the source to pre-train on", DATA)
     train_split: str = flag("train[:90%]", "split of the target that the labels are drawn from", DATA)
     validation_split: str = flag("train[90%:]", "split of the target that is evaluated during training", DATA)
     test_split: str = flag(
         "test", "split of the target on which each network is evaluated once, after its training", DATA
     )
-    per_class: int = flag(50, "labels per class of the target", DATA)
+    per_class: int = flag(50, "labels per class of the target", DATA, COUNT)
     flip: bool = flag(True, "flip images left to right at random", DATA)
     teacher: str = "resnet20"
     student: str = "resnet8"
-    pretrain_epochs: int = flag(60, "passes over the source", TRAINING)
-    epochs: int = flag(100, "passes over the labels of the target", TRAINING)
-    learning_rate: float = flag(0.05, "first rate of SGD with momentum 0.9; it falls along a cosine", TRAINING)
-    temperature: float = flag(4.0, "softmax temperature T of the soft labels, above 0", TRAINING)
-    maps: float = flag(100.0, "weight of attention transfer between the stages", TRAINING)
+    pretrain_epochs: int = flag(60, "passes over the source", TRAINING, COUNT)
+    epochs: int = flag(100, "passes over the labels of the target", TRAINING, COUNT)
+    learning_rate: float = flag(
+        0.05, "first rate of SGD with momentum 0.9; it falls along a cosine", TRAINING, POSITIVE
+    )
+    temperature: float = flag(4.0, "softmax temperature T of the soft labels", TRAINING, TEMPERATURE)
+    maps: float = flag(100.0, "weight of attention transfer between the stages", TRAINING, NON_NEGATIVE)
     students: tuple[str, ...] = flag(("alone", "by-maps", "by-logits", "by-both"), "kinds of students", TRAINING)
-    seeds: int = flag(1, "students of each kind, trained together", TRAINING)
+    seeds: int = flag(1, "students of each kind, trained together", TRAINING, COUNT)
 
     def check(self) -> None:
         """Checks counts and names before the run's folder is made."""
         super().check()
-        check_positive(self, "per_class", "pretrain_epochs", "seeds")
         check_choice(self, "students", "kind of student", Config.students)
-        for side in ("teacher", "student"):
-            check_choice(self, side, "network", SMALL_IMAGES)
 
 
 SMALL = dict(
@@ -88,15 +88,13 @@ def load(config):
     """Images of the source; few labelled ones, validation and test images of the target; and two ways to prepare."""
     sources = open_source_and_target(
         config.source,
-        config.target or config.source,
+        config.source if config.target is None else config.target,
         (config.source_split, config.train_split, config.validation_split, config.test_split),
         **{n: getattr(config, n) for n in ("per_class", "source_classes", "target_classes")},
         **{n: getattr(config, n) for n in ("data_dir", "image_size", "seed")},
     )
-    clean = augment.compose(augment.to_float(), augment.normalize(*data.statistics(sources[0])))
-    moves = [augment.random_crop(4), *[augment.flip()] * config.flip, clean]
-    noisy, clean = (augment.augment_batch(a, seed=config.seed) for a in (augment.compose(*moves), clean))
-    return sources, noisy, clean
+    moves = [augment.random_crop(4), *[augment.flip()] * config.flip]
+    return sources, *prepared(sources[0], moves, seed=config.seed)
 
 
 def make_kinds(config, label, on_source, on_target):
@@ -117,7 +115,7 @@ def procedure(config, run, logger, plan) -> None:
     key, rows = jax.random.key(config.seed), []
     context = Context(run, logger, plan, config.seed, config.batch_size, noisy, clean, config)
     big, tuned = (make_network(config.teacher, source.num_classes) for source in (pretraining, few))
-    small = make_network(config.student, few.num_classes)
+    small, example = make_network(config.student, few.num_classes), clean(data.eval_batches(few, 8)[0])
     evaluators = functools.cache(lambda model, many: Evaluator(context, model, metrics.CLASSIFICATION, stacked=many))
 
     def fit(name, model, term, make=lambda rate, steps: sgd(rate), source=few, seeds=None, **options):
@@ -133,14 +131,16 @@ def procedure(config, run, logger, plan) -> None:
         state = train_phase(context, name, source, student=model, objective=objective, **options)
         if source is few:
             count = models.count_parameters(variables_of(state)) // (1 if points is None else len(seeds))
-            found = metrics.values(evaluator(state, test))
+            found = reports.without_lost(metrics.values(evaluator(state, test)), run.lost[name])
             rows.append(reports.result(name, found, parameters=count, labels=len(few)))
         return variables_of(state)
 
     # 1. The teacher on the source, then on the target: its last layer alone, and all layers thawed gradually.
     label, many = objectives.from_labels(losses.cross_entropy), range(config.seeds) if config.seeds > 1 else None
+    check_networks(config, tuned, small, example)
+    check_kinds(config, make_kinds(config, label, {"teacher": big}, {"teacher": tuned}), tuned, small, example)
     source_teacher = fit("pre-trained", big, label, source=pretraining)
-    start = models.inherit(models.init(tuned, key, clean(data.eval_batches(few, 8)[0])), source_teacher)
+    start = models.inherit(models.init(tuned, key, example), source_teacher)
     fit("teacher-last-layer", tuned, label, last_layer, start=start)
     thawed_teacher = fit("teacher-thawed", tuned, label, thawing, start=start)
 

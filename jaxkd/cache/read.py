@@ -58,7 +58,7 @@ def with_targets(
     if manifest is None:
         raise ValueError(f"there are no targets in {folder}: write them first with jaxkd.cache.write_targets.")
     check_same(folder, manifest, made_with, source, prepare)
-    views = views or manifest.views or 1
+    views = max(manifest.views, 1) if views is None else views
     if views > manifest.views:
         raise _without_view(folder, manifest, views - 1)
     if twice := sorted(set(manifest.fields) & set(source.read(np.zeros(1, np.int64)))):

@@ -7,10 +7,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxkd.experiment.cli import main, parse, parse_grid
+    from jaxkd.experiment.cli import main, parse
     from jaxkd.experiment.conclusion import conclude
-    from jaxkd.experiment.config import Config, ImageConfig, check_choice, check_positive
+    from jaxkd.experiment.config import Config, ImageConfig, SweepConfig, check_choice, check_file, parse_grid
     from jaxkd.experiment.context import NO_VARIABLES, Context
+    from jaxkd.experiment.domains import check_domains
     from jaxkd.experiment.evaluator import Evaluator, predict
     from jaxkd.experiment.flags import DATA, DEVICES, NETWORKS, RUN, TRAINING, Devices, StepOptions, flag
     from jaxkd.experiment.launcher import keep_programs, launch
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
     from jaxkd.experiment.trainer import train_phase, variables_of
 
 _FILES = {
-    "cli": ("main", "parse", "parse_grid"),
+    "cli": ("main", "parse"),
     "conclusion": ("conclude",),
-    "config": ("Config", "ImageConfig", "check_choice", "check_positive"),
+    "config": ("Config", "ImageConfig", "SweepConfig", "check_choice", "check_file", "parse_grid"),
     "context": ("NO_VARIABLES", "Context"),
+    "domains": ("check_domains",),
     "evaluator": ("Evaluator", "predict"),
     "flags": ("DATA", "DEVICES", "NETWORKS", "RUN", "TRAINING", "Devices", "StepOptions", "flag"),
     "launcher": ("keep_programs", "launch"),
@@ -46,9 +48,11 @@ __all__ = [
     "Keep",
     "Network",
     "StepOptions",
+    "SweepConfig",
     "cached_teacher",
     "check_choice",
-    "check_positive",
+    "check_domains",
+    "check_file",
     "conclude",
     "flag",
     "keep_programs",

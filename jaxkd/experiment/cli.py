@@ -81,32 +81,6 @@ def _wrapped(description: str) -> str:
     return textwrap.indent("\n\n".join(paragraphs), " ")
 
 
-def parse_grid(words: Sequence[str], names: Sequence[str]) -> dict[str, list[float]]:
-    """Reads the points of a sweep, such as `temperature=1,2,4`.
-
-    Args:
-      words: One for each name.
-      names: All names that may be varied.
-
-    Returns:
-      Name -> values, in the order given.
-
-    Raises:
-      ValueError: If a word has another form, or a name is unknown or given twice.
-    """
-    found: dict[str, list[float]] = {}
-    for word in words:
-        name, _, values = word.partition("=")
-        if name not in names or name in found:
-            what = "is given twice in --grid" if name in found else "cannot be varied by --grid"
-            raise ValueError(f"{name!r} {what}: give each of {', '.join(names)} once at most.")
-        try:
-            found[name] = [float(value) for value in values.split(",")]
-        except ValueError:
-            raise ValueError(f"{word!r} is not a part of --grid: write {name}=1,2,4.") from None
-    return found
-
-
 def main(function: Callable[[], object]) -> None:
     """Runs an experiment's main function and turns errors that the user can mend into one line on stderr.
 

@@ -8,6 +8,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
+from jaxkd.experiment.domains import declaration
 from jaxkd.experiment.flags import GROUPS, RUN, StepOptions
 
 _SMOKE = "shrink the experiment to a run of a few steps that only shows that it works"
@@ -68,25 +69,22 @@ def _fields(classes: Sequence[type[Any]], defaults: Sequence[Any]) -> tuple[list
     for kind, default in zip(classes, defaults, strict=True):
         hints = typing.get_type_hints(kind, include_extras=True)
         for name in sorted(field_names(kind), key=_OF_STEPS.__contains__):  # stable: those of every experiment last
-            declared = _declaration(kind, name)
-            if declared is None:
+            declared = declaration(kind, name)
+            if not declared:
                 single.append((name, hints[name]))
             else:
                 shown = _shown(hints[name], getattr(default, name))
-                about = tyro.conf.arg(help=declared["help"], **shown)
+                about = tyro.conf.arg(help=_help(declared), **shown)
                 panels[declared["group"]].append((name, Annotated[hints[name], about]))
     smoke = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help=_SMOKE, help_behavior_hint="")]
     panels[RUN].insert(0, ("smoke", smoke))
     return single, {group: fields for group, fields in panels.items() if fields}
 
 
-def _declaration(kind: type[Any], name: str) -> Mapping[str, Any] | None:
-    """Help and group of a field, from the nearest class that gives them, or None."""
-    for base in kind.__mro__:
-        field = base.__dict__.get("__dataclass_fields__", {}).get(name)
-        if field is not None and "group" in field.metadata:
-            return field.metadata
-    return None
+def _help(declared: Mapping[str, Any]) -> str:
+    """Help of a field with its domain, where that says more than the word "number"."""
+    domain = declared["domain"]
+    return f"{declared['help']}; {domain.short}" if domain is not None and domain.short else declared["help"]
 
 
 def _shown(hint: Any, default: Any) -> dict[str, Any]:

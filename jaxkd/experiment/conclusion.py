@@ -35,7 +35,8 @@ def conclude(
       caption: Below the table.
       curves: Validation metrics that `curves.png` shows over the steps; no figure if empty.
       reliability: Network -> bins of its calibration error, for `reliability.png`; no figure if None.
-      **summary: Further entries of `summary.json`, besides "table" and "validation" (last and best accuracies).
+      **summary: Further entries of `summary.json`, besides "table", "validation" (last and best accuracies) and, where
+        there are some, "lost" (students of each phase that diverged).
 
     Raises:
       OSError: If a file cannot be written.
@@ -43,13 +44,14 @@ def conclude(
     if not processes.is_first():
         return
     logged = [line for line in read_metrics(run.path) if line["split"] == "validation"]
-    validation = reports.last_and_best(logged)
+    validation = reports.last_and_best(logged, lost=run.lost)
     rows = rows(validation) if callable(rows) else rows
     reports.show(reports.table(rows, columns, title=title, caption=caption))
     if curves:
         reports.plot_curves(logged, run.path / "curves.png", y=list(curves), labels={"nll": "NLL (nats)"})
     if reliability is not None:
         reports.plot_reliability(reliability, run.path / "reliability.png", title="Reliability, students pooled")
-    run.finish({"table": list(rows), "validation": validation, **summary})
+    lost = {"lost": found} if (found := {phase: gone for phase, gone in run.lost.items() if gone}) else {}
+    run.finish({"table": list(rows), "validation": validation, **lost, **summary})
     figures = "figures, " if curves or reliability is not None else ""
     print(f"{figures}metrics and checkpoints are in {run.path}")

@@ -14,6 +14,9 @@ from jaxkd.runs.loop import evaluate
 from jaxkd.train import students
 from jaxkd.types import Batch, Metric, Model, TrainState, Variables
 
+PER_DEVICE = 256
+"""Examples of a batch that each device evaluates."""
+
 
 class Evaluator:
     """The evaluation of a student, compiled once for use during and after training.
@@ -50,7 +53,7 @@ class Evaluator:
 
         self._steps = {"": compiled(ema=False), "ema_": compiled(ema=True)}
         self._teacher_variables, self._place = plan.put(teacher_variables), plan.place
-        self._batch_size = 256 * plan.mesh.size
+        self._batch_size = PER_DEVICE * plan.mesh.size
 
     def __call__(self, state: TrainState, source: data.Source) -> dict[str, Any]:
         """Computes the metrics of a state over a whole split.
@@ -93,7 +96,7 @@ def predict(context: Context, model: Model, variables: Variables, source: data.S
     step, placed = plan.compile(logits, donate_state=False), plan.put(variables)
     rows = [
         jax.device_get(step(None, placed, batch))
-        for batch in data.prefetch(data.eval_batches(source, 256 * plan.mesh.size), plan.place)
+        for batch in data.prefetch(data.eval_batches(source, PER_DEVICE * plan.mesh.size), plan.place)
     ]
     return (
         np.concatenate([ids[mask] for _, ids, mask in rows]),

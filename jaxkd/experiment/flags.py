@@ -10,6 +10,7 @@ import jax
 import optax
 
 from jaxkd import models
+from jaxkd.experiment.domains import COUNT, DECAY, POSITIVE, SECONDS, WHOLE, Domain, check_domains, flag_name
 from jaxkd.parallel import DATA as DATA_AXIS
 from jaxkd.parallel import MODEL as MODEL_AXIS
 from jaxkd.parallel import make_mesh, processes
@@ -27,20 +28,21 @@ GROUPS: tuple[Group, ...] = (DATA, NETWORKS, TRAINING, DEVICES, RUN)
 """All panels, in the order in which `--help` shows them."""
 
 
-def flag(default: Any, help: str, group: Group) -> Any:
-    """A field of a configuration with its help, as `steps: int = flag(100, "updates of the student", TRAINING)`.
+def flag(default: Any, help: str, group: Group, domain: Domain | None = None) -> Any:
+    """A field of a configuration, as `steps: int = flag(100, "updates of the student", TRAINING, domains.COUNT)`.
 
-    A subclass may give the field another default (`steps: int = 200`) and keeps help and group.
+    A subclass may give the field another default (`steps: int = 200`) and keeps help, group and domain.
 
     Args:
       default: The field's default.
-      help: One plain phrase for someone who has not seen the code, with the unit or the domain.
+      help: One plain phrase for someone who has not seen the code, with the unit; `--help` adds the domain.
       group: The panel of `--help`.
+      domain: Values that the field may have, or each of its values if it is a tuple; checked before anything starts.
 
     Returns:
       A dataclass field.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "group": group})
+    return dataclasses.field(default=default, metadata={"help": help, "group": group, "domain": domain})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,16 +56,35 @@ class Devices:
     coordinator: str | None = flag(
         None, "address of the first process, HOST:PORT; or auto under Slurm, MPI, Kubernetes or on TPU pods", DEVICES
     )
-    num_processes: int | None = flag(None, "number of processes, unless the coordinator is auto", DEVICES)
-    process_id: int | None = flag(None, "number of this process, from 0, unless the coordinator is auto", DEVICES)
-    peer_timeout: float = flag(60.0, "seconds of silence after which another process counts as lost", DEVICES)
+    num_processes: int | None = flag(None, "number of processes, unless the coordinator is auto", DEVICES, COUNT)
+    process_id: int | None = flag(None, "number of this process, unless the coordinator is auto", DEVICES, WHOLE)
+    peer_timeout: float = flag(60.0, "seconds of silence after which another process counts as lost", DEVICES, SECONDS)
+
+    def check(self) -> None:
+        """Checks the values before anything is opened or started.
+
+        Raises:
+          ValueError: If a value is outside its domain, or flags contradict each other.
+        """
+        check_domains(self)
+        given = [name for name in ("num_processes", "process_id") if getattr(self, name) is not None]
+        if self.coordinator is None and given:
+            raise ValueError(
+                f"{flag_name(given[0])} is given but no --coordinator: give HOST:PORT of process 0, or auto."
+            )
+        if self.num_processes is not None and self.process_id is not None and self.process_id >= self.num_processes:
+            raise ValueError(
+                f"--process-id is {self.process_id} but --num-processes {self.num_processes}: give a number from 0 to "
+                f"{self.num_processes - 1}."
+            )
 
     def start(self) -> None:
         """Joins the other processes, if there are any; call it before anything touches a device.
 
         Raises:
-          ValueError: As `processes.start` says.
+          ValueError: As `check` and `processes.start` say.
         """
+        self.check()
         processes.start(self.coordinator, self.num_processes, self.process_id, peer_timeout=self.peer_timeout)
 
     def plan(self) -> Plan:
@@ -119,15 +140,17 @@ class StepOptions:
     teacher_weights: Literal["float32", "bfloat16", "int8"] = flag(
         "float32", "format in which the teacher's weights are kept in memory", TRAINING
     )
-    micro_batches: int = flag(1, "parts of a batch that are computed one after the other, to save memory", TRAINING)
-    clip: float | None = flag(None, "largest global norm of the gradient; no clipping if absent", TRAINING)
+    micro_batches: int = flag(
+        1, "parts of a batch that are computed one after the other, to save memory", TRAINING, COUNT
+    )
+    clip: float | None = flag(None, "largest global norm of the gradient; no clipping if absent", TRAINING, POSITIVE)
     ema_decay: float | None = flag(
-        None, "decay of a moving average of the student, 0 to 1, which is evaluated as well; none if absent", TRAINING
+        None, "decay of a moving average of the student, which is evaluated as well; none if absent", TRAINING, DECAY
     )
     skip_nonfinite: bool = flag(
         False, "skip and count updates that hold a NaN or an infinity; stop after 100 in a row", TRAINING
     )
-    at_once: int = flag(1, "updates in one call of the compiled program", DEVICES)
+    at_once: int = flag(1, "updates in one call of the compiled program", DEVICES, COUNT)
     resident: bool = flag(False, "keep the training data in the devices' memory", DEVICES)
     form: Literal["vmap", "map", "unroll", "fastest"] = flag(
         "vmap", "way to compute several students in one program; fastest measures the three others", DEVICES

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxkd import models
+from jaxkd import models, pytorch
 from jaxkd.parallel import DATA
 from jaxkd.pytorch import CIFAR100_BENCHMARK, TIMM, TORCHVISION, Published
 from jaxkd.types import Batch, Model, Outputs, PyTree, Variables
@@ -55,7 +57,7 @@ LARGE_IMAGES: Mapping[str, Published] = {**SMALL_IMAGES, **TIMM, **TORCHVISION}
 
 
 def make_network(name: str, num_classes: int, networks: Mapping[str, Published] = SMALL_IMAGES) -> Model:
-    """Makes a network that normalises over all devices and tells terms its last layer.
+    """Makes a network that normalises over all devices, if over a batch at all, and tells terms its last layer.
 
     Args:
       name: Its name.
@@ -65,4 +67,35 @@ def make_network(name: str, num_classes: int, networks: Mapping[str, Published] 
     Returns:
       A model whose outputs have a `head`.
     """
-    return models.with_head(networks[name].make(num_classes, axis_name=DATA))
+    make = networks[name].make
+    norms = {"axis_name": DATA} if "axis_name" in inspect.signature(make).parameters else {}  # transformers need none
+    return models.with_head(make(num_classes, **norms))
+
+
+def read_teacher(config: Any, model: Model, example: Batch) -> Variables:
+    """Reads a teacher's variables from a file of PyTorch weights.
+
+    Args:
+      config: The configuration, an `ImageConfig` with the field `teacher_file`.
+      model: The teacher.
+      example: Prepared images.
+
+    Returns:
+      The variables.
+
+    Raises:
+      ValueError: If the file cannot be read, or its tensors do not fit the teacher.
+    """
+    tensors, rules = pytorch.read_tensors(config.teacher_file), config.networks[config.teacher].rules
+    if not rules:
+        known = ", ".join(name for name, network in config.networks.items() if network.rules)
+        raise ValueError(
+            f"--teacher-file is given but there are no published weights of {config.teacher}: leave it out, or choose "
+            f"one of {known} for --teacher."
+        )
+    try:
+        return pytorch.import_weights(model, rules, tensors, example)
+    except ValueError as error:
+        raise ValueError(
+            f"--teacher-file {config.teacher_file} is not of --teacher {config.teacher}: {error}"
+        ) from error

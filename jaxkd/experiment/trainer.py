@@ -6,16 +6,19 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import jax
+import numpy as np
 import optax
 
 from jaxkd import cache, data, metrics, parallel, train
 from jaxkd.experiment.context import NO_VARIABLES, Context
+from jaxkd.experiment.domains import MOST
 from jaxkd.experiment.evaluator import Evaluator
 from jaxkd.experiment.trained import keep_network
 from jaxkd.files import read_json, write_json
 from jaxkd.parallel import processes
 from jaxkd.runs.checkpoint import Checkpoints
 from jaxkd.runs.loop import Batches, Every, fit
+from jaxkd.runs.lost import LostStudents
 from jaxkd.runs.progress import Progress
 from jaxkd.runs.retention import Best
 from jaxkd.runs.timing import Clock
@@ -69,7 +72,8 @@ def train_phase(
       objective: Term and optax transformation; for a sweep a function that makes them from a point.
       steps: Updates.
       key: Typed PRNG key [], or [S] for S students that are trained together.
-      points: Name -> [S] for a sweep of S students (`students.grid`); those that diverge are left behind.
+      points: Name -> [S] for a sweep of S students (`students.grid`); those that diverge are left behind, and listed
+        in `context.run.lost`.
       teacher: The teacher, if any.
       teacher_variables: The teacher's variables.
       start: The student's first variables; freshly initialised if None. Of several, one for all or a stack [S, ...].
@@ -85,6 +89,7 @@ def train_phase(
       ValueError: As the parts say, or the checkpoints: made with another teacher, or of another layout.
     """
     plan, options = context.plan, context.step_options
+    _check_sizes(context, name, source, steps)
     made_with = _made_with(source, teacher_variables)
 
     # 1. The networks as they are computed, the teacher's variables on the devices, the batches.
@@ -101,7 +106,7 @@ def train_phase(
     compiled, inputs, batches = _compiled(context, source, step, placed, batches)
 
     # 3. The loop, which goes on from the newest checkpoint.
-    clock = Clock(context.batch_of(source))
+    clock, lost = Clock(context.batch_of(source)), LostStudents(context.run.path / "lost.json", name)
     checkpoints = Checkpoints(context.run.phase(name).checkpoints, best=best, fingerprint=made_with)
     try:
         with Progress(name, steps, batch_size=context.batch_size) as progress:
@@ -119,7 +124,9 @@ def train_phase(
                 divergence=context.divergence,
                 clock=clock,
                 bundled=options.at_once > 1,
+                lost=lost,
             )
+        context.run.lost[name] = lost.numbers
         context.run.examples_per_second[name] = progress.examples_per_second
         keep_network(context, name, source, first, state, checkpoints)
         return state
@@ -133,6 +140,25 @@ def _made_with(source: data.Source, teacher_variables: Variables) -> dict[str, s
     if rows := cache.fingerprint_ids(source):
         made_with["choice of training rows"] = rows
     return made_with | {"teacher": cache.fingerprint_variables(teacher_variables)}
+
+
+def _check_sizes(context: Context, name: str, source: data.Source, steps: int) -> None:
+    """Refuses numbers of steps and of micro-batches that cannot be."""
+    if not 1 <= steps <= MOST:
+        raise ValueError(
+            f"the phase {name!r} has {steps} steps, but must have 1 to {MOST}: give another number, by fewer --epochs "
+            "for instance."
+        )
+    batch, parts = context.batch_of(source), context.step_options.micro_batches
+    if batch % parts:
+        raise ValueError(
+            f"--micro-batches is {parts}, but a batch of {source.name} has {batch} examples: give a divisor of {batch}."
+        )
+
+
+def _several(points: Mapping[str, Any] | None) -> bool:
+    """True for a sweep of more than one student."""
+    return points is not None and any(np.size(values) > 1 for values in points.values())
 
 
 def _begin(
@@ -151,7 +177,7 @@ def _begin(
         "prepare": context.train_prepare,
         "axis_name": context.plan.axis_name,
         "metrics": {"accuracy": metrics.accuracy},
-        "skip_nonfinite": options.skip_nonfinite or points is not None,
+        "skip_nonfinite": options.skip_nonfinite or _several(points),  # one that is lost does not stop the others
         "ema_decay": options.ema_decay,
         "micro_batches": options.micro_batches,
     }

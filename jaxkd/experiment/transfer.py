@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
 import optax
 
-from jaxkd import data
-from jaxkd.train import optimizers
+from jaxkd import data, models
+from jaxkd.experiment.images import check_images
+from jaxkd.train import check_parts, optimizers
+from jaxkd.types import Batch, Model, Term
 
 GROUPS = (r"head|term/", r"stage[34]", r"stage2", r".")
 """Groups of layers as regular expressions of their paths, deepest first."""
@@ -40,7 +47,7 @@ def open_source_and_target(
       The source; few examples of the target, its validation and its test split.
 
     Raises:
-      ValueError: If the images of the two have different shapes.
+      ValueError: If the images of the two have different shapes, or there are fewer classes or labels than asked for.
     """
 
     def opened(spec: str, split: str) -> data.Source:
@@ -51,16 +58,68 @@ def open_source_and_target(
     first, *rest = splits
     pretraining, targets = opened(source, first), [opened(target, split) for split in rest]
     if source_classes is not None:
+        _check_classes("--source-classes", source_classes, pretraining)
         pretraining = data.of_classes(pretraining, range(source_classes))
     if target_classes is not None:
-        targets = [data.of_classes(t, range(t.num_classes - target_classes, t.num_classes)) for t in targets]
+        _check_classes("--target-classes", target_classes, targets[0])
+        last = range(targets[0].num_classes - target_classes, targets[0].num_classes)
+        targets = [data.of_classes(t, last) for t in targets]
     whole, validation, test = targets
+    check_images(None, pretraining)
+    check_images(None, *targets)
+    most = int(np.bincount(data.labels_of(whole), minlength=whole.num_classes).min())
+    if per_class > most:
+        what = f"give at most {most}" if most else "choose a --train-split that has examples of each class"
+        raise ValueError(f"--per-class is {per_class} but a class of {whole.name} has {most} examples: {what}.")
     if pretraining.image_shape != whole.image_shape:
         raise ValueError(
             f"images are {pretraining.image_shape} in the source but {whole.image_shape} in the target: "
             "give --image-size, and sets with as many channels."
         )
     return pretraining, data.few_labels(whole, per_class, seed=seed), validation, test
+
+
+def _check_classes(flag: str, count: int, source: data.Source) -> None:
+    """Refuses more classes than there are."""
+    if count > source.num_classes:
+        raise ValueError(f"{flag} is {count} but {source.name} has {source.num_classes} classes: give at most that.")
+
+
+def check_kinds(
+    config: Any, kinds: Mapping[str, tuple[Term, Mapping[str, Any]]], tuned: Model, student: Model, example: Batch
+) -> None:
+    """Refuses kinds of students whose objective does not fit the networks, and a teacher that cannot be thawed.
+
+    Args:
+      config: The configuration, with the fields `students`, `teacher` and `student`.
+      kinds: Kind -> its term, and {"teacher": model} if it has a teacher.
+      tuned: The teacher with a last layer for the target.
+      student: The student.
+      example: Prepared images with labels.
+
+    Raises:
+      ValueError: If one does not fit; the sentence names it, both networks, and the reason.
+    """
+    params = jax.eval_shape(lambda: tuned.init(jax.random.key(0), dict(example))).params
+    for optimizer in (thawing(1.0, 10), last_layer(1.0, 10)):
+        try:
+            jax.eval_shape(optimizer.init, {"student": params, "term": {}})
+        except ValueError as error:
+            raise ValueError(
+                f"--teacher {config.teacher} cannot be thawed stage by stage ({str(error).rstrip('.')}): "
+                "choose another network."
+            ) from error
+    for kind in config.students:
+        term, given = kinds[kind]
+        teacher = given.get("teacher", models.no_teacher())
+        shapes = jax.eval_shape(lambda model=teacher: model.init(jax.random.key(0), dict(example)))
+        try:
+            check_parts(student, teacher, term, batch=example, teacher_variables=shapes)
+        except ValueError as error:
+            raise ValueError(
+                f"--students has {kind!r}, which does not fit {config.teacher} -> {config.student} "
+                f"({str(error).rstrip('.')}): leave it out, or choose other networks."
+            ) from error
 
 
 def sgd(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:

@@ -213,7 +213,7 @@ def _cutter(lead: tuple[int, ...], chunk: int | None) -> Callable[..., jax.Array
         raise ValueError(f"there are {N} tokens in chunks of {chunk}: give at least one token, and one a chunk.")
     # Small chunks make slow products (measured: 64 took 0.7 of the time of 43), large ones take more memory.
     twelfth = 1 << (max(N // 12, 1).bit_length() - 1)
-    chunks = -(-N // (chunk or min(max(twelfth, 64), 1024)))
+    chunks = -(-N // (min(max(twelfth, 64), 1024) if chunk is None else chunk))
     size = -(-N // chunks)
 
     def cut(x: jax.Array, mode: str = "constant") -> jax.Array:

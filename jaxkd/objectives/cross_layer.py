@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxkd import losses, numerics
 from jaxkd.losses.maps import ofd_margin
 from jaxkd.objectives import networks
+from jaxkd.objectives.networks.core import width_or
 from jaxkd.objectives.paths import features_of
 from jaxkd.objectives.projections import connector, matched
 from jaxkd.objectives.terms import Result, stateful, trained
@@ -150,7 +151,7 @@ def review(
     def init(key: jax.Array, s: list[Any], t: list[Any]) -> PyTree:
         if len(s) != len(t):
             raise ValueError(f"review compares stages in pairs, not {len(s)} with {len(t)}: give as many of each.")
-        width = middle or min(512, s[-1].shape[-1])
+        width = width_or(middle, min(512, s[-1].shape[-1]), "middle")
         stages = zip(jax.random.split(key, len(s)), s, t, strict=True)
         return [
             networks.fusion(middle=width, attention=i < len(s) - 1).init(k, a.shape, b.shape)

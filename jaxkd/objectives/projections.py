@@ -10,7 +10,15 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxkd import numerics
-from jaxkd.objectives.networks.core import Network, Shape, check_channels, conv_kernel, dense_params, norm_params
+from jaxkd.objectives.networks.core import (
+    Network,
+    Shape,
+    check_channels,
+    conv_kernel,
+    dense_params,
+    norm_params,
+    width_or,
+)
 from jaxkd.types import PyTree
 
 
@@ -30,7 +38,7 @@ def linear(*, bias: bool = True, width: int | None = None) -> Network:
     def init(key: jax.Array, own: Shape, other: Shape) -> PyTree:
         if width is None:
             _check_alike(own, other, own[:-1] == other[:-1], "a linear projection changes the last axis only")
-        return dense_params(key, own[-1], width or other[-1], bias=bias)
+        return dense_params(key, own[-1], width_or(width, other[-1], "width"), bias=bias)
 
     return Network(init, _dense)
 
@@ -49,7 +57,7 @@ def mlp(*, hidden: Sequence[int], width: int | None = None) -> Network:
     def init(key: jax.Array, own: Shape, other: Shape) -> PyTree:
         if width is None:
             _check_alike(own, other, own[:-1] == other[:-1], "a perceptron changes the last axis only")
-        widths = (own[-1], *hidden, width or other[-1])
+        widths = (own[-1], *hidden, width_or(width, other[-1], "width"))
         keys = jax.random.split(key, len(widths) - 1)
         return [dense_params(k, *pair) for k, *pair in zip(keys, widths[:-1], widths[1:], strict=True)]
 

@@ -1,6 +1,6 @@
 """Reports of runs: tables for a terminal and for Markdown, figures, comparisons of students."""
 
-from jaxkd.reports.compare import by_point, gain, last_and_best
+from jaxkd.reports.compare import by_point, gain, last_and_best, without_lost
 from jaxkd.reports.figures import plot_curves, plot_reliability
 from jaxkd.reports.tables import RESULTS, markdown, mean_std, result, show, table
 
@@ -16,4 +16,5 @@ __all__ = [
     "result",
     "show",
     "table",
+    "without_lost",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,10 +27,35 @@ def by_point(
     varied = [name for name in points if name != "seed"]
     columns = [np.asarray(points[name]) for name in varied]
     count = np.asarray(next(iter(points.values()))).size
-    labels = ["".join(f" {n}={c[i]:g}" for n, c in zip(varied, columns, strict=True)) for i in range(count)]
+    labels = ["".join(f" {n}={_text(c[i])}" for n, c in zip(varied, columns, strict=True)) for i in range(count)]
     for label in dict.fromkeys(labels):
         members = np.array([other == label for other in labels])
         yield label, {name: np.asarray(value)[members] for name, value in values.items()}
+
+
+def _text(value: Any) -> str:
+    """A value in six digits, or in as many as tell it from others."""
+    short = f"{value:g}"
+    return short if type(value)(short) == value else str(value)
+
+
+def without_lost(values: Mapping[str, ArrayLike], lost: Sequence[int]) -> dict[str, Any]:
+    """Metrics with NaN in place of those of students that diverged, which are no results.
+
+    Args:
+      values: Metric -> [S], one value for each student, or a number of a single one.
+      lost: Numbers of the students that diverged, such as `jaxkd.runs.Run.lost` of a phase.
+
+    Returns:
+      Metric -> values.
+    """
+
+    def masked(value: Any) -> Any:
+        array = np.array(value, np.float64)
+        array[list(lost)] = np.nan
+        return array
+
+    return {name: masked(value) if len(lost) else value for name, value in values.items()}
 
 
 def gain(before: ArrayLike, after: ArrayLike, *, unit: str = "points") -> tuple[float, float, str]:
@@ -60,7 +85,11 @@ def gain(before: ArrayLike, after: ArrayLike, *, unit: str = "points") -> tuple[
 
 
 def last_and_best(
-    metrics: Iterable[Mapping[str, Any]], *, metric: str = "accuracy", split: str = "validation"
+    metrics: Iterable[Mapping[str, Any]],
+    *,
+    metric: str = "accuracy",
+    split: str = "validation",
+    lost: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Last and best value of a metric in each phase, for metrics of which larger values are better.
 
@@ -70,6 +99,7 @@ def last_and_best(
       metrics: Rows as `jaxkd.runs.read_metrics` returns them.
       metric: Name of the metric.
       split: Split on which it was measured.
+      lost: Phase -> students that diverged, whose values become NaN.
 
     Returns:
       Phase -> {"last": value, "best": value, "best_step": step}, each a number, or a list [S] for several students.
@@ -81,6 +111,7 @@ def last_and_best(
     result = {}
     for phase, rows in found.items():
         steps, values = np.asarray([step for step, _ in rows]), np.asarray([value for _, value in rows])
-        best = {"best": values.max(axis=0).tolist(), "best_step": steps[values.argmax(axis=0)].tolist()}
-        result[phase] = {"last": rows[-1][1], **best}
+        found_values = without_lost({"last": values[-1], "best": values.max(axis=0)}, (lost or {}).get(phase, ()))
+        result[phase] = {name: np.asarray(value).tolist() for name, value in found_values.items()}
+        result[phase]["best_step"] = steps[values.argmax(axis=0)].tolist()
     return result

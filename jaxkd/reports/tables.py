@@ -26,13 +26,18 @@ def mean_std(values: ArrayLike, *, scale: float = 1.0, digits: int = 2) -> str:
       digits: Number of decimals.
 
     Returns:
-      Such as "91.20 ± 0.35"; the mean alone for a single value, "-" for none.
+      Such as "91.20 ± 0.35"; the mean alone for a single value, "-" for none. NaN stands for a student that has
+      diverged: the others make up the mean, and the text says how many have, as "91.20 ± 0.35, 1 diverged".
     """
     array = np.ravel(np.asarray(values, np.float64)) * scale
     if array.size == 0:
         return "-"
-    mean = f"{array.mean():.{digits}f}"
-    return mean if array.size == 1 else f"{mean} ± {array.std(ddof=1):.{digits}f}"
+    left = array[~np.isnan(array)]
+    if left.size == 0:
+        return "diverged"
+    lost = f", {array.size - left.size} diverged" if left.size < array.size else ""
+    mean = f"{left.mean():.{digits}f}"
+    return (mean if left.size == 1 else f"{mean} ± {left.std(ddof=1):.{digits}f}") + lost
 
 
 def table(

@@ -51,6 +51,7 @@ class Run:
       summary: Contents of `summary.json`; None while the run is not finished, and always on processes other than 0.
       finished: True if the run is complete.
       examples_per_second: Phase -> examples per second in this start, for the summary.
+      lost: Phase -> numbers of the students of a stack that were given up, which are no result.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Run:
         self.summary = summary
         self.finished = summary is not None
         self.examples_per_second: dict[str, float | None] = {}
+        self.lost: dict[str, list[int]] = {}
         self._began = time.monotonic()
         self._environment: dict[str, Any] = {}
         self._owner = owned

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -12,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd.runs.checkpoint import Checkpoints
-from jaxkd.types import Metrics, TrainState
+from jaxkd.runs.lost import LostStudents
+from jaxkd.types import Metrics, PyTree, TrainState
 
 _LOG = logging.getLogger(__name__)
 
@@ -103,14 +105,17 @@ class LossWatch:
     Args:
       checkpoints: Checkpoints that the errors refer to, if any.
       divergence: Criterion of a diverging loss; None checks for none.
+      lost: Students of a stack that were given up before, to which others are added.
     """
 
-    def __init__(self, checkpoints: Checkpoints | None, divergence: Divergence | None) -> None:
+    def __init__(
+        self, checkpoints: Checkpoints | None, divergence: Divergence | None, lost: LostStudents | None = None
+    ) -> None:
         self._checkpoints = checkpoints
+        self._given_up = LostStudents() if lost is None else lost
         self._done: Done | None = None
         self._skipped: np.ndarray | None = None
         self._in_a_row = np.zeros((), int)
-        self._lost = np.zeros((), bool)  # students of a stack that were given up
         self._guard = None if divergence is None else _Guard(divergence)
 
     def check_previous(self, done: Done) -> None:
@@ -144,11 +149,29 @@ class LossWatch:
         if self._done is not None:
             self._check_all(self._done)
             self._done = None
-        if not jax.device_get(_all_finite(state.params)):
+        finite = np.asarray(jax.device_get(_all_finite(state.params, state.step.ndim)))
+        if self._skipped is not None and finite.ndim:
+            finite = ~self._newly_lost(~finite, "has parameters that are not finite", number)
+        if not np.all(finite):
             raise NonFiniteError(
                 f"the parameters are no longer finite after step {number} although the loss still was: {self._advice()}"
             )
         return self._guard is None or not np.any(self._guard.in_a_row)
+
+    def check_end(self, number: int) -> None:
+        """Gives up students whose last update was skipped, as many before it, or 100 in a short training half of all.
+
+        Args:
+          number: Number of the last step.
+
+        Raises:
+          NonFiniteError: If no student is left.
+        """
+        if self._skipped is None:
+            return
+        gone = (self._in_a_row > 0) & (self._skipped >= min(MAX_SKIPPED, max(1, number // 2)))
+        if np.any(self._newly_lost(gone, "had no finite update at the end", number) if gone.ndim else gone):
+            raise NonFiniteError(f"updates were skipped until the end, step {number}: {self._advice()}")
 
     def _check_all(self, done: Done) -> None:
         """Checks the losses of a dispatch."""
@@ -166,7 +189,8 @@ class LossWatch:
                 broken = self._newly_lost(broken, f"has had no finite update for {MAX_SKIPPED} steps", number)
         if np.any(broken):
             raise NonFiniteError(self._non_finite(number, loss, broken, list(done.each())[place][1]))
-        loss = np.where(self._lost, 0.0, loss)
+        if loss.ndim:
+            loss = np.where(self._given_up.mask(loss.size), 0.0, loss)
         if self._guard is not None and (found := self._guard.update(loss)) is not None:
             gone = np.arange(loss.size).reshape(loss.shape) == found[0]
             if "skipped" not in metrics or not loss.ndim or np.any(self._newly_lost(gone, "has diverged", number)):
@@ -174,10 +198,11 @@ class LossWatch:
 
     def _newly_lost(self, gone: np.ndarray, what: str, number: int) -> np.ndarray:
         """Gives up single students of a stack; returns true for the given ones once none is left."""
-        new = gone & ~self._lost
-        self._lost = self._lost | gone
-        if np.all(self._lost):
+        before = self._given_up.mask(gone.size)
+        new = gone & ~before
+        if not np.any(new) or np.all(gone | before):
             return new
+        self._given_up.add(np.flatnonzero(new).tolist(), number)
         for student in np.flatnonzero(new):
             _LOG.warning("student %d %s at step %d: the others go on without it.", student, what, number)
         return np.zeros_like(new)
@@ -253,6 +278,8 @@ def _who(loss: np.ndarray, student: int) -> str:
     return f" of student {student}" if loss.ndim else ""
 
 
-_all_finite = jax.jit(
-    lambda tree: jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)] or [jnp.array(True)]))
-)
+@functools.partial(jax.jit, static_argnums=1)
+def _all_finite(tree: PyTree, axes: int) -> jax.Array:
+    """True if all arrays of a tree are finite; for each student [S] if they are stacked along one first axis."""
+    found = [jnp.all(jnp.isfinite(x), axis=tuple(range(axes, x.ndim))) for x in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(found or [jnp.array(True)]), axis=0)

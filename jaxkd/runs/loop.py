@@ -17,6 +17,7 @@ import numpy as np
 from jaxkd.parallel import processes
 from jaxkd.runs.checkpoint import Checkpoints
 from jaxkd.runs.divergence import USUAL, Divergence, Done, LossWatch
+from jaxkd.runs.lost import LostStudents
 from jaxkd.runs.timing import Clock
 from jaxkd.types import Batch, EvalFn, StepFn, TrainState, Variables
 
@@ -100,6 +101,7 @@ def fit(
     divergence: Divergence | None = USUAL,
     clock: Clock | None = None,
     bundled: bool = False,
+    lost: LostStudents | None = None,
 ) -> TrainState:
     """Trains a student for a number of updates, resuming from the newest checkpoint if there is one.
 
@@ -120,6 +122,7 @@ def fit(
         measurements are logged with each training line under the split "system". None measures nothing.
       bundled: True if the step was made by `train.multistep.scan_steps` and the batches are bundles, which
         `train.multistep.spans` has cut at the intervals of hooks and checkpoints.
+      lost: Students of a stack that were given up, to which this training adds; kept nowhere if None.
 
     Returns:
       The state after the last step.
@@ -135,7 +138,9 @@ def fit(
     start = int(np.max(jax.device_get(state.step)))
     if log:
         log.truncate(start)
-    watch = LossWatch(checkpoints, divergence)
+    if lost is not None:
+        lost.resume(start)
+    watch = LossWatch(checkpoints, divergence, lost)
     after = _AfterStep(steps, log, log_every, hooks, checkpoints, checkpoint_every, watch, clock)
     with (
         _stop_signals() as stopped,
@@ -193,6 +198,8 @@ class _AfterStep:
                     self.log.write(number, hook.split, found)
         if last or stopped or number % self.checkpoint_every == 0:
             ordinary = self.watch.check_state(number, state)
+            if last:
+                self.watch.check_end(number)
             if self.checkpoints and (last or stopped or ordinary):
                 self.checkpoints.save(number, state, measured)
         if stopped and not last:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -114,17 +114,32 @@ def grid(**values: Sequence[float]) -> dict[str, np.ndarray]:
       Name -> [S], int32 for "seed" and float32 for the others.
 
     Raises:
-      ValueError: If a name has no value.
+      ValueError: If a name has no value, the same one twice, or one that is not finite; or if a seed is no whole number
+        from 0 to 2^31 - 1.
     """
     for name, given in values.items():
-        if not len(given):
-            raise ValueError(f"the grid has no value for {name}: give at least one.")
+        _check_values(name, list(given) if isinstance(given, Iterable) else [])
     points = list(itertools.product(*values.values()))
     columns = zip(*points, strict=True) if values else ()
     return {
         name: np.asarray(column, np.int32 if name == SEED else np.float32)
         for name, column in zip(values, columns, strict=True)
     }
+
+
+def _check_values(name: str, given: list[Any]) -> None:
+    """Refuses values of a grid that are missing, repeated, or no numbers that an array holds."""
+    if not given:
+        raise ValueError(f"the grid has no value for {name}: give at least one.")
+    for value in given:
+        number = np.asarray(value)
+        if number.ndim or number.dtype.kind not in "iuf" or not abs(number) <= np.finfo(np.float32).max:
+            raise ValueError(f"the grid has {name}={value!r}: give finite numbers.")
+        if name == SEED and not (number == np.floor(number) and 0 <= number < 2**31):
+            raise ValueError(f"the grid has {SEED}={value!r}: give whole numbers from 0 to {2**31 - 1}.")
+    kept = np.asarray(given, np.int64 if name == SEED else np.float32)
+    if np.unique(kept).size < kept.size:
+        raise ValueError(f"the grid has a value of {name} twice among {given}: give each once, or it counts double.")
 
 
 class Sweep(NamedTuple):

@@ -6,8 +6,9 @@ import json
 import pytest
 
 from jaxkd import experiment
-from jaxkd.experiment import TRAINING, check_choice, check_positive, cli, conclude, conclusion, flag
+from jaxkd.experiment import TRAINING, check_choice, check_file, cli, conclude, conclusion, flag, parse_grid
 from jaxkd.experiment.command_line import read_flags
+from jaxkd.experiment.domains import TEMPERATURE
 from jaxkd.files import to_json
 from jaxkd.runs import Logger, open_run
 
@@ -52,7 +53,14 @@ def test_two_classes_share_a_command_line():
         ({"batch_size": 0}, "--batch-size is 0: give at least 1"),
         ({"epochs": -1}, "--epochs is -1"),
         ({"image_size": 0}, "--image-size is 0"),
+        ({"image_size": 99999999}, "--image-size is 99999999: give a number from 1 to 16384"),
         ({"at_once": 0}, "--at-once is 0"),
+        ({"ema_decay": 1.0}, "--ema-decay is 1.0: give a number from 0 to 0.999999"),
+        ({"clip": 1e308}, r"--clip is 1e\+308: give a number from 1.17549e-38 to 3.40282e\+38"),
+        ({"seed": 2**63}, "--seed is 9223372036854775808: give a number from 0 to 2147483646"),
+        ({"source": ""}, "--source is an empty text"),
+        ({"data_dir": ""}, "--data-dir is an empty text"),
+        ({"teacher": "resnet9"}, "there is no network 'resnet9'"),
     ],
 )
 def test_values_outside_their_domain_are_refused_by_the_names_of_their_flags(more, message):
@@ -61,12 +69,55 @@ def test_values_outside_their_domain_are_refused_by_the_names_of_their_flags(mor
         Config(**more).check()
 
 
+def test_no_more_views_are_cached_than_there_are_epochs():
+    views = [experiment.SweepConfig(epochs=5, views=views).number_of_views for views in (None, 2, 9)]
+    assert views == [5, 2, 5]
+
+
 def test_names_are_refused_by_the_names_of_their_flags():
     check_choice(Config(), "teacher", "network", ["resnet56"])
     with pytest.raises(ValueError, match="there is no network 'resnet56': choose one of a, b for --teacher"):
         check_choice(Config(), "teacher", "network", ["a", "b"])
-    with pytest.raises(ValueError, match="--seed is 0"):
-        check_positive(Config(), "seed")
+    twice = dataclasses.make_dataclass("Twice", [("methods", tuple, ("kd", "at", "kd"))])
+    with pytest.raises(ValueError, match="--methods has 'kd' twice"):
+        check_choice(twice(), "methods", "method", ["kd", "at"])
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    (tmp_path / "there.npz").write_text("")
+    for path, message in ((None, ""), ("there.npz", ""), ("nothing.npz", "does not exist"), (".", "is a folder")):
+        config = dataclasses.make_dataclass("One", [("file", str, path and str(tmp_path / path))])()
+        if message:
+            with pytest.raises(ValueError, match=rf"--file is .*, which {message}"):
+                check_file(config, "file")
+        else:
+            check_file(config, "file")
+
+
+SWEPT = dataclasses.make_dataclass(
+    "Swept", [("grid", tuple, ()), ("temperature", float, flag(4.0, "T", TRAINING, TEMPERATURE))]
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["temperature=a"], "'temperature=a' is no part of --grid"),
+        (["temperature"], "'temperature' is no part of --grid"),
+        (["temperature=1,,2"], "is no part of --grid"),
+        (["=1"], "'' cannot be varied"),
+        (["nothing=1"], "'nothing' cannot be varied by --grid"),
+        (["temperature=1", "temperature=2"], "is given twice in --grid"),
+        (["temperature=4,4.00000001"], "--grid has temperature=4 twice"),
+        (["temperature=nan"], "temperature in --grid is nan: give a number above 0"),
+        (["temperature=1,0"], "temperature in --grid is 0"),
+        (["temperature=1e400"], "temperature in --grid is inf"),
+    ],
+)
+def test_a_grid_has_the_domains_of_its_fields(words, message):
+    with pytest.raises(ValueError, match=message):
+        parse_grid(SWEPT(tuple(words)), "grid", ("temperature",))
+    assert parse_grid(SWEPT(("temperature=1,2.5",)), "grid", ("temperature",)) == {"temperature": [1.0, 2.5]}
 
 
 def test_a_run_is_concluded_once_by_the_first_process(tmp_path, capsys, monkeypatch):

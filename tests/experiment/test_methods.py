@@ -196,6 +196,7 @@ def test_the_recipe():
     assert whole == [0.05] * 15 + [0.005] * 3 + [0.0005] * 3 + [0.00005] * 3
     assert rates("MobileNetV2", 8)[0] == rates("ShuffleV1", 8)[0] == 0.01
     assert rates("ShuffleV1", 8, learning_rate=0.3)[0] == 0.3
+    assert rates("resnet20", 1, learning_rate=0.0)[0] == 0, "not the usual rate"
 
 
 def test_published_figures_stand_next_to_ours():

@@ -177,3 +177,34 @@ def test_checkpoints_know_which_rows_were_drawn():
     rows = [trainer._made_with(source, NO_VARIABLES) for source in (whole, one, again, other)]
     assert set(rows[0]) == {"teacher"}
     assert rows[1] == rows[2] != rows[3]
+
+
+def test_a_student_of_a_sweep_that_diverges_is_listed_as_lost_also_after_a_resume(tmp_path):
+    source = data.open_source({"image": np.ones((24, 2, 2, 1), np.float32), "label": np.arange(24) % 3})
+
+    def sweep(steps):
+        with open_run(Config(), root=tmp_path) as run, Logger(run.path, tensorboard=False) as logger:
+            plan = parallel.with_jit(parallel.make_mesh(jax.devices()[:1]))
+            train_phase(
+                Context(run, logger, plan, 0, 4, same, same),
+                "phase",
+                source,
+                student=models.mlp(3, hidden=(4,)),
+                objective=lambda rate: (objectives.from_labels(losses.cross_entropy), optax.sgd(rate)),
+                points={"rate": np.array([0.1, 3e38], np.float32)},
+                steps=steps,
+                key=jax.random.key(0),
+            )
+            return run.lost
+
+    assert sweep(6) == {"phase": [1]}
+    assert sweep(6) == {"phase": [1]}
+
+
+def test_steps_and_micro_batches_that_cannot_be_are_refused_by_their_flags(tmp_path):
+    with pytest.raises(ValueError, match="the phase 'phase' has 2147483648 steps, but must have 1 to 2147483647"):
+        train(tmp_path / "long", steps=2**31)
+    with pytest.raises(
+        ValueError, match=r"--micro-batches is 3, but a batch of .* has 4 examples: give a divisor of 4"
+    ):
+        train(tmp_path / "parts", step_options=StepOptions(micro_batches=3))

@@ -1,5 +1,6 @@
 """Comparisons of students name each one's own values."""
 
+import numpy as np
 import pytest
 
 from jaxkd import reports
@@ -26,3 +27,22 @@ def test_best_is_each_students_own():
 def test_one_student_has_no_standard_error():
     with pytest.raises(ValueError, match="have 1 and 2 students: give at least 2"):
         reports.gain([0.5], [0.5, 0.6])
+
+
+def test_students_that_diverged_are_no_result():
+    rows = [{"phase": p, "split": "validation", "step": 1, "accuracy": [0.5, 0.9]} for p in ("a", "b")]
+    found = reports.last_and_best(rows, lost={"a": [1]})
+    np.testing.assert_array_equal(found["a"]["last"], [0.5, np.nan])
+    np.testing.assert_array_equal(found["a"]["best"], [0.5, np.nan])
+    assert found["b"]["last"] == rows[0]["accuracy"] == [0.5, 0.9], "others, and what was logged, stay as they are"
+    values = {"accuracy": np.array([0.5, 0.6, 0.7], np.float32), "kl": np.arange(3)}
+    masked = reports.without_lost(values, [0, 2])
+    np.testing.assert_allclose(masked["accuracy"], [np.nan, 0.6, np.nan], rtol=1e-6)
+    np.testing.assert_array_equal(masked["kl"], [np.nan, 1, np.nan])
+    assert reports.without_lost(values, []) == values
+
+
+def test_points_that_differ_in_the_seventh_digit_are_not_averaged_as_seeds():
+    points = {"temperature": np.array([1.000001, 1.000002, 4], np.float32), "seed": np.zeros(3, np.int32)}
+    labels = [label for label, _ in reports.by_point({"accuracy": np.arange(3)}, points)]
+    assert labels == [" temperature=1.000001", " temperature=1.000002", " temperature=4"]

@@ -18,7 +18,9 @@ def test_mean_std_is_that_of_the_sample():
     assert reports.mean_std([0.90, 0.92], scale=100, digits=2) == f"91.00 ± {np.std([90, 92], ddof=1):.2f}"
     assert reports.mean_std(jnp.array([0.5])) == reports.mean_std(0.5) == "0.50"
     assert reports.mean_std([]) == "-"
-    assert "nan" in reports.mean_std([1.0, float("nan")])
+    assert reports.mean_std([0.5, 0.7, float("nan")]) == "0.60 ± 0.14, 1 diverged"
+    assert reports.mean_std([1.0, float("nan")]) == "1.00, 1 diverged"
+    assert reports.mean_std([float("nan")] * 2) == reports.mean_std(float("nan")) == "diverged"
 
 
 def test_table_shows_every_cell():

@@ -9,6 +9,8 @@ from jaxkd import parallel
 from jaxkd.runs import divergence, loop
 from jaxkd.runs.checkpoint import Checkpoints
 from jaxkd.runs.divergence import Divergence, DivergenceError, Done, LossWatch, NonFiniteError
+from jaxkd.runs.lost import LostStudents
+from jaxkd.types import TrainState
 
 QUICK = Divergence(factor=10.0, patience=4)
 
@@ -233,3 +235,42 @@ def test_a_bundle_is_looked_at_step_by_step(at):
 
     with pytest.raises(NonFiniteError, match=rf"at step {11 + at} \(term kd\)"):
         look()
+
+
+def test_students_that_are_lost_at_the_end_are_given_up(caplog):
+    """Also in a training too short for a hundred skipped updates; one that skipped now and then is not lost."""
+    skipped = np.array([[0, 0, 0], [0, 0, 0], [0, 1, 0], [0, 2, 0], [0, 3, 1], [0, 3, 1]])
+    eye = feed(np.ones((5, 3)), skipped=skipped)
+    eye.check_end(5)
+    assert eye._given_up.numbers == [1]
+    assert "student 1 had no finite update at the end at step 5" in caplog.text
+    for every in (np.arange(6), np.arange(6)[:, None] * np.ones(2, int)):
+        with pytest.raises(NonFiniteError, match="updates were skipped until the end, step 5"):
+            feed(np.ones((5, *every.shape[1:])), skipped=every).check_end(5)
+
+
+def test_a_student_whose_parameters_are_not_finite_does_not_end_the_others():
+    def state(*values):
+        ones = np.ones(len(values))
+        return TrainState(step=ones, params={"w": np.array(values)[:, None]}, state={}, opt_state=(), key=ones)
+
+    eye = feed(np.ones((3, 2)), skipped=np.zeros((4, 2), int))
+    assert eye.check_state(3, state(1.0, np.inf))
+    assert eye._given_up.numbers == [1]
+    with pytest.raises(NonFiniteError, match="parameters are no longer finite"):
+        eye.check_state(4, state(np.nan, np.inf))
+
+
+def test_lost_students_are_known_after_a_resume(tmp_path):
+    file = tmp_path / "lost.json"
+    LostStudents(file, "a").add([3, 1], 20)
+    LostStudents(file, "b").add([0], 5)
+    again = LostStudents(file, "a")
+    again.add([1, 2], 40)
+    again = LostStudents(file, "a")
+    assert again.numbers == [1, 2, 3]
+    assert again.mask(5).tolist() == [False, True, True, True, False]
+    again.resume(30)
+    assert again.numbers == [1, 3], "student 2 was lost after the checkpoint"
+    assert LostStudents(file, "b").numbers == [0]
+    assert LostStudents().numbers == []

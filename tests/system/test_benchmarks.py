@@ -52,6 +52,42 @@ def test_tables_are_written_as_json_and_markdown(tmp_path, capsys):
     assert "| x | 2 (1.5..2.5) |" in text
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rounds", "0"], "argument --rounds: 0: give at least 1"),
+        (["--rounds", "x"], "argument --rounds: 'x' is no int"),
+        (["--seconds", "nan"], "argument --seconds: nan: give a number above 0"),
+        (["--depths", "8", "-1"], "argument --depths"),
+        (["--pair", "foo"], "argument --pair: invalid choice: 'foo'"),
+        (["--only", "kd", "foo"], "argument --only: invalid choice: 'foo'"),
+        (["--out", ""], "argument --out: an empty text"),
+    ],
+)
+def test_flags_of_benchmarks_have_domains_too(words, message, tmp_path, monkeypatch, capsys):
+    import _timing
+
+    def read(*words):
+        monkeypatch.setattr(sys, "argv", ["x.py", "--out", str(tmp_path / "deep" / "t.json"), *words])
+        return _timing.flags(
+            "A benchmark.",
+            smoke={"rounds": 1},
+            rounds=(5, "rounds"),
+            seconds=(0.5, "seconds"),
+            depths=((8, 20), "depths"),
+            pair=("resnet", "networks", {"resnet": 1, "mlp": 2}),
+            only=((), "names", ("kd", "dkd")),
+            out=("t.json", "figures"),
+        )
+
+    assert (read("--only", "kd").only, read("--smoke").rounds, read().only) == (["kd"], 1, ())
+    assert (tmp_path / "deep").is_dir(), "made before anything is measured"
+    with pytest.raises(SystemExit) as left:
+        read(*words)
+    assert left.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_every_loss_has_inputs_and_its_gradient_is_translated_for_gpu_and_tpu():
     import argparse
 

@@ -173,6 +173,10 @@ def test_a_run_cut_short_with_a_cache_and_one_under_pmap_end_as_a_live_one_under
         (["--batch-size", "12"], "which cannot be split evenly over 8 devices"),
         (["--train-split", "train[:0]"], "empty"),
         (["--test-split", "tset"], "test"),
+        (["--cache", "99"], "--cache is 99 but"),
+        (["--crop", "12"], "--crop is 12 but images are of 12 x 12 pixels"),
+        (["--micro-batches", "3"], "--micro-batches is 3, but a batch of"),
+        (["--grid", "temperature=4,4"], "--grid has temperature=4 twice"),
         (["--epochs", "0"], "epochs is 0: give at least 1"),
     ],
 )
@@ -182,6 +186,7 @@ def test_mistakes_get_a_sentence_and_code_2(more, message, tmp_path, images, her
     assert code == 2
     assert message in said.err
     assert "Traceback" not in said.err
+    assert "step" not in said.out, "nothing is trained before all is known to fit"
 
 
 def test_run_made_with_another_configuration_is_refused(tmp_path, here):

@@ -212,6 +212,26 @@ def test_grids():
     assert students.grid(a=[0.5], seed=[3])["seed"].dtype == np.int32
     with pytest.raises(ValueError, match="no value for a"):
         students.grid(a=())
+    assert students.grid(seed=(1.0, 2.0))["seed"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"seed": (0.1, 0.9)}, r"seed=0\.1: give whole numbers"),
+        ({"seed": (2**63,)}, "seed=9223372036854775808: give whole numbers from 0 to 2147483647"),
+        ({"seed": (-1,)}, "seed=-1: give whole numbers"),
+        ({"seed": (1, 1)}, r"a value of seed twice among \[1, 1\]"),
+        ({"t": (4, 4.00000001)}, "a value of t twice"),
+        ({"t": (np.nan,)}, "t=nan: give finite numbers"),
+        ({"t": (1e39,)}, r"t=1e\+39: give finite numbers"),
+        ({"t": ("a",)}, "t='a': give finite numbers"),
+        ({"t": 5}, "no value for t"),
+    ],
+)
+def test_points_that_are_no_numbers_or_count_double_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        students.grid(**values)
 
 
 @pytest.mark.parametrize("points", [{}, {"rate": [0.1, 0.2], "temperature": [1.0]}, {"rate": 0.1}, {"rate": []}])

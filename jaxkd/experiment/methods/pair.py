@@ -20,7 +20,7 @@ class Pair(NamedTuple):
       teacher_stages: As many of the teacher's.
       same_channels: Whether both networks have the same channels in each stage.
       classifier: Kernel [C, K] and bias [K] of the teacher's last layer.
-      map_size: Height and width of the teacher's last feature map.
+      map_size: Height and width of the teacher's last feature map; (1, 1) if it has none.
       preact_statistics: () -> standard deviation and mean [C] of each of the teacher's stages before its last ReLU.
       examples: Number of training examples.
       labels: () -> labels [N] of all training examples, or None.
@@ -61,11 +61,12 @@ def matching_stages(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> t
       teacher: The teacher's.
 
     Returns:
-      Names of the student's stages, of as many of the teacher's, and whether these have the same channels.
+      Names of the student's stages, of as many of the teacher's, and whether these have the same channels; no names if
+      one of them has no stages.
     """
     sides = [sorted(n for n in side if n.startswith("stage") and n[5:].isdecimal()) for side in (student, teacher)]
     number = min(map(len, sides))
-    own, other = (names[-number:] for names in sides)
+    own, other = (names[len(names) - number :] for names in sides)
     channels = ([side[n].shape[-1] for n in names] for side, names in ((student, own), (teacher, other)))
     return own, other, len({*map(tuple, channels)}) == 1
 
@@ -113,14 +114,14 @@ def describe(
     student_shapes, teacher_shapes = shapes(student), shapes(teacher)
     student_stages, teacher_stages, same = matching_stages(student_shapes, teacher_shapes)
     head = teacher_variables.params["head"]
-    last = teacher_shapes.get("last", teacher_shapes[teacher_stages[-1]])
+    last = teacher_shapes.get("last", teacher_shapes[teacher_stages[-1]] if teacher_stages else None)
     return Pair(
         names,
         student_stages,
         teacher_stages,
         same,
         classifier=(head["kernel"], head["bias"]),
-        map_size=last.shape[1:3],
+        map_size=(1, 1) if last is None else last.shape[1:3],
         preact_statistics=statistics,
         examples=examples,
         labels=labels,

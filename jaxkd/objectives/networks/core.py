@@ -35,6 +35,15 @@ class Network(NamedTuple):
     couples: bool = False
 
 
+def width_or(given: int | None, usual: int, name: str) -> int:
+    """A width that was given, or else the usual one; an error for a width below 1, whose name it says."""
+    if given is None:
+        return usual
+    if given < 1:
+        raise ValueError(f"{name} is {given}: give at least 1, or None for {usual} here.")
+    return given
+
+
 def dense_params(key: jax.Array, inputs: int, outputs: int, *, bias: bool = True) -> PyTree:
     """Parameters of a linear map: `kernel` [inputs, outputs] with variance 1 / inputs, `bias` of zeros."""
     kernel = jax.nn.initializers.lecun_normal()(key, (inputs, outputs), jnp.float32)

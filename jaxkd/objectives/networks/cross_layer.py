@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxkd import numerics
-from jaxkd.objectives.networks.core import Network, Shape, conv_kernel, dense_params, norm_params
+from jaxkd.objectives.networks.core import Network, Shape, conv_kernel, dense_params, norm_params, width_or
 from jaxkd.types import PyTree
 
 _BOTTLENECK = ("kernel1", "scale1", "bias1", "kernel2", "scale2", "bias2", "kernel3")
@@ -105,7 +105,7 @@ def fusion(*, middle: int | None = None, attention: bool = True) -> Network:
     """
 
     def init(key: jax.Array, own: Shape, other: Shape) -> PyTree:
-        keys, width = jax.random.split(key, 3), middle or other[-1]
+        keys, width = jax.random.split(key, 3), width_or(middle, other[-1], "middle")
         params = {
             "kernel1": conv_kernel(keys[0], 1, own[-1], width),
             "kernel2": conv_kernel(keys[1], 3, width, other[-1]),

@@ -18,6 +18,7 @@ from jaxkd.objectives.networks.core import (
     conv_kernel,
     dense_params,
     norm_params,
+    width_or,
 )
 from jaxkd.types import PyTree
 
@@ -38,7 +39,7 @@ def pointwise(*, hidden: int | None = None) -> Network:
     """
 
     def init(key: jax.Array, own: Shape, other: Shape) -> PyTree:
-        width = hidden or other[-1]
+        width = width_or(hidden, other[-1], "hidden")
         return conv_chain(key, 1, (own[-1], width, width, other[-1]))
 
     def apply(params: PyTree, x: ArrayLike) -> jax.Array:
