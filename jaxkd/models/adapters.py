@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.core import DenyList
 from flax.errors import FlaxError
@@ -236,12 +237,12 @@ def _captured(found: PyTree, name: str, called: set[str], whose: str) -> jax.Arr
             f"choose among the submodules that it calls: {known}."
         )
     value = values[-1] if isinstance(values, tuple) else values
-    if not isinstance(value, jax.Array):
+    if not isinstance(value, jax.Array | np.ndarray | np.generic):
         raise ValueError(
             f"the submodule {name!r} of {whose} returns a {type(value).__name__} instead of one array: capture a "
             "submodule inside it."
         )
-    return value
+    return jnp.asarray(value)
 
 
 def _at(tree: PyTree, path: Sequence[str]) -> Any:

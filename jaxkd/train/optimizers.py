@@ -168,8 +168,8 @@ def updates_of(
 
     value_of.defvjp(again, lambda gradient, scale: (jax.tree.map(lambda g: (scale * g).astype(g.dtype), gradient),))
 
-    def value_fn(params: PyTree, **_: Any) -> jax.Array:  # line searches pass everything that they do not know
-        return value_of(params)
+    def value_fn(params: PyTree, obj_fn: Any = None, grad_fn: Any = None) -> jax.Array:
+        return value_of(params)  # line searches pass it what they do not know themselves, if it names it
 
     def grad_fn(params: PyTree, *_: Any) -> PyTree:
         return again(params)[1]
