@@ -141,7 +141,7 @@ def unmoved(name: str, what: str, arguments: Mapping[str, Any], attributes: Mapp
     """
     takes = ", ".join(arguments) or "nothing"
     return ValueError(
-        f"{name} is trained but {what}, since no flag of a known name tells it the mode: its call takes {takes}, and "
-        f"its attributes are {', '.join(attributes) or 'none'}; name the flag by `training={{...}}` and "
+        f"{name} is trained but {what}: no flag that is known by its name switches them (its call takes {takes}, and "
+        f"its attributes are {', '.join(attributes) or 'none'}); name the flag by `training={{...}}` and "
         "`evaluation={...}` of the adapter, or say `training={}` if this is meant."
     )

@@ -88,14 +88,19 @@ def find(module: Any, inputs: int, training: Mapping[str, Any] | None, evaluatio
         _opposite(evaluation) if training is None else training,
         _opposite(training) if evaluation is None else evaluation,
     )
+    call = inspect.signature(type(module).__call__).parameters.values()
+    takes_any = any(p.kind == p.VAR_KEYWORD for p in call)
     for name in {**given[0], **given[1]}:
-        if name not in arguments and name not in attributes:
+        if name not in arguments and name not in attributes and not takes_any:
             raise ValueError(
                 f"{type(module).__name__} has no flag {name!r}: its call takes {', '.join(arguments) or 'nothing'}, "
                 f"and its attributes are {', '.join(attributes) or 'none'}; name one of them."
             )
     modes = [
-        Mode({n: x for n, x in flags.items() if n in arguments}, {n: x for n, x in flags.items() if n not in arguments})
+        Mode(
+            {n: x for n, x in flags.items() if n in arguments or n not in attributes},
+            {n: x for n, x in flags.items() if n not in arguments and n in attributes},
+        )
         for flags in given
     ]
     return Modes(modes[0], modes[1], stated=True)
