@@ -134,32 +134,18 @@ def from_linen(
     name, found = type(module).__name__, modes.find(module, len(inputs), training, evaluation)
     of_mode = {train: modes.with_attributes(module, found, train) for train in (True, False)}
     known = found.stated or bool(found.train.call) or of_mode[True] is not of_mode[False]
-    sown: dict[str, bool] = {}
-
-    def start(key: jax.Array, batch: Batch, mutable: Any = True) -> dict[str, Any]:
-        streams = {"params": fold_name(key, "params"), "dropout": fold_name(key, "dropout")}
-        with nn.intercept_methods(modes.Watch(False)):
-            arrays = read_inputs(batch, inputs)
-            return dict(of_mode[False].init(streams, *arrays, mutable=mutable, **found.evaluate.call))
-
-    def is_sown(collection: str, batch: Batch) -> bool:
-        """Whether modules sow the collection: they can be initialised without it."""
-        if collection not in sown:
-            sown[collection] = collection in _SOWN or _exists(
-                lambda: start(jax.random.key(0), batch, DenyList(collection))
-            )
-        return sown[collection]
+    start = _Start(of_mode[False], inputs, found.evaluate.call)
 
     def init(key: jax.Array, batch: Batch) -> Variables:
         key = typed_key(key)
         with told(name, batch, inputs, train=False, has_key=True, misfit=lambda: None):
             made = start(key, batch)
-        state = {c: x for c, x in made.items() if c == _STATISTICS or (c != "params" and not is_sown(c, batch))}
+        state = {c: x for c, x in made.items() if c == _STATISTICS or (c != "params" and not start.is_sown(c, batch))}
         return Variables(made.get("params", {}), state)
 
     def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
         variables, called = as_variables(variables), set[str]()
-        carried = [c for c in variables.state if train and (c == _STATISTICS or not is_sown(c, batch))]
+        carried = [c for c in variables.state if train and (c == _STATISTICS or not start.is_sown(c, batch))]
 
         def wanted(submodule: nn.Module, method: str) -> bool:
             path = "/".join(submodule.path) if method == "__call__" else ""
@@ -189,6 +175,33 @@ def from_linen(
         return outputs, {**variables.state, **{c: changed[c] for c in carried if c in changed}}
 
     return Model(init, apply)
+
+
+class _Start:
+    """The collections that a Linen module starts with.
+
+    Args:
+      module: The module in evaluation mode.
+      inputs: Fields of the batch that it reads.
+      flags: Arguments of its call in evaluation.
+    """
+
+    def __init__(self, module: nn.Module, inputs: Sequence[str], flags: Mapping[str, Any]) -> None:
+        self._module, self._inputs, self._flags = module, inputs, flags
+        self._sown: dict[str, bool] = {}
+
+    def __call__(self, key: jax.Array, batch: Batch, mutable: Any = True) -> dict[str, Any]:
+        """Initialises the collections that may be made."""
+        streams = {"params": fold_name(key, "params"), "dropout": fold_name(key, "dropout")}
+        with nn.intercept_methods(modes.Watch(False)):
+            return dict(self._module.init(streams, *read_inputs(batch, self._inputs), mutable=mutable, **self._flags))
+
+    def is_sown(self, collection: str, batch: Batch) -> bool:
+        """Tells whether modules sow the collection: they can be initialised without it."""
+        if collection not in self._sown:
+            without = DenyList(collection)
+            self._sown[collection] = collection in _SOWN or _exists(lambda: self(jax.random.key(0), batch, without))
+        return self._sown[collection]
 
 
 def _check_linen(module: Any) -> None:
