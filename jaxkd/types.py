@@ -65,6 +65,43 @@ class Variables(NamedTuple):
     state: PyTree
 
 
+def as_variables(given: Any) -> Variables:
+    """Variables from the forms in which other code keeps them.
+
+    Args:
+      given: Variables; a mapping of Flax's collections, {"params": ..., "batch_stats": ...}; {"params", "state"}, as
+        checkpoints restore Variables; a pair (params, state); params alone; None where there are none.
+
+    Returns:
+      Variables, in which frozen dicts are dicts.
+
+    Raises:
+      TypeError: If it is something else, such as a state or a module.
+    """
+    if given is None:
+        return Variables({}, {})
+    if isinstance(given, Mapping):
+        if given.keys() == {"params", "state"}:
+            return as_variables((given["params"], given["state"]))
+        if "params" in given:
+            return Variables(_thawed(given["params"]), {k: _thawed(x) for k, x in given.items() if k != "params"})
+        return Variables(_thawed(given), {})
+    if isinstance(given, tuple | list) and len(given) == 2 and isinstance(given[1], Mapping | tuple | list | None):
+        params, state = given
+        if isinstance(params, Mapping) and isinstance(params.get("params"), Mapping) and not state:
+            return as_variables(params)  # all of Flax's collections in the place of the params
+        return Variables(_thawed(params), _thawed({} if state is None else state))
+    how = "give Variables(params=..., state=...), with the batch statistics and the like as its state"
+    if isinstance(given, TrainState):
+        how = 'give Variables(state.params["student"], state.state["student"]), or its moving average, state.ema'
+    raise TypeError(f"a model's variables were expected, but a {type(given).__name__} was given: {how}.")
+
+
+def _thawed(tree: PyTree) -> PyTree:
+    """The tree with dicts in place of other mappings, so that its structure is that of any other's."""
+    return {name: _thawed(x) for name, x in tree.items()} if isinstance(tree, Mapping) else tree
+
+
 class Model(NamedTuple):
     """A network as two pure functions.
 

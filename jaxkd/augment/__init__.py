@@ -4,6 +4,7 @@ An example is a dict without a batch axis; `image` [H, W, C] is changed, everyth
 Pictures are uint8 until `to_float()`, then floats in [0, 1] until `normalize(mean, std)`, which comes last.
 """
 
+from jaxkd.augment.channels import grey_to_rgb, rgb_to_grey
 from jaxkd.augment.core import Augmentation, Example, Mix, augment_batch, compose
 from jaxkd.augment.mixes import cutmix, mixup
 from jaxkd.augment.pictures import (
@@ -29,10 +30,12 @@ __all__ = [
     "cutmix",
     "cutout",
     "flip",
+    "grey_to_rgb",
     "mixup",
     "normalize",
     "rand_augment",
     "random_crop",
     "random_resized_crop",
+    "rgb_to_grey",
     "to_float",
 ]

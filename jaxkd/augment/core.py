@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from jaxkd.keys import is_key, typed_key
 from jaxkd.types import Batch
 
 Example: TypeAlias = Mapping[str, Any]
@@ -35,6 +36,7 @@ def compose(*augmentations: Augmentation) -> Augmentation:
     """
 
     def apply(key: jax.Array, example: Example) -> Example:
+        key = typed_key(key)
         for i, augmentation in enumerate(augmentations):
             example = augmentation(jax.random.fold_in(key, i), example)
         return example
@@ -54,7 +56,7 @@ def augment_batch(
 
     Args:
       augmentation: Augmentation of each example.
-      seed: An integer, which may be traced.
+      seed: An integer, which may be traced, or a PRNG key.
       mix: `mixup(...)` or `cutmix(...)`, applied after `augmentation`.
 
     Returns:
@@ -66,7 +68,7 @@ def augment_batch(
 
     def apply(batch: Batch) -> dict[str, Any]:
         _check_batch(batch)
-        root = jax.random.key(seed)
+        root = _root(seed)
         keys = jax.vmap(lambda i, v: jax.random.fold_in(jax.random.fold_in(root, i), v))(batch["id"], batch["view"])
         augmented = jax.vmap(augmentation)(keys, dict(batch))
         if mix is None:
@@ -78,9 +80,18 @@ def augment_batch(
     return apply
 
 
+def _root(seed: Any) -> jax.Array:
+    """Key of a seed, or the key itself."""
+    if isinstance(seed, int) or (np.shape(seed) == () and jnp.issubdtype(getattr(seed, "dtype", bool), jnp.integer)):
+        return jax.random.key(seed)
+    if is_key(seed) or np.ndim(seed):
+        return typed_key(seed)
+    raise TypeError(f"the seed of the augmentation is {seed!r}: give an integer.")
+
+
 def on_image(change: Callable[[jax.Array, jax.Array], jax.Array], *, floating: bool = False) -> Augmentation:
     """Augmentation that replaces the image by `change(key, image)`."""
-    return lambda key, example: {**example, "image": change(key, image_of(example, floating=floating))}
+    return lambda key, example: {**example, "image": change(typed_key(key), image_of(example, floating=floating))}
 
 
 def image_of(example: Example, *, floating: bool = False) -> jax.Array:

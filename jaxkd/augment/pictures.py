@@ -10,7 +10,9 @@ import numpy as np
 from jax.scipy.ndimage import map_coordinates
 from jax.typing import ArrayLike
 
+from jaxkd.augment.channels import to_channels
 from jaxkd.augment.core import Augmentation, Example, box, image_of, on_image
+from jaxkd.keys import typed_key
 
 
 def to_float() -> Augmentation:
@@ -116,7 +118,7 @@ def random_resized_crop(
 
     def apply(key: jax.Array, example: Example) -> Example:
         image = image_of(example, floating=True)
-        of_area, of_ratio, of_place = jax.random.split(key, 3)
+        of_area, of_ratio, of_place = jax.random.split(typed_key(key), 3)
         sides = jnp.asarray(image.shape[:2], image.dtype)
         fraction = jax.random.uniform(of_area, (), image.dtype, *area)
         log = jax.random.uniform(of_ratio, (), image.dtype, *np.log(ratio))
@@ -263,11 +265,9 @@ def rand_augment(num_ops: int = 2, magnitude: float = 9.0) -> Augmentation:
 
 def _grey(image: jax.Array) -> jax.Array:
     """Grey values [H, W, 1] (luma) of an image with one or three channels."""
-    if image.shape[-1] == 1:
-        return image
-    if image.shape[-1] != 3:
+    if image.shape[-1] not in (1, 3):
         raise ValueError(f"image has shape {image.shape}: colour changes need 1 or 3 channels, leave them out.")
-    return jnp.sum(image * jnp.asarray([0.299, 0.587, 0.114], image.dtype).reshape(1, 1, 3), axis=-1, keepdims=True)
+    return to_channels(image, 1)
 
 
 def _blend(anchor: ArrayLike, image: jax.Array, factor: ArrayLike) -> jax.Array:

@@ -96,16 +96,33 @@ def read_manifest(folder: Path) -> Manifest | None:
     """
     path = folder / _MANIFEST
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): give the folder that targets stand in.") from error
     try:
-        found = Manifest(**json.loads(text))
-    except (ValueError, TypeError) as error:
+        found = Manifest(**json.loads(content.decode("utf-8")))
+        if found.format == FORMAT:
+            _check_entries(found)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"{path} is no manifest of targets: delete its folder and write them again.") from error
     if found.format != FORMAT:
         raise ValueError(f"{path} has format {found.format}, but this version reads {FORMAT}: write the targets again.")
     return found
+
+
+def _check_entries(manifest: Manifest) -> None:
+    """Raises an error unless the entries of a manifest have the types and shapes that they are written with."""
+    numbers = {"start": -1, "size": 0, "rows": 0, "views": -1}  # each must be greater
+    if not all(type(getattr(manifest, n)) is int and getattr(manifest, n) > least for n, least in numbers.items()):
+        raise ValueError("a number is missing")
+    if not isinstance(manifest.made_with, dict) or not len(manifest.record.names or ()) > 2:
+        raise ValueError("an entry is missing")
+    ids = np.asarray(manifest.probe["id"], np.int64)
+    for projections in manifest.probe["seen"].values():
+        if np.asarray(projections, np.float64).shape[1:2] != ids.shape:
+            raise ValueError("the probe is incomplete")
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

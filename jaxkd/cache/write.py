@@ -21,7 +21,7 @@ from jaxkd.cache import fingerprints, shards
 from jaxkd.cache.manifest import Manifest, check_same, read_manifest, stem, write_manifest
 from jaxkd.parallel import processes
 from jaxkd.runs.progress import Progress
-from jaxkd.types import RESERVED, Batch, Model, Prepare, Variables
+from jaxkd.types import RESERVED, Batch, Model, Prepare, Variables, as_variables
 
 _AHEAD = 2  # batches that are computed while the results of another are fetched and written
 
@@ -80,6 +80,9 @@ def write_targets(
     """
     if views < 1:
         raise ValueError(f"views is {views}: give at least 1.")
+    if rows < 1:
+        raise ValueError(f"rows is {rows}: give at least 1 example to a shard.")
+    teacher_variables = as_variables(teacher_variables)
     own_size = batch_size // jax.process_count()
     if own_size < 1 or batch_size % jax.process_count():
         raise ValueError(
@@ -117,6 +120,8 @@ def _targets(
 ) -> dict[str, jax.Array]:
     """Targets of one batch: name -> array [B, ...]."""
     teacher_out = teacher.apply(teacher_variables, prepare(batch), None, False)[0]
+    if teacher_out.logits is None:
+        raise ValueError("there is no teacher whose targets could be written: give a network.")
     if absent := sorted(set(features) - set(teacher_out.features)):
         have = ", ".join(sorted(teacher_out.features)) or "none"
         raise ValueError(f"the teacher has no feature {absent[0]!r} to write, it has {have}: name one of them.")

@@ -1,8 +1,9 @@
 """Models: networks with named intermediates, and the makers that turn any network into a `Model`."""
 
-from jaxkd.models.adapters import from_linen, from_nnx, init
+from jaxkd.models.adapters import from_linen, init
 from jaxkd.models.combine import cached, ensemble, join, mean_logits, mean_probabilities, no_teacher, with_head
 from jaxkd.models.inherit import inherit
+from jaxkd.models.nnx_modules import from_nnx
 from jaxkd.models.precision import Int8, cast, from_int8, in_dtype, to_int8
 from jaxkd.models.reused import reuse_classifier
 from jaxkd.models.size import count_parameters, size
@@ -10,6 +11,7 @@ from jaxkd.models.statistics import unbiased_variance
 from jaxkd.models.text.decoder import language_model
 from jaxkd.models.text.encoder import bert
 from jaxkd.models.top_k import KEPT, keep_top_k, spread_tail, top_k
+from jaxkd.models.views import at_resolution, with_channels, with_classes
 from jaxkd.models.vision.convnet import convnet
 from jaxkd.models.vision.convnext import convnext
 from jaxkd.models.vision.lenet import lenet
@@ -24,6 +26,7 @@ from jaxkd.models.vision.wide_resnet import wide_resnet
 __all__ = [
     "KEPT",
     "Int8",
+    "at_resolution",
     "bert",
     "cached",
     "cast",
@@ -60,5 +63,7 @@ __all__ = [
     "vgg",
     "vision_transformer",
     "wide_resnet",
+    "with_channels",
+    "with_classes",
     "with_head",
 ]

@@ -1,37 +1,42 @@
-"""Adapters that turn Linen and NNX modules into models, and the initialisation of models."""
+"""Adapters that turn Linen modules into models, and the initialisation of models."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import nnx
+import numpy as np
+from flax.core import DenyList
+from flax.errors import FlaxError
 
 from jaxkd.kernels.eager import op_by_op
-from jaxkd.keys import fold_name, is_key
-from jaxkd.types import Batch, Model, Outputs, PyTree, Variables
+from jaxkd.keys import fold_name, typed_key
+from jaxkd.models import modes
+from jaxkd.models.forms import outputs_of
+from jaxkd.models.misfits import misfit_of, told, unmoved
+from jaxkd.types import Batch, Model, Outputs, PyTree, Variables, as_variables
 
-# Names that libraries give the flag that separates training from evaluation -> its value in training.
-_MODE_NAMES = {
-    "train": True,
-    "training": True,
-    "is_training": True,
-    "deterministic": False,
-    "use_running_average": False,
-}
+_STATISTICS = "batch_stats"
+_SOWN = ("intermediates", "perturbations")  # collections of Flax that are made anew in each call
 
 
-def _mode(call: Callable[..., Any]) -> Callable[[bool], dict[str, Any]]:
-    """Keyword arguments that put a module into training or evaluation mode, found by their names."""
-    names = [n for n in inspect.signature(call).parameters if n in _MODE_NAMES]
-    return lambda train: {n: _MODE_NAMES[n] == train for n in names}
+def read_inputs(batch: Batch, names: Sequence[str], option: str = "`inputs=`") -> list[Any]:
+    """Fields of a batch that a network reads.
 
+    Args:
+      batch: The batch.
+      names: The fields' names.
+      option: Option that names them, for the message.
 
-def _inputs(batch: Batch, names: Sequence[str], option: str = "`inputs=`") -> list[Any]:
+    Returns:
+      Their arrays, in order.
+
+    Raises:
+      ValueError: If the batch lacks one.
+    """
     for name in names:
         if name not in batch:
             raise ValueError(
@@ -39,15 +44,6 @@ def _inputs(batch: Batch, names: Sequence[str], option: str = "`inputs=`") -> li
                 f"fields it should read with {option}."
             )
     return [batch[name] for name in names]
-
-
-def _outputs(returned: Any) -> Outputs:
-    """Accepts Outputs, logits alone, or (logits, features)."""
-    if isinstance(returned, Outputs):
-        return returned
-    if isinstance(returned, tuple) and len(returned) == 2:
-        return Outputs(*returned)
-    return Outputs(returned, {})
 
 
 def bound(axis_name: str | None) -> str | None:
@@ -90,148 +86,180 @@ def init(model: Model, key: jax.Array, batch: Batch) -> Variables:
     Args:
       model: The model.
       key: Typed PRNG key [].
-      batch: A prepared batch, of which the model reads the shapes.
+      batch: A prepared batch, or its shapes; values that a model reads where there are shapes alone are zeros.
 
     Returns:
       The variables that `model.init(key, batch)` gives.
     """
-    return op_by_op(model.init, key, batch)
+    key = typed_key(key)
+    empty = jax.tree.map(
+        lambda x: np.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x, dict(batch)
+    )
+    return op_by_op(model.init, key, empty)
 
 
-def from_linen(module: nn.Module, *, inputs: Sequence[str] = ("image",), capture: Sequence[str] = ()) -> Model:
+def from_linen(
+    module: nn.Module,
+    *,
+    inputs: Sequence[str] = ("image",),
+    capture: Sequence[str] = (),
+    training: Mapping[str, Any] | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+) -> Model:
     """Model from a Linen module.
 
+    Flags of training, which are arguments of the module's call or attributes, are found by their names: train,
+    training, is_training, deterministic, use_running_average, eval, inference, test and the like. So are those that
+    layers inside leave open. Dropout and other layers draw from streams of the model's key. Values that modules sow
+    are no state.
+
     Args:
-      module: Returns Outputs, logits [B, ..., K], or (logits, features). A flag called train, training, is_training,
-        deterministic or use_running_average is set by the model; dropout draws from the "dropout" stream.
+      module: Returns Outputs, logits [B, ..., K], (logits, features), or a mapping, dataclass or named tuple with the
+        field `logits`, as `jaxkd.models.forms.outputs_of` describes.
       inputs: Fields of the batch that are its positional arguments.
-      capture: Paths of submodules ("block1/conv") whose outputs are added to the features under these names; for
-        modules that do not return features themselves. Of a submodule called several times it is the last output.
+      capture: Paths of submodules ("block1/conv") whose outputs are added to the features under these names; or of
+        sown values, with their collection ("losses/block1/balance"). The last one counts if there are several.
+      training: Name -> value in training of flags that have other names; {} if nothing is to be set.
+      evaluation: Name -> value in evaluation; the opposite of `training` if None.
 
     Returns:
-      A model; its state holds every collection but "params".
+      A model; its state holds every collection but "params" and sown ones.
 
     Raises:
-      ValueError: If the batch lacks an input, or no submodule has a captured path (the sentence lists those there
-        are), or it does not return one array.
+      TypeError: If it is no Linen module, or returns no logits.
+      ValueError: If the batch lacks an input, the variables do not fit, no submodule has a captured path (the sentence
+        lists those there are), or it does not return one array; if a batch norm or dropout is never in training mode.
     """
-    mode = _mode(type(module).__call__)
+    _check_linen(module)
+    name, found = type(module).__name__, modes.find(module, len(inputs), training, evaluation)
+    of_mode = {train: modes.with_attributes(module, found, train) for train in (True, False)}
+    known = found.stated or bool(found.train.call) or of_mode[True] is not of_mode[False]
+    start = _Start(of_mode[False], inputs, found.evaluate.call)
 
     def init(key: jax.Array, batch: Batch) -> Variables:
-        streams = {"params": fold_name(key, "params"), "dropout": fold_name(key, "dropout")}
-        variables = dict(module.init(streams, *_inputs(batch, inputs), **mode(False)))
-        return Variables(variables.pop("params", {}), variables)
+        key = typed_key(key)
+        with told(name, batch, inputs, train=False, has_key=True, misfit=lambda: None):
+            made = start(key, batch)
+        state = {c: x for c, x in made.items() if c == _STATISTICS or (c != "params" and not start.is_sown(c, batch))}
+        return Variables(made.get("params", {}), state)
 
     def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
-        called: set[str] = set()
+        variables, called = as_variables(variables), set[str]()
+        carried = [c for c in variables.state if train and (c == _STATISTICS or not start.is_sown(c, batch))]
 
         def wanted(submodule: nn.Module, method: str) -> bool:
             path = "/".join(submodule.path) if method == "__call__" else ""
             called.add(path)
             return path in capture
 
-        returned, changed = module.apply(
-            {"params": variables.params, **variables.state},
-            *_inputs(batch, inputs),
-            **mode(train),
-            rngs=None if key is None else {"dropout": key},
-            mutable=[*(variables.state if train else ()), *(("intermediates",) if capture else ())],
-            capture_intermediates=wanted if capture else False,
-        )
-        outputs = _outputs(returned)
+        watch, arrays = modes.Watch(train), read_inputs(batch, inputs)
+        misfit = lambda: misfit_of(variables, lambda: jax.eval_shape(init, jax.random.key(0), batch))  # noqa: E731
+        with (
+            told(name, batch, inputs, train=train, has_key=key is not None, misfit=misfit),
+            nn.intercept_methods(watch),
+        ):
+            returned, changed = of_mode[train].apply(
+                {"params": variables.params, **variables.state},
+                *arrays,
+                **(found.train if train else found.evaluate).call,
+                rngs=None if key is None else {"dropout": typed_key(key), "params": fold_name(key, "params")},
+                mutable=[*carried, *(("intermediates", *{c.split("/")[0] for c in capture}) if capture else ())],
+                capture_intermediates=wanted if capture else False,
+            )
+        if train and not found.stated:
+            _check_moves(module, known, watch, variables.state.get(_STATISTICS), changed.get(_STATISTICS))
+        outputs = outputs_of(returned, name)
         if capture:
-            changed = dict(changed)
-            found = changed.pop("intermediates", {})
-            captured = {name: _captured(found, name, called, type(module).__name__) for name in capture}
+            captured = {path: _captured(dict(changed), path, called, name) for path in capture}
             outputs = outputs._replace(features={**outputs.features, **captured})
-        return outputs, {**variables.state, **changed}
+        return outputs, {**variables.state, **{c: changed[c] for c in carried if c in changed}}
 
     return Model(init, apply)
+
+
+class _Start:
+    """The collections that a Linen module starts with.
+
+    Args:
+      module: The module in evaluation mode.
+      inputs: Fields of the batch that it reads.
+      flags: Arguments of its call in evaluation.
+    """
+
+    def __init__(self, module: nn.Module, inputs: Sequence[str], flags: Mapping[str, Any]) -> None:
+        self._module, self._inputs, self._flags = module, inputs, flags
+        self._sown: dict[str, bool] = {}
+
+    def __call__(self, key: jax.Array, batch: Batch, mutable: Any = True) -> dict[str, Any]:
+        """Initialises the collections that may be made."""
+        streams = {"params": fold_name(key, "params"), "dropout": fold_name(key, "dropout")}
+        with nn.intercept_methods(modes.Watch(False)):
+            return dict(self._module.init(streams, *read_inputs(batch, self._inputs), mutable=mutable, **self._flags))
+
+    def is_sown(self, collection: str, batch: Batch) -> bool:
+        """Tells whether modules sow the collection: they can be initialised without it."""
+        if collection not in self._sown:
+            without = DenyList(collection)
+            self._sown[collection] = collection in _SOWN or _exists(lambda: self(jax.random.key(0), batch, without))
+        return self._sown[collection]
+
+
+def _check_linen(module: Any) -> None:
+    """Raises TypeError unless it is a Linen module."""
+    if not isinstance(module, nn.Module):
+        a_class = isinstance(module, type) and issubclass(module, nn.Module)
+        found = f"the class {module.__name__}" if a_class else f"a {type(module).__name__}"
+        how = (
+            "make one, with `()`"
+            if a_class
+            else "use models.from_nnx for NNX, or Model(init, apply) of your own functions"
+        )
+        raise TypeError(f"from_linen takes a Linen module, but was given {found}: {how}.")
+
+
+def _exists(make: Callable[[], Any]) -> bool:
+    """Whether something can be made, by its shapes alone."""
+    try:
+        jax.eval_shape(make)
+    except FlaxError:
+        return False
+    return True
+
+
+def _check_moves(module: nn.Module, known: bool, watch: modes.Watch, old: PyTree, new: PyTree) -> None:
+    """Raises ValueError if the running statistics are the same arrays after a training step, or all dropout is off."""
+    before, after = jax.tree.leaves(old), jax.tree.leaves(new)
+    what = ""
+    if before and len(before) == len(after) and all(a is b for a, b in zip(before, after, strict=True)):
+        what = "its batch norms keep their running statistics"
+    elif watch.kept and not watch.dropped and not known:
+        what = f"its dropout ({watch.kept}) is off"
+    if what:
+        arguments, attributes = modes.arguments_of(type(module)), modes.attributes_of(module)
+        raise unmoved(type(module).__name__, what, arguments, attributes)
 
 
 def _captured(found: PyTree, name: str, called: set[str], whose: str) -> jax.Array:
-    """Output of the last call of the submodule at a path."""
-    for part in (*name.split("/"), "__call__"):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    if found is None:
+    """Output of the last call of the submodule at a path, or the last value sown there."""
+    sown, output = _at(found, name.split("/")), _at(found, ("intermediates", *name.split("/"), "__call__"))
+    values = output if sown is None or isinstance(sown, Mapping) else sown
+    if values is None:
         known = ", ".join(sorted(called - {""})) or "none"
-        raise ValueError(f"{whose} has no submodule {name!r} to capture: choose among those it calls: {known}.")
-    if not isinstance(found[-1], jax.Array):
         raise ValueError(
-            f"the submodule {name!r} of {whose} returns a {type(found[-1]).__name__} instead of one array: capture a "
+            f"{whose} has no submodule {name!r} to capture and sows no value of that name, such as 'losses/balance': "
+            f"choose among the submodules that it calls: {known}."
+        )
+    value = values[-1] if isinstance(values, tuple) else values
+    if not isinstance(value, jax.Array | np.ndarray | np.generic):
+        raise ValueError(
+            f"the submodule {name!r} of {whose} returns a {type(value).__name__} instead of one array: capture a "
             "submodule inside it."
         )
-    return found[-1]
+    return jnp.asarray(value)
 
 
-def from_nnx(make: Callable[[nnx.Rngs], nnx.Module], *, inputs: Sequence[str] = ("image",)) -> Model:
-    """Model from an NNX module.
-
-    Args:
-      make: Builds the module from its random streams, or returns an existing module, whose weights `init` then gives.
-        It is called under `jax.eval_shape` once, then in `init`. The module returns Outputs, logits [B, ..., K], or
-        (logits, features). Its `train()` and `eval()` set the mode, and a flag of its call, if it has one, named as
-        for `from_linen`.
-      inputs: Fields of the batch that are its positional arguments.
-
-    Returns:
-      A model with plain dicts of string keys as variables: `nnx.Param` are the params, everything else but random
-      streams and intermediates is the state. Streams (dropout) are seeded anew from the step's key in every call, so
-      nothing about them is carried.
-
-    Raises:
-      ValueError: If the batch lacks an input.
-    """
-    graph, params_of, streams_of, state_of = _split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
-
-    def init(key: jax.Array, batch: Batch) -> Variables:
-        _, params, _, state = _split(make(nnx.Rngs(key)))
-        return Variables(_plain(params), _plain(state))
-
-    def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
-        module = nnx.merge(
-            graph,
-            _filled(params_of, variables.params),
-            _seeded(streams_of, jax.random.key(0) if key is None else key),
-            _filled(state_of, variables.state),
-        )
-        if train:
-            module.train()
-        else:
-            module.eval()
-        outputs = _outputs(module(*_inputs(batch, inputs), **_mode(type(module).__call__)(train)))
-        _, _, _, state = _split(module)
-        return outputs, _plain(state) if train else variables.state
-
-    return Model(init, apply)
-
-
-def _split(module: nnx.Module) -> tuple[Any, nnx.State, nnx.State, nnx.State]:
-    """Graph, parameters, random streams and all other state of a module, without its intermediates."""
-    graph, *states = nnx.split(module, nnx.Param, nnx.RngState, nnx.Intermediate, ...)
-    params, streams, _, state = states
-    return graph, params, streams, state
-
-
-def _plain(state: nnx.State) -> PyTree:
-    """State as dicts with string keys, as checkpoints restore them (keys of lists would be numbers)."""
-
-    def named(tree: PyTree) -> PyTree:
-        return {str(name): named(x) for name, x in tree.items()} if isinstance(tree, dict) else tree
-
-    return named(nnx.to_pure_dict(state))
-
-
-def _filled(template: nnx.State, values: PyTree) -> nnx.State:
-    state = jax.tree.map(lambda leaf: leaf, template)
-    nnx.replace_by_pure_dict(state, values)
-    return state
-
-
-def _seeded(template: nnx.State, key: jax.Array) -> nnx.State:
-    """State of the random streams: a key of its own for each, counters at zero."""
-    leaves, treedef = jax.tree.flatten(template)
-    filled = [
-        jax.random.fold_in(key, i) if is_key(leaf) else jnp.zeros((), leaf.dtype) for i, leaf in enumerate(leaves)
-    ]
-    return jax.tree.unflatten(treedef, filled)
+def _at(tree: PyTree, path: Sequence[str]) -> Any:
+    """Entry of nested mappings, or None."""
+    for part in path:
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
+    return tree

@@ -8,11 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import numerics
-from jaxkd.models.adapters import (
-    _inputs,
-)
+from jaxkd.models.adapters import read_inputs
 from jaxkd.models.top_k import KEPT, spread_tail
-from jaxkd.types import Batch, Model, Outputs, PyTree, Variables
+from jaxkd.types import Batch, Model, Outputs, PyTree, Variables, as_variables
 
 
 def mean_logits(logits: Sequence[jax.Array]) -> jax.Array:
@@ -64,6 +62,7 @@ def ensemble(*members: Model, combine: Callable[[Sequence[jax.Array]], jax.Array
         logits: list[jax.Array] = []
         features: dict[str, jax.Array] = {}
         state: dict[str, PyTree] = {}
+        variables = as_variables(variables)
         for i, member in enumerate(members):
             own = Variables(variables.params[str(i)], variables.state[str(i)])
             out, state[str(i)] = member.apply(own, batch, None if key is None else jax.random.fold_in(key, i), train)
@@ -88,9 +87,8 @@ def join(*members: Variables) -> Variables:
     Returns:
       The ensemble's variables.
     """
-    return Variables(
-        {str(i): v.params for i, v in enumerate(members)}, {str(i): v.state for i, v in enumerate(members)}
-    )
+    made = [as_variables(member) for member in members]
+    return Variables({str(i): v.params for i, v in enumerate(made)}, {str(i): v.state for i, v in enumerate(made)})
 
 
 def cached(*, logits: str = "teacher_logits", features: Sequence[str] = (), num_classes: int | None = None) -> Model:
@@ -113,10 +111,10 @@ def cached(*, logits: str = "teacher_logits", features: Sequence[str] = (), num_
 
     def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
         names = (*features, *((logits,) if num_classes is None else KEPT))
-        read = dict(zip(names, _inputs(batch, names, "`logits=` and `features=`"), strict=True))
-        return Outputs(
-            read.pop(logits) if num_classes is None else spread_tail(read, num_classes), read
-        ), variables.state
+        read = dict(zip(names, read_inputs(batch, names, "`logits=` and `features=`"), strict=True))
+        return Outputs(read.pop(logits) if num_classes is None else spread_tail(read, num_classes), read), as_variables(
+            variables
+        ).state
 
     return Model(init, apply)
 
@@ -139,6 +137,7 @@ def with_head(model: Model, path: str = "head") -> Model:
     """
 
     def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
+        variables = as_variables(variables)
         outputs, state = model.apply(variables, batch, key, train)
         return outputs._replace(head=_head(variables.params, path)), state
 
@@ -173,6 +172,6 @@ def no_teacher() -> Model:
         return Variables({}, {})
 
     def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
-        return Outputs(None, {}), variables.state
+        return Outputs(None, {}), as_variables(variables).state
 
     return Model(init, apply)

@@ -6,7 +6,7 @@ import re
 
 import jax
 
-from jaxkd.types import Variables, leaf_name
+from jaxkd.types import Variables, as_variables, leaf_name
 
 
 def inherit(own: Variables, trained: Variables, *, fresh: str = r"(^|/)head") -> Variables:
@@ -26,6 +26,7 @@ def inherit(own: Variables, trained: Variables, *, fresh: str = r"(^|/)head") ->
       ValueError: If an inherited array has no counterpart or another shape (the sentence names path and shapes), or if
         `fresh` matches no path.
     """
+    own, trained = as_variables(own), as_variables(trained)
     known = {leaf_name(path): leaf for path, leaf in jax.tree.leaves_with_path(trained)}
     paths = [leaf_name(path) for path, _ in jax.tree.leaves_with_path(own)]
     if not any(re.search(fresh, path.split("/", 1)[1]) for path in paths):

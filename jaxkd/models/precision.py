@@ -9,9 +9,10 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
-from jaxkd.types import Batch, Model, Outputs, PyTree, Variables, leaf_name
+from jaxkd.types import Batch, Model, Outputs, PyTree, Variables, as_variables, leaf_name
 
 HEAD = r"(^|/)head(_distillation)?(/|$)"
 """Pattern of the last layers' paths in the networks of this library."""
@@ -37,6 +38,7 @@ def in_dtype(model: Model, dtype: DTypeLike = jnp.bfloat16, *, keep: str = HEAD)
     _check_floating(dtype)
 
     def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
+        variables = as_variables(variables)
         low = Variables(_map_params(variables.params, lambda x: x.astype(dtype), keep), variables.state)
         fields = {name: _floating(x, lambda x: x.astype(dtype)) for name, x in batch.items()}
         outputs, state = model.apply(low, fields, key, train)
@@ -60,6 +62,7 @@ def cast(variables: Variables, dtype: DTypeLike = jnp.bfloat16, *, keep: str = H
       ValueError: If the format has no floating point, or a param is not finite in it (outside `jit`).
     """
     _check_floating(dtype)
+    variables = as_variables(variables)
     low = Variables(_map_params(variables.params, lambda x: x.astype(dtype), keep), variables.state)
     _check_finite(variables, low)
     return low
@@ -98,6 +101,8 @@ def to_int8(variables: Variables, *, keep: str = HEAD) -> Variables:
       ValueError: If a kernel holds a value that is not finite (outside `jit`).
     """
 
+    variables = as_variables(variables)
+
     def quantize(w: jax.Array) -> Any:
         if w.ndim < 2:
             return w
@@ -125,6 +130,7 @@ def from_int8(model: Model) -> Model:
         return to_int8(model.init(key, batch))
 
     def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
+        variables = as_variables(variables)
         params = jax.tree.map(
             lambda x: x.values.astype(jnp.float32) * x.scale if isinstance(x, Int8) else x,
             variables.params,
@@ -159,8 +165,10 @@ def _check_finite(before: Variables, after: Variables) -> None:
 
 
 def _floating(x: Any, change: Callable[[jax.Array], Any]) -> Any:
-    """Changes an array of floating numbers; leaves everything else alone."""
-    return change(x) if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating) else x
+    """Changes an array of floating numbers, also one of NumPy; leaves everything else alone."""
+    if not isinstance(x, jax.Array | np.ndarray) or not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    return change(jnp.asarray(x))
 
 
 def _map_params(params: PyTree, change: Callable[[jax.Array], Any], keep: str) -> PyTree:

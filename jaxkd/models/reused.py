@@ -11,7 +11,7 @@ from jaxkd import numerics
 from jaxkd.keys import fold_name
 from jaxkd.models.adapters import from_linen
 from jaxkd.models.layers import conv_norms
-from jaxkd.types import Batch, Model, Outputs, PyTree, Variables
+from jaxkd.types import Batch, Model, Outputs, PyTree, Variables, as_variables
 
 
 class Projector(nn.Module):
@@ -98,7 +98,7 @@ def reuse_classifier(
         )
 
     def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
-        params, state = variables
+        params, state = as_variables(variables)
         outputs, own = student.apply(Variables(params["student"], state["student"]), batch, key, train)
         added = Variables(params["projector"], state["projector"])
         found, changed = projector.apply(added, map_of(outputs), None, train)

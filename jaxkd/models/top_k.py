@@ -49,14 +49,29 @@ def spread_tail(kept: Mapping[str, ArrayLike], num_classes: int) -> jax.Array:
       num_classes: K.
 
     Returns:
-      [..., K], at least float32: log-probabilities up to rounding.
+      [..., K], at least float32: log-probabilities up to rounding; NaN in rows with a class outside 0..K-1, which are
+      those of a teacher with more classes.
+
+    Raises:
+      ValueError: If more classes are kept than there are, or the entries have different shapes.
     """
-    logprobs, tail = numerics.promote(kept["top_logprobs"], kept["top_tail"])
+    kinds = {name: jnp.shape(kept[name]) for name in KEPT}
+    if kinds["top_ids"] != kinds["top_logprobs"] or kinds["top_ids"][-1] > num_classes:
+        raise ValueError(
+            f"the top k have shapes {kinds} but {num_classes} classes were given: give the number of classes of the "
+            "teacher whose outputs they are."
+        )
+    given, (logprobs, tail) = (
+        jnp.asarray(kept["top_ids"]).astype(jnp.int32),
+        numerics.promote(kept["top_logprobs"], kept["top_tail"]),
+    )
     present = ~jnp.isneginf(logprobs)
-    ids = jnp.where(present, jnp.asarray(kept["top_ids"]).astype(jnp.int32), num_classes)  # padding stays in the tail
+    ids = jnp.where(present, given, num_classes)  # padding stays in the tail
     others = jnp.maximum(1, num_classes - jnp.sum(present, axis=-1, dtype=jnp.int32)).astype(tail.dtype)
     spread = jnp.broadcast_to((tail - jnp.log(others))[..., None], (*tail.shape, num_classes))
-    return jnp.put_along_axis(spread, ids, logprobs, axis=-1, inplace=False, mode="drop")
+    spread = jnp.put_along_axis(spread, ids, logprobs, axis=-1, inplace=False, mode="drop")
+    fits = jnp.all(~present | ((given >= 0) & (given < num_classes)), axis=-1, keepdims=True)
+    return jnp.where(fits, spread, jnp.nan)
 
 
 def top_k(model: Model, k: int) -> Model:

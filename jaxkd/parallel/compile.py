@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxkd.keys import is_key
@@ -38,7 +39,8 @@ def compile_jit(
     Args:
       step: (state, teacher_variables, batch) -> pytrees.
       mesh: The mesh.
-      donate_state: True reuses the state's buffers for the new state; evaluation steps need False.
+      donate_state: True reuses the state's buffers for the new state; evaluation steps need False. Arrays of the state
+        that the teacher shares, as in `step(state, state.ema, batch)`, are copied first.
       student: Rules for states, the same that they were put on the devices with.
 
     Returns:
@@ -47,7 +49,8 @@ def compile_jit(
     donated = (0,) if donate_state else ()
     whole, split = replicated(mesh), sharded(mesh)
     if MODEL not in mesh.axis_names:
-        return jax.jit(step, in_shardings=(whole, whole, split), out_shardings=whole, donate_argnums=donated)
+        compiled = jax.jit(step, in_shardings=(whole, whole, split), out_shardings=whole, donate_argnums=donated)
+        return CompiledStep(compiled, mesh, donate_state)
 
     def constrained(state: PyTree, teacher_variables: PyTree, batch: Batch) -> PyTree:
         results = step(state, teacher_variables, batch)
@@ -58,7 +61,7 @@ def compile_jit(
         )
         return jax.lax.with_sharding_constraint(results, shardings)
 
-    return jax.jit(constrained, donate_argnums=donated)
+    return CompiledStep(jax.jit(constrained, donate_argnums=donated), mesh, donate_state)
 
 
 def compile_pmap(
@@ -89,7 +92,7 @@ def compile_pmap(
         "donate_argnums": (0,) if donate_state else (),
     }
     if replicated(mesh).is_fully_addressable:
-        return jax.pmap(step, **options)
+        return CompiledStep(jax.pmap(step, **options), mesh, donate_state, sharded_rows=True)
 
     def on_raw_keys(state: PyTree, teacher_variables: PyTree, batch: Batch) -> PyTree:
         return _raw_keys(step(*_typed_keys((state, teacher_variables)), batch))
@@ -102,6 +105,86 @@ def compile_pmap(
         return _typed_keys(jax.tree.map(lambda x: _joined(x, mesh), own))
 
     return run
+
+
+class CompiledStep:
+    """A compiled step that shares no donated array, and says in a sentence what does not fit its devices.
+
+    What the compiled function has besides, such as `lower`, it has too.
+
+    Args:
+      compiled: (state, teacher_variables, batch) -> results.
+      mesh: Its devices.
+      donated: Whether the state's buffers are given away.
+      sharded_rows: Whether batches have the form of `put_shards`.
+    """
+
+    def __init__(self, compiled: Callable[..., Any], mesh: Mesh, donated: bool, *, sharded_rows: bool = False) -> None:
+        self._compiled, self._mesh, self._donated, self._sharded_rows = compiled, mesh, donated, sharded_rows
+        self._called = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._compiled, name)
+
+    def __call__(self, state: PyTree, teacher_variables: PyTree, batch: Batch) -> Any:
+        """Runs the step."""
+        _check_alive(state)
+        if self._donated:
+            state = _unshared(state, (teacher_variables, batch), _of_buffer if not self._called else id)
+            self._called = True
+        try:
+            return self._compiled(state, teacher_variables, batch)
+        except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
+            if (why := self._misfit(batch)) is not None:
+                raise ValueError(why) from error
+            raise
+
+    def _misfit(self, batch: Batch) -> str | None:
+        """Fault of the batch after an error, or None."""
+        devices = self._mesh.size
+        for field, x in batch.items() if isinstance(batch, Mapping) else ():
+            shape = getattr(x, "shape", ())
+            if self._sharded_rows and shape[:1] != (devices // jax.process_count(),):
+                return (
+                    f"the batch's field {field!r} has shape {shape}, but a step of `pmap` takes "
+                    f"[{devices}, rows, ...]: place the batch with parallel.put_shards."
+                )
+            if not self._sharded_rows and (not shape or not shape[0] or shape[0] % devices):
+                rows = shape[0] if shape else "no"
+                return (
+                    f"the batch's field {field!r} has {rows} rows, which cannot be split evenly over {devices} "
+                    f"devices: choose a batch size that is a multiple of {devices}."
+                )
+        return None
+
+
+def _check_alive(state: PyTree) -> None:
+    """Raises ValueError if the state's arrays are gone, which some back ends would answer with a crash."""
+    if any(isinstance(x, jax.Array) and x.is_deleted() for x in jax.tree.leaves(state)):
+        raise ValueError(
+            "the state was given away to an earlier step, whose result takes its place: go on with the state that it "
+            "returned, or compile the step with donate_state=False."
+        )
+
+
+def _of_buffer(x: jax.Array) -> int:
+    """Address of an array's first buffer, or its identity where there is none."""
+    if is_key(x) or x.is_deleted() or not x.addressable_shards:
+        return id(x)
+    return x.addressable_shards[0].data.unsafe_buffer_pointer()
+
+
+def _unshared(state: PyTree, others: PyTree, name: Callable[[jax.Array], int]) -> PyTree:
+    """The state, with copies of its arrays that others hold too, or that stand in it twice."""
+    seen = {name(x) for x in jax.tree.leaves(others) if isinstance(x, jax.Array)}
+    leaves, structure = jax.tree.flatten(state)
+    shared = False
+    for i, x in enumerate(leaves):
+        if isinstance(x, jax.Array):
+            if (of := name(x)) in seen:
+                leaves[i], shared = jnp.copy(x), True
+            seen.add(of)
+    return jax.tree.unflatten(structure, leaves) if shared else state
 
 
 @flax.struct.dataclass

@@ -245,7 +245,7 @@ def _own_rows(batch: Batch, mesh: Mesh) -> tuple[dict[str, np.ndarray], int]:
     local = max(1, mesh.size // jax.process_count())
     fields = {name: _on_host(name, value) for name, value in batch.items()}
     for name, array in fields.items():
-        _check_rows(name, array, local, mesh.size)
+        check_rows(name, array, local, mesh.size)
     return fields, local
 
 
@@ -260,8 +260,20 @@ def _on_host(name: str, value: Any) -> np.ndarray:
     return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
 
 
-def _check_rows(name: str, value: Any, devices: int, multiple: int) -> None:
-    """Checks that the rows of a field can be split evenly over this process's devices."""
+def check_rows(name: str, value: Any, devices: int, multiple: int) -> None:
+    """Checks that the rows of a field can be split evenly over this process's devices.
+
+    Args:
+      name: Name of the field.
+      value: Its array.
+      devices: Number of devices.
+      multiple: Number of rows, over all processes, of which a batch must have a multiple.
+
+    Raises:
+      ValueError: If they cannot, or there are none.
+    """
+    if value.ndim and not value.shape[0]:
+        raise ValueError(f"the batch's field {name!r} has no rows: give at least {multiple}, one for each device.")
     if value.ndim == 0 or value.shape[0] % devices:
         rows = value.shape[0] if value.ndim else "no"
         raise ValueError(

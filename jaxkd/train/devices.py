@@ -39,7 +39,7 @@ def gathered(tree: PyTree, axis_name: str | None) -> PyTree:
       axis_name: Axis of the devices, or None, which leaves the tree as it is.
 
     Returns:
-      Arrays [B, ...].
+      Arrays [B, ...]; of numbers without rows, such as a balance loss among the features, the mean.
     """
     if axis_name is None:
         return tree
@@ -48,7 +48,7 @@ def gathered(tree: PyTree, axis_name: str | None) -> PyTree:
         if isinstance(x, Outputs):
             logits, features = jax.tree.map(gather, (x.logits, dict(x.features)))
             return Outputs(logits, features, x.head)
-        return jax.lax.all_gather(x, axis_name, tiled=True)
+        return jax.lax.all_gather(x, axis_name, tiled=True) if jnp.ndim(x) else jax.lax.pmean(x, axis_name)
 
     return jax.tree.map(gather, tree, is_leaf=lambda x: isinstance(x, Outputs))
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxkd.types import PyTree, leaf_name
+
+LossAndGradient: TypeAlias = Callable[[PyTree], tuple[jax.Array, PyTree]]
+"""Params -> (loss of the step's batch, its gradient)."""
 
 
 def by_path(
@@ -127,6 +132,60 @@ def kernels_only(params: PyTree) -> PyTree:
       Tree of booleans.
     """
     return jax.tree.map(lambda x: jnp.ndim(x) > 1, params)
+
+
+def updates_of(
+    optimizer: optax.GradientTransformation,
+    grads: PyTree,
+    opt_state: optax.OptState,
+    params: PyTree,
+    loss: jax.Array,
+    again: LossAndGradient,
+) -> tuple[PyTree, optax.OptState]:
+    """The optimizer's update, with everything that transformations of optax may ask for besides the gradient.
+
+    Those are the loss as `value`, the gradient as `grad`, and functions of the params: `value_fn` and `obj_fn` for
+    line searches and curvatures, `grad_fn` for sharpness-aware minimisation. They cost nothing unless they are called.
+
+    Args:
+      optimizer: The optax transformation.
+      grads: The gradient.
+      opt_state: Its state.
+      params: The params.
+      loss: The loss.
+      again: Computes loss and gradient of the same batch, with the same randomness, for other params.
+
+    Returns:
+      (updates, new state).
+
+    Raises:
+      ValueError: If the optimizer asks for something else, or does not fit the params.
+    """
+
+    @jax.custom_vjp
+    def value_of(params: PyTree) -> jax.Array:
+        return again(params)[0]
+
+    value_of.defvjp(again, lambda gradient, scale: (jax.tree.map(lambda g: (scale * g).astype(g.dtype), gradient),))
+
+    def value_fn(params: PyTree, obj_fn: Any = None, grad_fn: Any = None) -> jax.Array:
+        return value_of(params)  # line searches pass it what they do not know themselves, if it names it
+
+    def grad_fn(params: PyTree, *_: Any) -> PyTree:
+        return again(params)[1]
+
+    extras = {"value": loss, "grad": grads, "value_fn": value_fn, "obj_fn": value_fn, "grad_fn": grad_fn}
+    taken = inspect.signature(optimizer.update).parameters
+    if not any(p.kind == p.VAR_KEYWORD for p in taken.values()):
+        extras = {name: x for name, x in extras.items() if name in taken}
+    try:
+        return optimizer.update(grads, opt_state, params, **extras)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"the optimizer cannot make this update ({str(error).splitlines()[0].rstrip('.')}): a step gives it the "
+            "gradient of the batch, the params, value, grad, value_fn, obj_fn and grad_fn; use another transformation, "
+            "or wrap this one."
+        ) from error
 
 
 def _first(path: str, rules: Mapping[str, object]) -> str:

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxkd.kernels.eager import op_by_op
-from jaxkd.keys import fold_name
-from jaxkd.types import Batch, Model, Prepare, PyTree, Term, TrainState, Variables
+from jaxkd.keys import fold_name, is_key, typed_key
+from jaxkd.train.checks import check_kinds, check_optimizer, check_outputs, check_rows, explained
+from jaxkd.types import Batch, Model, Prepare, PyTree, Term, TrainState, Variables, as_variables
 
 
 def unprepared(batch: Batch) -> Batch:
@@ -38,26 +39,36 @@ def check_parts(
       prepare: Augmentation and normalisation of a batch, on the device.
 
     Raises:
+      TypeError: If a part is of another kind: a module for a model, a loss for a term, a number for a key.
       ValueError: If the parts do not fit: a missing feature, different classes, an impossible projection.
     """
+    check_kinds(student, teacher, term)
     key = jax.random.key(0)
 
     def run(batch: Batch, teacher_variables: Variables) -> Any:
         ready = prepare(batch)
-        variables = student.init(key, ready)
-        student_out, _ = student.apply(variables, ready, key, True)
-        teacher_out, _ = teacher.apply(teacher_variables, ready, None, False)
-        owned = term.init(key, *_shapes((student_out, teacher_out, ready)))
-        value, _, _ = term.apply(owned, student_out, teacher_out, ready, key, jnp.zeros((), jnp.int32))
+        rows = check_rows(ready)
+        with explained("student"):
+            student_out = check_outputs(student.apply(student.init(key, ready), ready, key, True), rows)
+        with explained("teacher"):
+            teacher_out = check_outputs(teacher.apply(teacher_variables, ready, None, False), rows)
+        with explained("term", student_out, teacher_out):
+            owned = term.init(key, *_shapes((student_out, teacher_out, ready)))
+            value, _, _ = term.apply(owned, student_out, teacher_out, ready, key, jnp.zeros((), jnp.int32))
         if value.ndim:
             raise ValueError(f"a term must return a scalar but this one returned shape {value.shape}: take the mean.")
         return value
 
-    jax.eval_shape(run, *_shapes((batch, teacher_variables)))
+    check_rows(batch)
+    jax.eval_shape(run, *_shapes((dict(batch), as_variables(teacher_variables))))
 
 
 def _shapes(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jax.dtypes.canonicalize_dtype(x.dtype)), tree)
+    def shape(x: Any) -> jax.ShapeDtypeStruct:
+        dtype = x.dtype if is_key(x) else jax.dtypes.canonicalize_dtype(x.dtype)
+        return jax.ShapeDtypeStruct(jnp.shape(x), dtype)
+
+    return jax.tree.map(shape, tree)
 
 
 def init_state(
@@ -80,7 +91,7 @@ def init_state(
       teacher: The teacher.
       term: The objective.
       optimizer: The optax transformation.
-      key: Typed PRNG key [] of the run; or keys [S], which gives S students stacked on a leading axis.
+      key: PRNG key [] of the run; or keys [S], which gives S students stacked on a leading axis.
       batch: A batch as the step will get it.
       teacher_variables: The teacher's variables.
       prepare: Augmentation and normalisation of a batch, on the device, as in the step.
@@ -91,10 +102,13 @@ def init_state(
       The state.
 
     Raises:
+      TypeError: If a part is of another kind: a module for a model, a loss for a term, a number for a key.
       ValueError: If the parts do not fit: a missing feature, different classes, an impossible projection.
     """
+    check_optimizer(optimizer)
+    key, teacher_variables = typed_key(key, stack=True), as_variables(teacher_variables)
     check_parts(student, teacher, term, batch=batch, teacher_variables=teacher_variables, prepare=prepare)
-    start = student_variables
+    start = None if student_variables is None else as_variables(student_variables)
 
     def init(key: jax.Array, start: Variables | None, batch: Batch, teacher_variables: Variables) -> TrainState:
         return begin_state(
@@ -134,7 +148,8 @@ def begin_state(
     Returns:
       The state before the first step.
     """
-    start = student_variables
+    start = None if student_variables is None else as_variables(student_variables)
+    key, teacher_variables = typed_key(key), as_variables(teacher_variables)
     variables = student.init(fold_name(key, "student"), batch) if start is None else start
     student_out, _ = jax.eval_shape(lambda v: student.apply(v, batch, key, True), variables)
     teacher_out, _ = jax.eval_shape(lambda v: teacher.apply(v, batch, None, False), teacher_variables)

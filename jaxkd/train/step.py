@@ -12,9 +12,23 @@ import optax
 
 from jaxkd.keys import fold_name
 from jaxkd.train.accumulation import Gradients, TakeGradients, accumulated, check_micro_batches
+from jaxkd.train.checks import check_kinds, check_metrics, check_optimizer, check_rows
 from jaxkd.train.devices import gathered, mean_over_devices, on_own_rows
+from jaxkd.train.optimizers import updates_of
 from jaxkd.train.state import unprepared
-from jaxkd.types import Batch, Metric, Metrics, Model, Outputs, Prepare, PyTree, Term, TrainState, Variables
+from jaxkd.types import (
+    Batch,
+    Metric,
+    Metrics,
+    Model,
+    Outputs,
+    Prepare,
+    PyTree,
+    Term,
+    TrainState,
+    Variables,
+    as_variables,
+)
 
 
 class StepInputs(NamedTuple):
@@ -68,8 +82,9 @@ def make_inputs(
     """
 
     def inputs(teacher_variables: Variables, batch: Batch) -> StepInputs:
+        check_rows(batch)
         rows = _with_finite_padding(prepare(batch))
-        teacher_out, _ = teacher.apply(teacher_variables, rows, None, False)
+        teacher_out, _ = teacher.apply(as_variables(teacher_variables), rows, None, False)
         return StepInputs(rows, *gathered(jax.lax.stop_gradient((teacher_out, rows)), axis_name))
 
     return inputs
@@ -138,9 +153,10 @@ def make_train_step(
       student: The student, applied in training mode.
       teacher: The teacher, applied in evaluation mode; its variables are the step's second argument.
       term: The objective.
-      optimizer: The optax transformation of {"student", "term"} params.
+      optimizer: The optax transformation of {"student", "term"} params. One that reads the loss (optax's
+        reduce_on_plateau, polyak_sgd, lbfgs with its line search) gets it, and functions that compute it again.
       prepare: Augmentation and normalisation of a batch, on the device.
-      metrics: Name -> metric of the training batch, reported with the loss.
+      metrics: Name -> metric of the training batch, such as `metrics.CLASSIFICATION`, reported with the loss.
       ema_decay: Decay of the moving average of the student, running statistics included; None if the state has none.
       axis_name: `parallel.DATA` for a step that `parallel.compile_pmap` compiles; None for `parallel.compile_jit`.
       skip_nonfinite: Whether an update with a loss or a gradient that is not finite is left out and counted, in
@@ -155,9 +171,13 @@ def make_train_step(
       devices: compile it with `jaxkd.parallel`.
 
     Raises:
+      TypeError: If a part is of another kind, such as a module for a model or a loss for a term.
       ValueError: With several micro-batches: if the term couples the batch, or when traced, if a loss does or the rows
         cannot be cut evenly.
     """
+    check_kinds(student, teacher, term)
+    check_optimizer(optimizer)
+    measures = check_metrics(metrics)
     check_micro_batches(term, micro_batches, approximate)
     inputs: Callable[[Variables, Batch], Any] = make_inputs(teacher, prepare=prepare, axis_name=axis_name)
     objective = make_objective(on_own_rows(student, axis_name), term)
@@ -165,7 +185,7 @@ def make_train_step(
     def gradients(state: TrainState, inputs: StepInputs) -> Gradients:
         value_and_grad = jax.value_and_grad(objective, has_aux=True)
         (loss, (new_state, parts, student_out)), grads = value_and_grad(state.params, state, inputs)
-        sums = {name: metric(student_out, inputs.teacher_out, inputs.batch) for name, metric in (metrics or {}).items()}
+        sums = {name: metric(student_out, inputs.teacher_out, inputs.batch) for name, metric in measures.items()}
         return Gradients(loss, grads, new_state, dict(parts), sums)
 
     take: TakeGradients = gradients
@@ -176,7 +196,12 @@ def make_train_step(
     def update(state: TrainState, inputs: Any) -> tuple[TrainState, Metrics]:
         loss, grads, new_state, parts, sums = take(state, inputs)
         grads, new_state["student"] = mean_over_devices((grads, new_state["student"]), axis_name)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+
+        def again(params: PyTree) -> tuple[jax.Array, PyTree]:
+            found = take(dataclasses.replace(state, params=params), inputs)
+            return found.loss, mean_over_devices(found.grads, axis_name)
+
+        updates, opt_state = updates_of(optimizer, grads, state.opt_state, state.params, loss, again)
         params = optax.apply_updates(state.params, updates)
         new = dataclasses.replace(state, params=params, state=new_state, opt_state=opt_state)
         if ema_decay is not None:
@@ -184,7 +209,7 @@ def make_train_step(
         if skip_nonfinite:
             new = _unless_broken(state, new, (loss, grads))
             parts["skipped"] = new.skipped
-        measured = {name: _value(accumulator) for name, accumulator in sums.items()}
+        measured = {name: _value(name, accumulator) for name, accumulator in sums.items()}
         return dataclasses.replace(new, step=state.step + 1), {"loss": loss, **parts, **measured}
 
     return Step(inputs, update)
@@ -207,10 +232,18 @@ def _unless_broken(old: TrainState, new: TrainState, watched: PyTree) -> TrainSt
     return dataclasses.replace(kept, skipped=old.skipped + jnp.where(fine, 0, 1))
 
 
-def _value(accumulator: Any) -> jax.Array:
-    """Value of one batch's (total, count)."""
-    total, count = accumulator
-    return total / jnp.where(count > 0, count, 1)
+def _value(name: str, accumulator: Any) -> jax.Array:
+    """Value of one batch's accumulator, or of a pair (total, count)."""
+    if not hasattr(accumulator, "value"):
+        total, count = accumulator
+        return total / jnp.where(count > 0, count, 1)
+    try:
+        return jnp.asarray(accumulator.value())
+    except jax.errors.TracerArrayConversionError as error:
+        raise ValueError(
+            f"the metric {name!r} computes its value with NumPy, so that no step can report it: leave it to "
+            "make_eval_step, or compute with jax.numpy."
+        ) from error
 
 
 def make_eval_step(
@@ -235,6 +268,7 @@ def make_eval_step(
     Returns:
       (state, teacher_variables, batch) -> name -> accumulator.
     """
+    metrics = check_metrics(metrics)
     student = on_own_rows(student, axis_name)
 
     def measure(state: TrainState, inputs: StepInputs) -> dict[str, Any]:

@@ -15,9 +15,11 @@ import optax
 from jax.typing import ArrayLike
 
 from jaxkd.kernels.eager import op_by_op
+from jaxkd.keys import typed_key
+from jaxkd.train.checks import check_optimizer
 from jaxkd.train.state import begin_state, check_parts, unprepared
 from jaxkd.train.step import Step, make_train_step
-from jaxkd.types import Batch, Model, Prepare, PyTree, Term, TrainState, Variables
+from jaxkd.types import Batch, Model, Prepare, PyTree, Term, TrainState, Variables, as_variables
 
 Parts: TypeAlias = tuple[Model, Model, Term, optax.GradientTransformation]
 """Student, teacher, term, optimizer."""
@@ -186,7 +188,10 @@ def sweep(make_parts: Callable[..., Parts], points: Mapping[str, ArrayLike]) -> 
         student_variables: Variables | None = None,
         ema: bool = False,
     ) -> TrainState:
-        student, teacher, term, _ = make_parts(**first)
+        student, teacher, term, optimizer = make_parts(**first)
+        check_optimizer(optimizer)
+        key, teacher_variables = typed_key(key), as_variables(teacher_variables)
+        student_variables = None if student_variables is None else as_variables(student_variables)
         check_parts(student, teacher, term, batch=batch, teacher_variables=teacher_variables, prepare=prepare)
 
         def one(point: dict[str, jax.Array], batch: Batch, known: Variables, start: Variables | None) -> TrainState:

@@ -215,3 +215,26 @@ def test_a_manifest_of_another_kind_gets_a_sentence(copy):
     path.write_text(path.read_text()[:40])
     with pytest.raises(ValueError, match="is no manifest of targets: delete its folder and write them again"):
         with_targets(copy)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({name: value} for name, value in (("start", "a"), ("rows", 0), ("views", None), ("made_with", []))),
+        {"fields": []},
+        {"fields": {"teacher_logits": ["foo", [3]]}},
+        {"probe": {}},
+        {"probe": {"id": [0, 1], "seen": {"image": []}}},
+        b"\xff\xfe",
+        b"[1]",
+    ],
+    ids=str,
+)
+def test_a_damaged_manifest_is_a_sentence_that_names_it(copy, change):
+    path = copy / "manifest.json"
+    content = change if isinstance(change, bytes) else json.dumps({**json.loads(path.read_text()), **change}).encode()
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"manifest.json is no manifest of targets: delete its folder"):
+        with_targets(copy)
+    with pytest.raises(ValueError, match=r"cannot be read \(Not a directory\)"):
+        with_targets(path)

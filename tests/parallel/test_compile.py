@@ -92,6 +92,44 @@ def test_state_is_donated():
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((teacher, batch)))
 
 
+@pytest.mark.parametrize("form", ["jit", "pmap"])
+def test_the_students_average_may_be_its_teacher_and_arrays_may_be_shared(form):
+    small = models.mlp(5, hidden=())
+    parts, batch = (small, small, objectives.from_logits(losses.kd), optax.sgd(0.1)), make_batch()
+    known = small.init(jax.random.key(1), batch)
+    plan = parallel.with_jit() if form == "jit" else parallel.with_pmap()
+    start = train.init_state(*parts, key=jax.random.key(0), batch=batch, teacher_variables=known, ema=True)
+    step = train.make_train_step(*parts, ema_decay=0.5, axis_name=plan.axis_name)
+    found = []
+    for donate in (True, False):
+        run, state = plan.compile(step, donate_state=donate), plan.put(copied(start))
+        for _ in range(2):
+            state, metrics = run(state, state.ema, plan.place(batch))
+        found.append(float(metrics["loss"]))
+    assert found[0] == found[1]
+    # Born again by hand: the same arrays are the student's, its average's, and the teacher's.
+    reborn = start.replace(params={**start.params, "student": known.params}, ema=known)
+    reborn, teacher = plan.put((reborn, known))
+    after, _ = plan.compile(step)(reborn, teacher, plan.place(batch))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((teacher, known)))
+    with pytest.raises(ValueError, match=r"given away to an earlier step.*donate_state=False"):
+        plan.compile(step)(reborn, teacher, plan.place(batch))
+    assert int(after.step) == 1
+
+
+def test_rows_that_were_not_placed_are_checked_too():
+    step = parallel.compile_jit(
+        lambda state, teacher, batch: batch["x"].sum(), parallel.make_mesh(), donate_state=False
+    )
+    with pytest.raises(ValueError, match="'x' has 5 rows, which cannot be split evenly over 8 devices"):
+        step({}, {}, {"x": np.ones(5, np.float32)})
+    with pytest.raises(ValueError, match="'x' has no rows: give at least 8"):
+        parallel.put_batch({"x": np.ones((0, 2), np.float32)}, parallel.make_mesh())
+    mapped = parallel.compile_pmap(lambda state, teacher, batch: batch["x"].sum(), donate_state=False)
+    with pytest.raises(ValueError, match=r"'x' has shape \(16,\), but a step of `pmap` .* parallel.put_shards"):
+        mapped({}, {}, {"x": np.ones(16, np.float32)})
+
+
 def test_teacher_is_an_argument_of_the_program_not_a_constant():
     """A teacher of 4 MB leaves no trace in the program's text; closed over, it would."""
     teacher = models.mlp(5, hidden=(1024, 1000))
