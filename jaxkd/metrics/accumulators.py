@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,13 @@ from jax.typing import ArrayLike
 
 from jaxkd import numerics
 from jaxkd.types import Batch, Outputs
+
+
+class Accumulator(Protocol):
+    """Sums of a metric, which are added over batches, in fields that are arrays."""
+
+    def value(self) -> Any:
+        """The metric, a scalar, or [S] for stacked students."""
 
 
 class Mean(NamedTuple):
@@ -55,8 +62,9 @@ class Calibration(NamedTuple):
         Returns:
           Scalar in 0..1, or [S] for stacked students.
         """
-        gap = np.abs(np.asarray(self.confidence) - np.asarray(self.correct))
-        return ratio(gap.sum(axis=-1), np.asarray(self.count).sum(axis=-1))
+        xp = module_of(*self)
+        gap = xp.abs(xp.asarray(self.confidence) - xp.asarray(self.correct))
+        return ratio(gap.sum(axis=-1), xp.asarray(self.count).sum(axis=-1))
 
     def bins(self) -> dict[str, np.ndarray]:
         """Bins of a reliability diagram, pooled over all students.
@@ -85,18 +93,20 @@ class PerClass(NamedTuple):
         Returns:
           Scalar in 0..1, or [S] for stacked students.
         """
-        matrix = np.asarray(self.student)
-        present = matrix.sum(axis=-1) > 0
-        return np.min(np.where(present, self.accuracy(), 1.0), axis=-1)
+        xp = module_of(self.student)
+        matrix = xp.asarray(self.student)
+        present = matrix.sum(axis=-1) != 0
+        return xp.min(xp.where(present, self.accuracy(), 1.0), axis=-1)
 
-    def accuracy(self) -> np.ndarray:
+    def accuracy(self) -> Any:
         """Accuracy of the student on each class; 0 for classes without examples.
 
         Returns:
           Array [..., K] in 0..1.
         """
-        matrix = np.asarray(self.student)
-        return ratio(np.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(axis=-1))
+        xp = module_of(self.student)
+        matrix = xp.asarray(self.student)
+        return ratio(xp.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(axis=-1))
 
     def confusion_difference(self) -> np.ndarray:
         """Total variation between the student's and the teacher's predictions on the examples of each class.
@@ -137,20 +147,46 @@ class CKA(NamedTuple):
         Returns:
           Scalar in 0..1, or [S] for stacked students.
         """
-        n, s, t, ss, tt, st = (np.asarray(a, np.float64) for a in self)
-        n = np.maximum(n, 1)[..., None, None]
+        xp = module_of(*self)
+        n, s, t, ss, tt, st = (xp.asarray(a, np.float64 if xp is np else a.dtype) for a in self)
+        n = xp.maximum(n, 1)[..., None, None]
 
         def squared(products: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
             centred = products - one[..., :, None] * other[..., None, :] / n
-            rounding = 32 * np.finfo(np.float32).eps * np.max(np.abs(products), axis=(-2, -1))  # of the sums
-            total = np.sum(centred**2, axis=(-2, -1))
-            return np.where(np.max(np.abs(centred), axis=(-2, -1)) <= rounding, 0, total)
+            rounding = 32 * np.finfo(np.float32).eps * xp.max(xp.abs(products), axis=(-2, -1))  # of the sums
+            total = xp.sum(centred**2, axis=(-2, -1))
+            return xp.where(xp.max(xp.abs(centred), axis=(-2, -1)) <= rounding, 0, total)
 
-        scale = np.sqrt(squared(ss, s, s) * squared(tt, t, t))
+        scale = xp.sqrt(squared(ss, s, s) * squared(tt, t, t))
         return ratio(squared(st, s, t), scale)
 
 
-def ratio(total: ArrayLike, count: ArrayLike) -> np.ndarray:
+def module_of(*arrays: Any) -> Any:
+    """Module that computes with arrays: NumPy on the host, JAX inside a program, such as a step that reports metrics.
+
+    Args:
+      *arrays: Arrays, or numbers.
+
+    Returns:
+      `jax.numpy` if one of them is traced, else `numpy`.
+    """
+    return jnp if any(isinstance(x, jax.core.Tracer) for x in arrays) else np
+
+
+def wide(*arrays: Any) -> tuple[Any, ...]:
+    """Sums in float64 on the host; inside a program, where there may be none, as they are.
+
+    Args:
+      *arrays: Arrays.
+
+    Returns:
+      The same, in the order given.
+    """
+    xp = module_of(*arrays)
+    return tuple(xp.asarray(x, np.float64 if xp is np else x.dtype) for x in arrays)
+
+
+def ratio(total: ArrayLike, count: ArrayLike) -> Any:
     """Ratio total / count, and 0 where the count is 0.
 
     Args:
@@ -160,8 +196,9 @@ def ratio(total: ArrayLike, count: ArrayLike) -> np.ndarray:
     Returns:
       Array of the shape of `total`.
     """
-    total, count = np.asarray(total), np.asarray(count)
-    return total / np.where(count > 0, count, 1)
+    xp = module_of(total, count)
+    counted = xp.asarray(count)
+    return xp.asarray(total) / xp.where(counted == 0, 1, counted)  # and a count that is NaN is seen
 
 
 def weights_of(values: jax.Array, batch: Batch) -> jax.Array:
@@ -211,7 +248,7 @@ def teacher_logits(teacher: Outputs) -> Any:
     return teacher.logits
 
 
-def values(accumulated: Mapping[str, Mean | Calibration | PerClass | CKA]) -> dict[str, Any]:
+def values(accumulated: Mapping[str, Accumulator]) -> dict[str, Any]:
     """Computes the values of accumulators.
 
     Args:

@@ -10,6 +10,7 @@ import optax
 
 from jaxkd.kernels.eager import op_by_op
 from jaxkd.keys import fold_name
+from jaxkd.labels import check_range
 from jaxkd.types import Batch, Model, Prepare, PyTree, Term, TrainState, Variables
 
 
@@ -38,9 +39,12 @@ def check_parts(
       prepare: Augmentation and normalisation of a batch, on the device.
 
     Raises:
-      ValueError: If the parts do not fit: a missing feature, different classes, an impossible projection.
+      ValueError: If the parts do not fit: a missing feature, different classes, an impossible projection, a softmax
+        over one class, labels that a device cannot hold.
     """
     key = jax.random.key(0)
+    for name, values in batch.items():
+        check_range(f"the values of the batch's field {name!r}", values)
 
     def run(batch: Batch, teacher_variables: Variables) -> Any:
         ready = prepare(batch)
