@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxkd.kernels.convolution import convolve
+from jaxkd.labels import check_classes
 
 
 def promote(*arrays: ArrayLike) -> tuple[jax.Array, ...]:
@@ -32,15 +33,18 @@ def check_same_shape(student: jax.Array, teacher: jax.Array, what: str) -> None:
     Args:
       student: Array of the student's side.
       teacher: Array of the teacher's side.
-      what: Name of the arrays for the message ("logits", "features").
+      what: Name of the arrays for the message ("logits", "features"). "logits" go through a softmax, and need two
+        classes; those that do not are "outputs".
 
     Raises:
-      ValueError: If the shapes differ.
+      ValueError: If the shapes differ, or logits have one class.
     """
     if jnp.shape(student) == jnp.shape(teacher):
+        if what == "logits":
+            check_classes(student)
         return
     s, t = tuple(jnp.shape(student)), tuple(jnp.shape(teacher))
-    if what == "logits" and s and t and s[:-1] == t[:-1]:
+    if what in ("logits", "outputs") and s and t and s[:-1] == t[:-1]:
         raise ValueError(
             f"student and teacher have different numbers of classes ({s[-1]} and {t[-1]}, logits {s} and {t}): "
             "give both the same classes, or distil through features instead of logits."
@@ -102,6 +106,20 @@ def xlogy(x: jax.Array, y: jax.Array) -> jax.Array:
     """
     nonzero = x != 0
     return jnp.where(nonzero, x * jnp.log(jnp.where(nonzero, y, 1)), 0)
+
+
+def weighted_softplus(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """Product weight * log(1 + exp(x)), which is 0 with zero gradients where the weight is 0 or x is -inf.
+
+    Args:
+      x: Array.
+      weight: Array of the same shape, not negative.
+
+    Returns:
+      Array of that shape.
+    """
+    counts = (weight != 0) & ~jnp.isneginf(x)
+    return jnp.where(counts, weight * jax.nn.softplus(jnp.where(counts, x, 0)), 0)
 
 
 def log_softmax(logits: jax.Array, temperature: ArrayLike = 1.0) -> jax.Array:
@@ -347,28 +365,6 @@ def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float =
     centred = x - jnp.mean(x, axis=axes, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=axes, keepdims=True)
     return jnp.expand_dims(scale, axes) * centred * jax.lax.rsqrt(variance + epsilon) + jnp.expand_dims(bias, axes)
-
-
-def check_labels(logits: jax.Array, labels: ArrayLike) -> jax.Array:
-    """Labels as an array, after a check that they are integers, one for each row of classes.
-
-    Args:
-      logits: [..., K].
-      labels: [...] integers in 0..K-1.
-
-    Returns:
-      The labels, [...].
-
-    Raises:
-      ValueError: If the shape differs or the labels are not integers.
-    """
-    y = jnp.asarray(labels)
-    if y.shape != logits.shape[:-1] or not jnp.issubdtype(y.dtype, jnp.integer):
-        raise ValueError(
-            f"labels have shape {y.shape} and dtype {y.dtype} but logits have shape {logits.shape}: give integers of "
-            f"shape {logits.shape[:-1]}."
-        )
-    return y
 
 
 def pick(x: jax.Array, labels: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ Every loss that a submodule lists in its `__all__` is a function of this package
 # ruff: noqa: F403
 
 from jaxkd.losses import (
+    binary,
     chunked,
     contrastive,
     correlation,
@@ -17,12 +18,14 @@ from jaxkd.losses import (
     hints,
     logits,
     maps,
+    regression,
     relations,
     sequence,
     target_class,
     top_k,
     transformers,
 )
+from jaxkd.losses.binary import *
 from jaxkd.losses.chunked import *
 from jaxkd.losses.contrastive import *
 from jaxkd.losses.correlation import *
@@ -33,6 +36,7 @@ from jaxkd.losses.flows import *
 from jaxkd.losses.hints import *
 from jaxkd.losses.logits import *
 from jaxkd.losses.maps import *
+from jaxkd.losses.regression import *
 from jaxkd.losses.relations import *
 from jaxkd.losses.sequence import *
 from jaxkd.losses.target_class import *
@@ -55,3 +59,5 @@ __all__ += transformers.__all__
 __all__ += relations.__all__
 __all__ += contrastive.__all__
 __all__ += dense.__all__
+__all__ += binary.__all__
+__all__ += regression.__all__

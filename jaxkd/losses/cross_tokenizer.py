@@ -8,6 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxkd import numerics
+from jaxkd.labels import check_classes
 from jaxkd.testing import (
     ALWAYS,
     BATCH_OF_ONE,
@@ -66,6 +67,8 @@ def uld(
             f"student logits have shape {s.shape} but teacher logits have shape {t.shape}: give both the same leading "
             "axes; only the vocabularies may differ."
         )
+    check_classes(s)
+    check_classes(t)
     size = max(s.shape[-1], t.shape[-1])
     q = _sorted_probabilities(numerics.log_softmax(s, student_temperature), size)
     p = _sorted_probabilities(numerics.log_softmax(t, teacher_temperature), size)
@@ -73,7 +76,10 @@ def uld(
 
 
 @declare(
-    _answers, (*ALWAYS, INDEPENDENT_ROWS, BATCH_OF_ONE, EXTREME_LOGITS, SHIFT_INVARIANT, NON_NEGATIVE), needs="texts"
+    _answers,
+    (*ALWAYS, INDEPENDENT_ROWS, BATCH_OF_ONE, EXTREME_LOGITS, SHIFT_INVARIANT, NON_NEGATIVE),
+    kinds={f"{side}_{what}": "other" for side in ("student", "teacher") for what in ("start", "length")},
+    needs="texts",
 )
 def uld_answers(
     student_logits: ArrayLike,

@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxkd import numerics
+from jaxkd.labels import check_range, of_classes
 from jaxkd.testing import (
     CLASS_PERMUTATION_INVARIANT,
     DISTANCE,
@@ -53,9 +54,10 @@ class Context(NamedTuple):
 
 
 def _segments(draw: Draw) -> tuple[np.ndarray, ...]:
-    """Maps, and class maps of a higher resolution, in which -1 and 4 are no classes."""
+    """Maps, and class maps of a higher resolution, in which 255 is no class."""
     H, W = draw.sizes.rows, draw.sizes.columns
-    return draw.maps(), draw.maps(), draw.integers(5, 2 * H, 2 * W - 1, start=-1)
+    labels = draw.integers(5, 2 * H, 2 * W - 1)
+    return draw.maps(), draw.maps(), np.where(labels == 4, 255, labels)
 
 
 def _fgd_arguments(draw: Draw) -> dict[str, Any]:
@@ -144,10 +146,16 @@ def cwd(student_feature: ArrayLike, teacher_feature: ArrayLike, *, temperature: 
     _segments,
     (*FEATURES, *DISTANCE, SYMMETRIC, SCALE_INVARIANT, ROTATION_INVARIANT),
     fixed=lambda draw: {"num_classes": 4},
-    kinds={"labels": "other"},
     needs="a class for each pixel",
 )
-def ifvd(student_feature: ArrayLike, teacher_feature: ArrayLike, labels: ArrayLike, *, num_classes: int) -> jax.Array:
+def ifvd(
+    student_feature: ArrayLike,
+    teacher_feature: ArrayLike,
+    labels: ArrayLike,
+    *,
+    num_classes: int,
+    ignore: int | None = 255,
+) -> jax.Array:
     """Intra-class feature variation: squared difference of each position's cosine with the mean feature of its class.
 
     (1/(H W)) sum_i ( cos(f_s,i, c_s(y_i)) - cos(f_t,i, c_t(y_i)) )^2,  c(k) = mean of f over the positions of class k
@@ -157,8 +165,9 @@ def ifvd(student_feature: ArrayLike, teacher_feature: ArrayLike, labels: ArrayLi
     Args:
       student_feature: [B, H, W, Cs] floating.
       teacher_feature: [B, H, W, Ct] floating, any number of channels.
-      labels: [B, Hl, Wl] integers; resized to [B, H, W] by nearest neighbour, and outside 0..K-1 (255) of no class.
+      labels: [B, Hl, Wl] integers in 0..K-1; resized to [B, H, W] by nearest neighbour.
       num_classes: K.
+      ignore: Label of positions of no class; none if None.
 
     Returns:
       [B].
@@ -171,17 +180,20 @@ def ifvd(student_feature: ArrayLike, teacher_feature: ArrayLike, labels: ArrayLi
       https://www.ecva.net/papers/eccv_2020/papers_ECCV/papers/123520341.pdf
     """
     s, t = numerics.promote(student_feature, teacher_feature)
-    y = jnp.asarray(labels)
-    if s.ndim != 4 or s.shape[:3] != t.shape[:3] or y.ndim != 3 or len(y) != len(s):
+    check_range("labels", labels)
+    given = jnp.asarray(labels)
+    fits = s.ndim == 4 and s.shape[:3] == t.shape[:3] and given.ndim == 3 and len(given) == len(s)
+    if not fits or not jnp.issubdtype(given.dtype, jnp.integer):
         raise ValueError(
-            f"student features have shape {s.shape}, teacher features {t.shape} and labels {y.shape}: give "
-            "[B, H, W, C] of the same B, H and W, and labels [B, Hl, Wl]."
+            f"student features have shape {s.shape}, teacher features {t.shape} and labels {given.shape} of "
+            f"{given.dtype}: give [B, H, W, C] of the same B, H and W, and integer labels [B, Hl, Wl]."
         )
-    (H, W), (Hl, Wl) = s.shape[1:3], y.shape[1:]
-    nearest = y[:, jnp.arange(H) * Hl // H][:, :, jnp.arange(W) * Wl // W]
-    members = jax.nn.one_hot(nearest.reshape(len(y), -1), num_classes, dtype=s.dtype)
+    (H, W), (Hl, Wl) = s.shape[1:3], given.shape[1:]
+    nearest = given[:, jnp.arange(H) * Hl // H][:, :, jnp.arange(W) * Wl // W].reshape(len(s), -1)
+    y = of_classes(nearest, num_classes, ignore)
+    members = jax.nn.one_hot(jnp.where(y.counts, y.values, -1), num_classes, dtype=s.dtype)
     variation_s, variation_t = _class_cosines(_positions(s), members), _class_cosines(_positions(t), members)
-    return jnp.mean(jnp.square(variation_s - variation_t), axis=1)
+    return jnp.mean(y.mark(jnp.square(variation_s - variation_t)), axis=1)
 
 
 @declare(

@@ -201,7 +201,7 @@ def srrl(
     """
     s, t, z_s, z_t = numerics.promote(student_feature, teacher_feature, student_logits, teacher_logits)
     _check_batch_and_channels(s, t)
-    numerics.check_same_shape(z_s, z_t, "logits")
+    numerics.check_same_shape(z_s, z_t, "outputs")
     pooled = (jnp.mean(x, axis=tuple(range(1, x.ndim - 1))) for x in (s, t))
     return hint(*pooled) + jnp.asarray(beta, s.dtype) * hint(z_s, z_t)
 

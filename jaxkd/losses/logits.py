@@ -8,6 +8,7 @@ import optax
 from jax.typing import ArrayLike
 
 from jaxkd import numerics
+from jaxkd.labels import are_classes, check_classes, check_labels, check_probabilities
 from jaxkd.testing import (
     ALWAYS,
     BATCH_OF_ONE,
@@ -28,15 +29,18 @@ __all__ = ["cross_entropy", "kd", "logits_mse", "mft", "spherical_kd", "standard
 
 
 @declare(lambda draw: (draw.logits(), draw.labels()), (*LOGITS, *OF_PROBABILITIES, NON_NEGATIVE))
-def cross_entropy(logits: ArrayLike, labels: ArrayLike, *, label_smoothing: ArrayLike = 0.0) -> jax.Array:
+def cross_entropy(
+    logits: ArrayLike, labels: ArrayLike, *, label_smoothing: ArrayLike = 0.0, ignore: int | None = None
+) -> jax.Array:
     """Cross-entropy with hard labels (integers) or soft labels (probabilities).
 
     H(y, q) = -sum_k y_k log q_k,  q = softmax(logits),  y smoothed to (1 - e) y + e / K
 
     Args:
-      logits: [..., K] floating.
+      logits: [..., K] floating, K >= 2.
       labels: Integers [...] in 0..K-1, or probabilities [..., K].
       label_smoothing: e in [0, 1); mass spread evenly over the K classes.
+      ignore: Integer label of rows that do not count: their value is 0; none if None.
 
     Returns:
       [...] in nats.
@@ -49,18 +53,19 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike, *, label_smoothing: Arra
       https://arxiv.org/abs/1512.00567
     """
     (z,) = numerics.promote(logits)
-    y = jnp.asarray(labels)
-    hard = jnp.issubdtype(y.dtype, jnp.integer)
-    if y.shape != (z.shape[:-1] if hard else z.shape):
+    hard = are_classes(z, labels)
+    if not hard and ignore is not None:
         raise ValueError(
-            f"labels have shape {y.shape} and dtype {y.dtype} but logits have shape {z.shape}: give integers of shape "
-            f"{z.shape[:-1]} or probabilities of shape {z.shape}."
+            f"ignore={ignore} names an integer label, but the labels are probabilities of shape {jnp.shape(labels)}: "
+            "leave rows out with `where=` of the term."
         )
+    y = check_labels(z, labels, ignore) if hard else check_probabilities(z, labels)
+    (z,) = y.select(z)
     if hard and isinstance(label_smoothing, (int, float)) and label_smoothing == 0:
-        return optax.softmax_cross_entropy_with_integer_labels(z, y)
-    y = jax.nn.one_hot(y, z.shape[-1], dtype=z.dtype) if hard else y.astype(z.dtype)
+        return y.mark(optax.softmax_cross_entropy_with_integer_labels(z, y.values))
+    p = jax.nn.one_hot(y.values, z.shape[-1], dtype=z.dtype) if hard else y.values
     smoothing = numerics.per_example(label_smoothing, z)
-    return optax.safe_softmax_cross_entropy(z, (1 - smoothing) * y + smoothing / z.shape[-1])
+    return y.mark(optax.safe_softmax_cross_entropy(z, (1 - smoothing) * p + smoothing / z.shape[-1]))
 
 
 @declare(lambda draw: (draw.logits(), draw.logits()), DIVERGENCE)
@@ -175,7 +180,7 @@ def logits_mse(student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperat
       Ba, Caruana, "Do Deep Nets Really Need to be Deep?", NeurIPS 2014, https://arxiv.org/abs/1312.6184
     """
     s, t = numerics.promote(student_logits, teacher_logits)
-    numerics.check_same_shape(s, t, "logits")
+    numerics.check_same_shape(s, t, "outputs")
     kept = ~(jnp.isneginf(s) & jnp.isneginf(t))
     T = numerics.per_example(temperature, s)
     difference = (jnp.where(kept, s, 0) - jnp.where(kept, t, 0)) / T
@@ -202,6 +207,7 @@ def standardize_logits(logits: ArrayLike, *, epsilon: float = 1e-7) -> jax.Array
       https://arxiv.org/abs/2403.01427
     """
     (z,) = numerics.promote(logits)
+    check_classes(z)
     centred, count = _centred(z)
     deviation = numerics.safe_norm(centred, axis=-1, keepdims=True) / jnp.sqrt(jnp.maximum(count - 1, 1))
     return jnp.where(jnp.isneginf(z), -jnp.inf, centred / (deviation + epsilon))
@@ -257,6 +263,7 @@ def tfkd_reg(
     multiplier: ArrayLike = 1.0,
     correct_probability: float = 0.99,
     released: bool = False,
+    ignore: int | None = None,
 ) -> jax.Array:
     """Teacher-free KD: cross-entropy with the label, and KL from a virtual teacher that is made from the label.
 
@@ -274,6 +281,7 @@ def tfkd_reg(
       multiplier: Factor on the KL, a scalar or an array over leading axes.
       correct_probability: Probability that the virtual teacher gives to the label, before it is tempered.
       released: Whether to compute the loss of the released code.
+      ignore: Label of rows that do not count: their value is 0; none if None.
 
     Returns:
       [...] in nats: the whole objective, which needs no other term.
@@ -286,13 +294,16 @@ def tfkd_reg(
       https://arxiv.org/abs/1909.11723
     """
     (s,) = numerics.promote(student_logits)
-    y, K = numerics.check_labels(s, labels), s.shape[-1]
-    virtual = jnp.where(jax.nn.one_hot(y, K, dtype=bool), correct_probability, (1 - correct_probability) / (K - 1))
+    y, K = check_labels(s, labels, ignore), s.shape[-1]
+    (s,) = y.select(s)
+    virtual = jnp.where(
+        jax.nn.one_hot(y.values, K, dtype=bool), correct_probability, (1 - correct_probability) / (K - 1)
+    )
     virtual = jnp.where(jnp.isneginf(s), -jnp.inf, virtual.astype(s.dtype))
     log_q = numerics.log_softmax(s, 1.0 if released else temperature)
     divergence = numerics.kl_divergence(numerics.log_softmax(virtual, temperature), log_q) / (K if released else 1)
     alpha, multiplier = (numerics.per_example(h, divergence) for h in (alpha, multiplier))
-    return (1 - alpha) * cross_entropy(s, y) + alpha * multiplier * divergence
+    return y.mark((1 - alpha) * cross_entropy(s, y.values) + alpha * multiplier * divergence)
 
 
 @declare(lambda draw: (draw.logits(), draw.logits(), draw.labels()), (*LOGITS, *OF_PROBABILITIES, NON_NEGATIVE))
@@ -303,6 +314,7 @@ def mft(
     *,
     temperature: ArrayLike = 1.0,
     threshold: ArrayLike = 0.2,
+    ignore: int | None = None,
 ) -> jax.Array:
     """Minifinetuning: KL from a teacher whose probabilities are moved towards the label, as little as necessary.
 
@@ -318,6 +330,7 @@ def mft(
       labels: [...] integers in 0..K-1.
       temperature: T > 0, a scalar or an array over leading axes.
       threshold: th in 0..1, a scalar or an array over leading axes.
+      ignore: Label of rows that do not count: their value is 0; none if None.
 
     Returns:
       [...] in nats, times T^2.
@@ -331,11 +344,12 @@ def mft(
     """
     s, t = numerics.promote(student_logits, teacher_logits)
     numerics.check_same_shape(s, t, "logits")
-    y = numerics.check_labels(s, labels)
-    p = _corrected(jnp.exp(numerics.log_softmax(t, temperature)), y, threshold)
+    y = check_labels(s, labels, ignore)
+    s, t = y.select(s, t)
+    p = _corrected(jnp.exp(numerics.log_softmax(t, temperature)), y.values, threshold)
     log_p = jnp.where(p > 0, jnp.log(jnp.where(p > 0, p, 1)), -jnp.inf)
     divergence = numerics.kl_divergence(log_p, numerics.log_softmax(s, temperature))
-    return numerics.per_example(temperature, divergence) ** 2 * divergence
+    return y.mark(numerics.per_example(temperature, divergence) ** 2 * divergence)
 
 
 def _centred(z: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -13,6 +13,7 @@ import optax
 from jax.typing import ArrayLike
 
 from jaxkd import numerics
+from jaxkd.labels import check_labels, check_range, is_label
 from jaxkd.losses.logits import kd
 from jaxkd.testing import (
     COUPLED,
@@ -59,7 +60,8 @@ def token_level(loss: LogitsLoss) -> LogitsLoss:
       loss: (student_logits [B, S, K], teacher [B, S, ...], **hyper) -> [B, S], any loss that keeps leading axes.
 
     Returns:
-      (student_logits, teacher, mask [B, S] | None, **hyper) -> [B]; 0 for a sequence without a valid token.
+      (student_logits, teacher, mask [B, S] | None, **hyper) -> [B]; 0 for a sequence without a valid token. A token
+      with the label `ignore`, of losses that take one, is not valid.
 
     Reference:
       No paper.
@@ -67,6 +69,9 @@ def token_level(loss: LogitsLoss) -> LogitsLoss:
 
     @functools.wraps(loss)
     def on_sequences(student_logits: ArrayLike, teacher: ArrayLike, mask: ArrayLike | None, **hyper: Any) -> jax.Array:
+        if hyper.get("ignore") is not None:  # of losses on labels
+            counts = ~is_label(jnp.asarray(teacher), hyper["ignore"])
+            mask = counts if mask is None else jnp.where(counts, mask, 0)
         if mask is None:
             return jnp.mean(loss(student_logits, teacher, **hyper), axis=-1)
         check_mask(mask, jnp.shape(student_logits)[:-1])
@@ -113,7 +118,9 @@ def masked_token_kl(
 
 
 @declare(_sentences, (*FEATURES, *_OF_LOGITS, NON_NEGATIVE), kinds={"mask": "other"}, needs="texts")
-def sequence_kd(student_logits: ArrayLike, teacher_tokens: ArrayLike, mask: ArrayLike | None = None) -> jax.Array:
+def sequence_kd(
+    student_logits: ArrayLike, teacher_tokens: ArrayLike, mask: ArrayLike | None = None, *, ignore: int | None = None
+) -> jax.Array:
     """Sequence-level knowledge distillation: the student's negative log-likelihood of what the teacher wrote.
 
     -sum_s mask_bs log softmax(z_bs)[y_bs],  y = output of the teacher's beam search
@@ -124,6 +131,7 @@ def sequence_kd(student_logits: ArrayLike, teacher_tokens: ArrayLike, mask: Arra
       student_logits: [B, S, K] floating.
       teacher_tokens: Integers [B, S] in 0..K-1; any value where the mask is false.
       mask: [B, S], true on tokens that count, or None.
+      ignore: Token of positions that do not count, such as -100; none if None.
 
     Returns:
       [B] in nats, summed over tokens as in the paper.
@@ -134,15 +142,20 @@ def sequence_kd(student_logits: ArrayLike, teacher_tokens: ArrayLike, mask: Arra
     Reference:
       Kim, Rush, "Sequence-Level Knowledge Distillation", EMNLP 2016, https://arxiv.org/abs/1606.07947
     """
-    (z,), y = numerics.promote(student_logits), jnp.asarray(teacher_tokens)
-    if z.ndim != 3 or y.shape != z.shape[:-1] or not jnp.issubdtype(y.dtype, jnp.integer):
+    (z,) = numerics.promote(student_logits)
+    if z.ndim != 3 or jnp.shape(teacher_tokens) != z.shape[:-1]:
         raise ValueError(
-            f"student logits have shape {z.shape} and teacher tokens have shape {y.shape} and dtype {y.dtype}: give "
+            f"student logits have shape {z.shape} and teacher tokens have shape {jnp.shape(teacher_tokens)}: give "
             "logits [B, S, K] and integers [B, S]."
         )
-    weight = jnp.ones(y.shape, z.dtype) if mask is None else jnp.asarray(mask).astype(z.dtype)
-    check_mask(weight, y.shape)
-    return jnp.sum(weight * optax.softmax_cross_entropy_with_integer_labels(*numerics.masked(weight, z, y)), axis=-1)
+    y = check_labels(z, teacher_tokens, ignore)
+    weight = y.counts.astype(z.dtype)
+    if mask is not None:
+        check_mask(mask, weight.shape)
+        weight = weight * jnp.asarray(mask).astype(z.dtype)
+    z = jnp.where(weight[..., None] > 0, z, 0)
+    surprise = y.mark(optax.softmax_cross_entropy_with_integer_labels(z, y.values))
+    return jnp.sum(jnp.where(weight > 0, weight * surprise, 0), axis=-1)
 
 
 def next_tokens(tokens: ArrayLike, mask: ArrayLike | None = None) -> tuple[jax.Array, jax.Array]:
@@ -159,6 +172,7 @@ def next_tokens(tokens: ArrayLike, mask: ArrayLike | None = None) -> tuple[jax.A
     Raises:
       ValueError: If the mask has another shape.
     """
+    check_range("tokens", tokens)
     y = jnp.asarray(tokens)
     valid = jnp.ones(y.shape, bool) if mask is None else jnp.asarray(mask).astype(bool)
     check_mask(valid, y.shape)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxkd import numerics
+from jaxkd.labels import check_labels
 from jaxkd.testing import (
     BATCH_OF_ONE,
     COUPLED,
@@ -40,6 +41,7 @@ def dkd(
     alpha: ArrayLike = 1.0,
     beta: ArrayLike = 8.0,
     temperature: ArrayLike = 4.0,
+    ignore: int | None = None,
 ) -> jax.Array:
     """Decoupled knowledge distillation: weighted sum of KL on target against other classes, and KL among the others.
 
@@ -57,6 +59,7 @@ def dkd(
       alpha: Weight of TCKD, a scalar or an array over leading axes.
       beta: Weight of NCKD, a scalar or an array over leading axes; the paper tunes it between 1 and 10 by pair.
       temperature: T > 0, a scalar or an array over leading axes.
+      ignore: Label of rows that do not count: their value is 0; none if None.
 
     Returns:
       [...] in nats, times T^2.
@@ -69,11 +72,13 @@ def dkd(
     """
     s, t = numerics.promote(student_logits, teacher_logits)
     numerics.check_same_shape(s, t, "logits")
-    y = numerics.check_labels(s, labels)
-    tckd = numerics.kl_divergence(_target_or_rest(t, y, temperature), _target_or_rest(s, y, temperature))
-    nckd = numerics.kl_divergence(_within_rest(t, y, temperature), _within_rest(s, y, temperature))
+    y = check_labels(s, labels, ignore)
+    s, t = y.select(s, t)
+    c = y.values
+    tckd = numerics.kl_divergence(_target_or_rest(t, c, temperature), _target_or_rest(s, c, temperature))
+    nckd = numerics.kl_divergence(_within_rest(t, c, temperature), _within_rest(s, c, temperature))
     T, alpha, beta = (numerics.per_example(h, tckd) for h in (temperature, alpha, beta))
-    return T**2 * (alpha * tckd + beta * nckd)
+    return y.mark(T**2 * (alpha * tckd + beta * nckd))
 
 
 @declare(lambda draw: (draw.logits(), draw.logits(), draw.labels()), (*LOGITS, *OF_PROBABILITIES, NON_NEGATIVE))
@@ -84,6 +89,7 @@ def nkd(
     *,
     gamma: ArrayLike = 1.5,
     temperature: ArrayLike = 1.0,
+    ignore: int | None = None,
 ) -> jax.Array:
     """Normalised KD: cross-entropy with the teacher's target probability, and with its normalised other classes.
 
@@ -98,6 +104,7 @@ def nkd(
       labels: [...] integers in 0..K-1.
       gamma: Weight of the second part, a scalar or an array over leading axes.
       temperature: T > 0, a scalar or an array over leading axes.
+      ignore: Label of rows that do not count: their value is 0; none if None.
 
     Returns:
       [...] in nats.
@@ -111,12 +118,13 @@ def nkd(
     """
     s, t = numerics.promote(student_logits, teacher_logits)
     numerics.check_same_shape(s, t, "logits")
-    y = numerics.check_labels(s, labels)
-    p_y = jnp.exp(numerics.pick(numerics.log_softmax(t), y))
-    target = -p_y * numerics.pick(numerics.log_softmax(s), y)
-    rest = _cross_entropy(jnp.exp(_within_rest(t, y, temperature)), _within_rest(s, y, temperature))
+    y = check_labels(s, labels, ignore)
+    s, t = y.select(s, t)
+    p_y = jnp.exp(numerics.pick(numerics.log_softmax(t), y.values))
+    target = -p_y * numerics.pick(numerics.log_softmax(s), y.values)
+    rest = _cross_entropy(jnp.exp(_within_rest(t, y.values, temperature)), _within_rest(s, y.values, temperature))
     T, gamma = (numerics.per_example(h, rest) for h in (temperature, gamma))
-    return target + gamma * T**2 * rest
+    return y.mark(target + gamma * T**2 * rest)
 
 
 @declare(
@@ -133,6 +141,7 @@ def uskd(
     beta: ArrayLike = 0.1,
     mu: ArrayLike = 0.005,
     log_ranking: bool = False,
+    ignore: int | None = None,
 ) -> jax.Array:
     """Universal self-distillation: soft labels made from the student's own outputs; couples the batch.
 
@@ -152,9 +161,10 @@ def uskd(
       beta: Weight of the other classes.
       mu: Weight of the weak head's own labels.
       log_ranking: Whether classes are ranked as in the released code.
+      ignore: Label of rows that do not count, in no mean; none if None.
 
     Returns:
-      Scalar, in nats: the mean over all leading axes.
+      Scalar, in nats: the mean over all leading axes; 0 where every row is ignored.
 
     Raises:
       ValueError: If the shapes do not fit.
@@ -165,18 +175,20 @@ def uskd(
     """
     s, w = numerics.promote(student_logits, weak_logits)
     numerics.check_same_shape(s, w, "logits")
-    y = numerics.check_labels(s, labels)
+    labelled = check_labels(s, labels, ignore)
+    s, w = labelled.select(s, w)
+    y, counts = labelled.values, None if ignore is None else labelled.counts
     log_q, log_w = numerics.log_softmax(s), numerics.log_softmax(w)
     log_q_y = numerics.pick(log_q, y)
     P = jnp.square(jnp.exp(log_q_y))
-    P = jax.lax.stop_gradient(P + 1 - jnp.mean(P))
+    P = jax.lax.stop_gradient(P + 1 - numerics.masked_mean(P, counts))
     z = jax.lax.stop_gradient(
         _zipf_labels(log_q if log_ranking else jnp.exp(log_q), jnp.exp(log_w), y, jnp.isneginf(s))
     )
     smooth = 0.9 * jax.nn.one_hot(y, s.shape[-1], dtype=s.dtype) + jnp.where(jnp.isneginf(w), 0, 0.1 / s.shape[-1])
     alpha, beta, mu = (jnp.asarray(h, s.dtype) for h in (alpha, beta, mu))
     rest, weak = _cross_entropy(z, _within_rest(s, y)), _cross_entropy(smooth, log_w)
-    return jnp.mean(-alpha * P * log_q_y + beta * rest + mu * weak)
+    return numerics.masked_mean(labelled.mark(-alpha * P * log_q_y + beta * rest + mu * weak), counts)
 
 
 @declare(
@@ -190,6 +202,7 @@ def wsld(
     *,
     alpha: ArrayLike = 2.25,
     temperature: ArrayLike = 4.0,
+    ignore: int | None = None,
 ) -> jax.Array:
     """Weighted soft labels: tempered cross-entropy, with less weight where the student fits the label better.
 
@@ -204,6 +217,7 @@ def wsld(
       labels: [...] integers in 0..K-1.
       alpha: Weight, a scalar or an array over leading axes; the cross-entropy with the label has the weight 1.
       temperature: T > 0, a scalar or an array over leading axes.
+      ignore: Label of rows that do not count: their value is 0; none if None.
 
     Returns:
       [...] in nats, times T^2.
@@ -217,12 +231,13 @@ def wsld(
     """
     s, t = numerics.promote(student_logits, teacher_logits)
     numerics.check_same_shape(s, t, "logits")
-    y = numerics.check_labels(s, labels)
-    ce_s, ce_t = (-numerics.pick(numerics.log_softmax(z), y) for z in (s, t))
+    y = check_labels(s, labels, ignore)
+    s, t = y.select(s, t)
+    ce_s, ce_t = (-numerics.pick(numerics.log_softmax(z), y.values) for z in (s, t))
     w = jax.lax.stop_gradient(-jnp.expm1(-ce_s / (ce_t + 1e-7)))
     soft = _cross_entropy(jnp.exp(numerics.log_softmax(t, temperature)), numerics.log_softmax(s, temperature))
     T, alpha = (numerics.per_example(h, soft) for h in (temperature, alpha))
-    return alpha * T**2 * w * soft
+    return y.mark(alpha * T**2 * w * soft)
 
 
 def _target_or_rest(logits: jax.Array, labels: jax.Array, temperature: ArrayLike) -> jax.Array:

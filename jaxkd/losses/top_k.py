@@ -15,6 +15,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxkd import numerics
+from jaxkd.labels import check_classes, check_range
 from jaxkd.testing import (
     BATCH_OF_ONE,
     COUPLED,
@@ -228,12 +229,14 @@ def _top_k(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The student's logits, the kept ids and the teacher's values there, after the checks; a masked row is padding."""
     s, kept = numerics.promote(student_logits, teacher_values)
+    check_range("teacher ids", teacher_ids)
     ids = jnp.asarray(teacher_ids)
     if ids.shape != kept.shape or ids.shape[:-1] != s.shape[:-1] or not jnp.issubdtype(ids.dtype, jnp.integer):
         raise ValueError(
             f"teacher ids have shape {ids.shape} and dtype {ids.dtype}, their values {kept.shape} and student logits "
             f"{s.shape}: give integers and values of shape {s.shape[:-1]} + (K,)."
         )
+    check_classes(s)
     if mask is not None:
         if jnp.shape(mask) != kept.shape[:-1]:
             raise ValueError(
@@ -241,7 +244,10 @@ def _top_k(
             )
         kept = jnp.where(jnp.asarray(mask).astype(bool)[..., None], kept, -jnp.inf)
     (s,) = numerics.masked(jnp.any(~jnp.isneginf(kept), axis=-1), s)
-    return s, ids if ids.dtype.itemsize >= 4 else ids.astype(jnp.int32), kept
+    ids = ids if ids.dtype.itemsize >= 4 else ids.astype(jnp.int32)
+    # An id that is no class, or would wrap to one, gives NaN as a label does.
+    valid = jnp.all((ids >= 0) & (ids < s.shape[-1]) | jnp.isneginf(kept), axis=-1, keepdims=True)
+    return s * jnp.where(valid, 1, jnp.nan).astype(s.dtype), ids, kept
 
 
 def _at(x: jax.Array, ids: jax.Array, kept: jax.Array) -> jax.Array:

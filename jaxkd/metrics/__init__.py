@@ -3,28 +3,60 @@
 Accumulators hold sums: they are added over the batches of a split and divided once, so that padding never counts.
 """
 
-from jaxkd.metrics.accumulators import CKA, Calibration, Mean, PerClass, values
+from jaxkd.metrics.accumulators import CKA, Accumulator, Calibration, Mean, PerClass, values
+from jaxkd.metrics.binary import (
+    AUROC,
+    BINARY,
+    F1,
+    MULTI_LABEL,
+    AveragePrecision,
+    auroc,
+    average_precision,
+    binary_accuracy,
+    binary_nll,
+    f1,
+)
 from jaxkd.metrics.classification import CLASSIFICATION, accuracy, brier, calibration, nll, per_class, top_k
 from jaxkd.metrics.fidelity import DISTILLATION, agreement, agreement_at, kl_to_teacher, linear_cka, total_variation
+from jaxkd.metrics.ignored import ignoring
+from jaxkd.metrics.regression import R2, REGRESSION, RootMean, mae, r2, rmse
 from jaxkd.types import Metric
 
 __all__ = [
+    "AUROC",
+    "BINARY",
     "CKA",
     "CLASSIFICATION",
     "DISTILLATION",
+    "F1",
+    "MULTI_LABEL",
+    "R2",
+    "REGRESSION",
+    "Accumulator",
+    "AveragePrecision",
     "Calibration",
     "Mean",
     "Metric",
     "PerClass",
+    "RootMean",
     "accuracy",
     "agreement",
     "agreement_at",
+    "auroc",
+    "average_precision",
+    "binary_accuracy",
+    "binary_nll",
     "brier",
     "calibration",
+    "f1",
+    "ignoring",
     "kl_to_teacher",
     "linear_cka",
+    "mae",
     "nll",
     "per_class",
+    "r2",
+    "rmse",
     "top_k",
     "total_variation",
     "values",

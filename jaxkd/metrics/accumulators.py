@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,13 @@ from jax.typing import ArrayLike
 
 from jaxkd import numerics
 from jaxkd.types import Batch, Outputs
+
+
+class Accumulator(Protocol):
+    """Sums of a metric, which are added over batches, in fields that are arrays."""
+
+    def value(self) -> Any:
+        """The metric, a scalar, or [S] for stacked students."""
 
 
 class Mean(NamedTuple):
@@ -88,7 +95,7 @@ class PerClass(NamedTuple):
         """
         xp = module_of(self.student)
         matrix = xp.asarray(self.student)
-        present = matrix.sum(axis=-1) > 0
+        present = matrix.sum(axis=-1) != 0
         return xp.min(xp.where(present, self.accuracy(), 1.0), axis=-1)
 
     def accuracy(self) -> Any:
@@ -166,6 +173,19 @@ def module_of(*arrays: Any) -> Any:
     return jnp if any(isinstance(x, jax.core.Tracer) for x in arrays) else np
 
 
+def wide(*arrays: Any) -> tuple[Any, ...]:
+    """Sums in float64 on the host; inside a program, where there may be none, as they are.
+
+    Args:
+      *arrays: Arrays.
+
+    Returns:
+      The same, in the order given.
+    """
+    xp = module_of(*arrays)
+    return tuple(xp.asarray(x, np.float64 if xp is np else x.dtype) for x in arrays)
+
+
 def ratio(total: ArrayLike, count: ArrayLike) -> Any:
     """Ratio total / count, and 0 where the count is 0.
 
@@ -178,7 +198,7 @@ def ratio(total: ArrayLike, count: ArrayLike) -> Any:
     """
     xp = module_of(total, count)
     counted = xp.asarray(count)
-    return xp.asarray(total) / xp.where(counted > 0, counted, 1)
+    return xp.asarray(total) / xp.where(counted == 0, 1, counted)  # and a count that is NaN is seen
 
 
 def weights_of(values: jax.Array, batch: Batch) -> jax.Array:
@@ -228,7 +248,7 @@ def teacher_logits(teacher: Outputs) -> Any:
     return teacher.logits
 
 
-def values(accumulated: Mapping[str, Mean | Calibration | PerClass | CKA]) -> dict[str, Any]:
+def values(accumulated: Mapping[str, Accumulator]) -> dict[str, Any]:
     """Computes the values of accumulators.
 
     Args:

@@ -8,19 +8,24 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import numerics
+from jaxkd.labels import Labels, are_classes, check_labels, check_probabilities
 from jaxkd.metrics.accumulators import Calibration, Mean, PerClass, batch_mean, teacher_logits, weights_of
 from jaxkd.types import Batch, Metric, Outputs
 
 
-def _classes(student: Outputs, batch: Batch) -> jax.Array:
-    """Class numbers [B, ...]: the batch's integer labels, or the most probable classes of soft labels."""
-    label = jnp.asarray(batch["label"])
-    return label if label.ndim < student.logits.ndim else jnp.argmax(label, axis=-1)
+def _classes(student: Outputs, batch: Batch) -> Labels:
+    """Classes [B, ...]: the batch's integer labels, or the most probable classes of soft labels."""
+    z, label = jnp.asarray(student.logits), batch["label"]
+    if are_classes(z, label):
+        return check_labels(z, label)
+    soft = check_probabilities(z, label)
+    return soft._replace(values=jnp.argmax(soft.values, axis=-1))
 
 
 def _hits(student: Outputs, batch: Batch) -> jax.Array:
-    """Indicator [B, ...] of correct predictions, float32."""
-    return (jnp.argmax(student.logits, axis=-1) == _classes(student, batch)).astype(jnp.float32)
+    """Indicator [B, ...] of correct predictions, float32; NaN where the label is no class."""
+    label = _classes(student, batch)
+    return label.mark((jnp.argmax(student.logits, axis=-1) == label.values).astype(jnp.float32))
 
 
 def accuracy(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
@@ -48,9 +53,10 @@ def top_k(k: int) -> Metric:
     """
 
     def top(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
+        label = _classes(student, batch)
         _, best = jax.lax.top_k(student.logits, min(k, student.logits.shape[-1]))
-        hits = jnp.any(best == _classes(student, batch)[..., None], axis=-1)
-        return batch_mean(hits.astype(jnp.float32), batch)
+        hits = jnp.any(best == label.values[..., None], axis=-1)
+        return batch_mean(label.mark(hits.astype(jnp.float32)), batch)
 
     return top
 
@@ -70,7 +76,8 @@ def nll(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
       ValueError: If the labels are not integers, one for each row of logits.
     """
     (z,) = numerics.promote(student.logits)
-    return batch_mean(-numerics.pick(numerics.log_softmax(z), numerics.check_labels(z, batch["label"])), batch)
+    label = check_labels(z, batch["label"])
+    return batch_mean(label.mark(-numerics.pick(numerics.log_softmax(z), label.values)), batch)
 
 
 def brier(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
@@ -91,9 +98,10 @@ def brier(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
       https://doi.org/10.1175/1520-0493(1950)078%3C0001:VOFEIT%3E2.0.CO;2
     """
     (z,) = numerics.promote(student.logits)
-    label = jnp.asarray(batch["label"])
-    y = label if label.ndim == z.ndim else jax.nn.one_hot(label, z.shape[-1], dtype=z.dtype)
-    return batch_mean(jnp.sum(jnp.square(jnp.exp(numerics.log_softmax(z)) - y.astype(z.dtype)), axis=-1), batch)
+    hard = are_classes(z, batch["label"])
+    label = check_labels(z, batch["label"]) if hard else check_probabilities(z, batch["label"])
+    y = jax.nn.one_hot(label.values, z.shape[-1], dtype=z.dtype) if hard else label.values
+    return batch_mean(label.mark(jnp.sum(jnp.square(jnp.exp(numerics.log_softmax(z)) - y), axis=-1)), batch)
 
 
 def per_class(student: Outputs, teacher: Outputs, batch: Batch) -> PerClass:
@@ -112,7 +120,9 @@ def per_class(student: Outputs, teacher: Outputs, batch: Batch) -> PerClass:
     """
     K = student.logits.shape[-1]
     label = _classes(student, batch)
-    rows = jax.nn.one_hot(label.ravel(), K) * weights_of(label.astype(jnp.float32), batch).ravel()[:, None]
+    weight = weights_of(label.values.astype(jnp.float32), batch)
+    weight = jnp.where(weight > 0, label.mark(weight), 0)
+    rows = jax.nn.one_hot(label.values.ravel(), K) * weight.ravel()[:, None]
 
     def confusion(logits: jax.Array) -> jax.Array:
         called = jax.nn.one_hot(jnp.argmax(logits, axis=-1).ravel(), K)
@@ -142,7 +152,8 @@ def calibration(bins: int = 15) -> Metric:
         place = jnp.clip(jnp.ceil(confidence * bins) - 1, 0, bins - 1).astype(jnp.int32)
         member = jax.nn.one_hot(place.ravel(), bins, dtype=z.dtype) * weight.ravel()[:, None]
         # No matrix product, which accelerators would round to fewer digits.
-        total, hits = (jnp.sum(member * x.ravel()[:, None], axis=0) for x in (confidence, _hits(student, batch)))
+        hits = jnp.where(weight > 0, _hits(student, batch), 0)
+        total, hits = (jnp.sum(member * x.ravel()[:, None], axis=0) for x in (confidence, hits))
         return Calibration(total, hits, member.sum(axis=0))
 
     return measure

@@ -27,7 +27,8 @@ def agreement(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
     Raises:
       ValueError: If there is no teacher.
     """
-    same = jnp.argmax(student.logits, axis=-1) == jnp.argmax(teacher_logits(teacher), axis=-1)
+    s, t = _of_one_shape(student, teacher)
+    same = jnp.argmax(s, axis=-1) == jnp.argmax(t, axis=-1)
     return batch_mean(same.astype(jnp.float32), batch)
 
 
@@ -47,7 +48,7 @@ def kl_to_teacher(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
     Raises:
       ValueError: If there is no teacher.
     """
-    s, t = numerics.promote(student.logits, teacher_logits(teacher))
+    s, t = numerics.promote(*_of_one_shape(student, teacher))
     return batch_mean(numerics.kl_divergence(numerics.log_softmax(t), numerics.log_softmax(s)), batch)
 
 
@@ -67,7 +68,7 @@ def total_variation(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
     Raises:
       ValueError: If there is no teacher.
     """
-    s, t = numerics.promote(student.logits, teacher_logits(teacher))
+    s, t = numerics.promote(*_of_one_shape(student, teacher))
     q, p = (jnp.exp(numerics.log_softmax(z)) for z in (s, t))
     return batch_mean(jnp.sum(jnp.abs(p - q), axis=-1) / 2, batch)
 
@@ -83,11 +84,18 @@ def agreement_at(k: int) -> Metric:
     """
 
     def agree(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
-        best = [jax.lax.top_k(z, min(k, z.shape[-1]))[1] for z in (student.logits, teacher_logits(teacher))]
+        best = [jax.lax.top_k(z, min(k, z.shape[-1]))[1] for z in _of_one_shape(student, teacher)]
         shared = jnp.any(best[0][..., :, None] == best[1][..., None, :], axis=-1)
         return batch_mean(jnp.mean(shared.astype(jnp.float32), axis=-1), batch)
 
     return agree
+
+
+def _of_one_shape(student: Outputs, teacher: Outputs) -> tuple[jax.Array, jax.Array]:
+    """Logits of both sides, of the same two classes or more."""
+    s, t = student.logits, teacher_logits(teacher)
+    numerics.check_same_shape(s, t, "logits")
+    return s, t
 
 
 def linear_cka(student: str, teacher: str) -> Metric:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import numerics
+from jaxkd.labels import check_classes
 from jaxkd.models.adapters import read_inputs
 from jaxkd.models.top_k import KEPT, spread_tail
 from jaxkd.types import Batch, Model, Outputs, PyTree, Variables, as_variables
@@ -33,7 +34,11 @@ def mean_probabilities(logits: Sequence[jax.Array]) -> jax.Array:
 
     Returns:
       [B, ..., K], normalised log-probabilities.
+
+    Raises:
+      ValueError: If there is one class only, whose probability is always 1.
     """
+    check_classes(logits[0])
     stacked = jnp.stack([numerics.log_softmax(z) for z in numerics.promote(*logits)])
     return jax.nn.logsumexp(stacked, axis=0) - jnp.log(jnp.asarray(len(logits), stacked.dtype))
 

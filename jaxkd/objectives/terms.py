@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxkd import numerics
 from jaxkd.keys import fold_name
 from jaxkd.objectives.hyper import hold
+from jaxkd.objectives.ignored import ignoring, ignoring_loss
 from jaxkd.objectives.means import counting, mean_of, only_counted, weighed
 from jaxkd.objectives.networks.core import Network
 from jaxkd.objectives.paths import check_paths, read_paths
@@ -28,13 +29,20 @@ Result: TypeAlias = tuple[jax.Array, Mapping[str, Any], Mapping[str, jax.Array]]
 
 
 def from_labels(
-    loss: Loss, *, label: str = "label", where: str | None = None, weigh: Weigh | None = None, **hyper: Any
+    loss: Loss,
+    *,
+    label: str = "label",
+    ignore: float | None = None,
+    where: str | None = None,
+    weigh: Weigh | None = None,
+    **hyper: Any,
 ) -> Term:
     """Term of a loss between the student's logits and the batch's labels.
 
     Args:
       loss: (logits [B, ..., K], labels, **hyper) -> [B, ...].
       label: Field of the batch that holds the labels, integers [B, ...] or probabilities [B, ..., K].
+      ignore: Label of what does not count in the mean, such as 255, -100 or -1; none if None.
       where: Field of the batch [B] that says which examples have a label (boolean, or a weight); all of them if None.
       weigh: Function that gives a factor for each example's value, such as `teacher_confidence()`; 1 if None.
       **hyper: Hyper-parameters of the loss: numbers, arrays or schedules of the step.
@@ -42,7 +50,8 @@ def from_labels(
     Returns:
       A term without parameters; its state holds the numbers.
     """
-    return from_outputs(loss, "student.logits", f"batch.{label}", where=where, weigh=weigh, **hyper)
+    paths = ("student.logits", f"batch.{label}")
+    return from_outputs(loss, *paths, ignore=ignore, where=where, weigh=weigh, **hyper)
 
 
 def from_logits(loss: Loss, *, where: str | None = None, weigh: Weigh | None = None, **hyper: Any) -> Term:
@@ -106,7 +115,12 @@ def from_features(
 
 
 def from_outputs(
-    loss: Loss, *paths: str | Sequence[str], where: str | None = None, weigh: Weigh | None = None, **hyper: Any
+    loss: Loss,
+    *paths: str | Sequence[str],
+    ignore: float | None = None,
+    where: str | None = None,
+    weigh: Weigh | None = None,
+    **hyper: Any,
 ) -> Term:
     """Term of any loss without parameters of its own; a path says where each of its arguments comes from.
 
@@ -116,6 +130,8 @@ def from_outputs(
       loss: (*arguments, **hyper) -> [B, ...], or a scalar if it couples the batch.
       *paths: "student.<feature>", "teacher.<feature>" (`logits` is one of them) or "batch.<field>", in the order of
         the loss's arguments; a sequence of paths gives a list of arrays.
+      ignore: Label of what does not count in the mean, such as 255, -100 or -1; none if None. The labels are the one
+        field of the batch among the paths, or the loss's argument `labels`.
       where: Field of the batch [B] that masks or weights examples in the mean; all count 1 if None.
       weigh: Function that gives a factor for each example's value, such as `teacher_confidence()`; 1 if None.
       **hyper: Hyper-parameters of the loss: numbers, arrays or schedules of the step.
@@ -126,8 +142,9 @@ def from_outputs(
     Raises:
       ValueError: If a path has another form.
     """
-    return trained(
-        lambda params, *arguments, **hyper: loss(*arguments, **hyper),
+    bound = ignoring_loss(loss, ignore)
+    term = trained(
+        lambda params, *arguments, **hyper: bound(*arguments, **hyper),
         *paths,
         init=lambda key, *arguments: {},
         hyper_of=loss,
@@ -135,6 +152,7 @@ def from_outputs(
         weigh=weigh,
         **hyper,
     )
+    return term if ignore is None else ignoring(term, loss, paths, ignore, hyper)
 
 
 def trained(

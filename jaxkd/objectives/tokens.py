@@ -13,6 +13,7 @@ import numpy as np
 from jaxkd import losses, numerics
 from jaxkd.losses.chunked import chunked_loss
 from jaxkd.objectives.hyper import hold
+from jaxkd.objectives.ignored import without_label
 from jaxkd.objectives.means import mean_over
 from jaxkd.objectives.networks import token_generator
 from jaxkd.objectives.paths import features_of, last_layer, pick, read_field
@@ -27,6 +28,7 @@ def from_hidden(
     student: str = "tokens",
     teacher: str = "tokens",
     label: str | None = None,
+    ignore: int | None = None,
     where: str | None = None,
     chunk: int | None = None,
     **hyper: Any,
@@ -44,6 +46,7 @@ def from_hidden(
       student: Name of the student's hidden states [B, ..., D_s], on which its last layer works.
       teacher: Name of the teacher's [B, ..., D_t].
       label: Field of the batch with the labels, integers [B, ...]; none if None.
+      ignore: Label of tokens that do not count in the mean, such as -100; none if None.
       where: Field of the batch with the weights of examples [B] or tokens [B, ...] (boolean or not); all have weight 1
         if None.
       chunk: As in `losses.chunked_kl`.
@@ -72,6 +75,8 @@ def from_hidden(
         if label is not None:
             called = functools.partial(_with_labels, called)
         lead = jnp.zeros(hidden[0].shape[:-1])
+        if label is not None and ignore is not None:
+            batch = without_label(batch, label, ignore, lead.ndim, fill=True)
 
         def mean(weight: Any) -> jax.Array:
             mask = None if weight is None else jnp.broadcast_to(weight, lead.shape)

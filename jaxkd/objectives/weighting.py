@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxkd import losses, numerics
 from jaxkd.keys import fold_name
+from jaxkd.labels import check_classes, check_labels
 from jaxkd.objectives.hyper import Number, as_number, hold
 from jaxkd.objectives.paths import pick
 from jaxkd.objectives.terms import Weigh
@@ -169,7 +170,8 @@ def teacher_confidence(*, label: str = "label", temperature: float = 1.0) -> Wei
 
     def weigh(student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
         (z,) = numerics.promote(pick(teacher, "logits", "teacher"))
-        return jnp.exp(numerics.pick(numerics.log_softmax(z, temperature), numerics.check_labels(z, batch[label])))
+        y = check_labels(z, batch[label])
+        return y.mark(jnp.exp(numerics.pick(numerics.log_softmax(z, temperature), y.values)))
 
     return weigh
 
@@ -188,6 +190,7 @@ def teacher_certainty(*, temperature: float = 1.0) -> Weigh:
 
     def weigh(student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
         (z,) = numerics.promote(pick(teacher, "logits", "teacher"))
+        check_classes(z)
         log_p = numerics.log_softmax(z, temperature)
         p = jnp.exp(log_p)
         return 1 - jnp.sum(-numerics.xlogy(p, p), axis=-1) / jnp.log(jnp.asarray(z.shape[-1], z.dtype))

@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxkd.keys import is_key, plain_words
+from jaxkd.labels import check_range
 from jaxkd.types import Batch, PyTree, leaf_name
 
 DATA = "data"
@@ -257,6 +258,7 @@ def _on_host(name: str, value: Any) -> np.ndarray:
             f"the batch's field {name!r} holds text ({array.dtype}), which cannot go onto a device: turn it into "
             "tokens with the pipeline's `transform`."
         )
+    check_range(f"the values of the batch's field {name!r}", array)
     return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
 
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 from jaxkd.testing.check import check_loss
 from jaxkd.testing.draw import Draw
 from jaxkd.testing.outcome import Report
-from jaxkd.testing.properties import SCALAR, Property
+from jaxkd.testing.properties import LABELS_OUTSIDE, SCALAR, Property
 
 Loss = TypeVar("Loss", bound=Callable[..., Any])
 Inputs: TypeAlias = Callable[[Draw], Sequence[Any] | Mapping[str, Any]]
@@ -135,7 +135,7 @@ class Declaration:
         return Example(loss, inputs, self.fixed(draw))
 
     def check(self, *, leave_out: Sequence[Property] = ()) -> Report:
-        """Checks every declared property on small example inputs.
+        """Checks every declared property on small example inputs, and the rule of labels of a loss that takes some.
 
         Args:
           leave_out: Declared properties that are not checked.
@@ -144,7 +144,10 @@ class Declaration:
           The report, true if nothing failed.
         """
         loss, inputs, fixed = self.example(Draw())
-        properties = [one for one in self.properties if one not in leave_out]
+        integers = {n for n, a in inputs.items() if getattr(getattr(a, "dtype", None), "kind", "") == "i"}
+        of_labels = any(self.kinds.get(name, "labels") == "labels" for name in integers)
+        declared = (*self.properties, *([LABELS_OUTSIDE] if of_labels else []))
+        properties = [one for one in declared if one not in leave_out]
         bound = functools.partial(loss, **fixed) if fixed else loss
         return check_loss(bound, inputs, properties=properties, kinds=self.kinds)
 

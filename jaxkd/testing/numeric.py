@@ -163,6 +163,25 @@ def _labelled(case: Case, arrays: Arrays, leading: tuple[int, ...]) -> np.ndarra
     return next((k for k in kept if k.shape == leading), np.zeros(leading, int))
 
 
+def labels_outside(case: Case, arrays: Arrays) -> Outcome:
+    """NaN, as value and as gradient, in the first row if a label of it is no class."""
+    if not case.of_kind("labels"):
+        return NotRun("none of the inputs are labels")
+    what = "a label outside 0..K-1 must give NaN as value and as gradient"
+    for name in case.of_kind("labels"):
+        for label in (-1, -100, 1000, 2**31 - 1):
+            changed = arrays[name].astype(np.int32)
+            changed[(0,) * changed.ndim] = label
+            inputs = {**arrays, name: changed}
+            values, gradients = case.gradients(inputs)
+            first_row = values.reshape(-1)[0]
+            slope = next(iter(gradients.values()))[0]
+            if not np.isnan(first_row) or not np.isnan(slope).any():
+                shown = {"value": first_row, f"gradient in {case.sides[0]}": slope, "expected": "NaN"}
+                return Finding(f"{what} ({name} of {label})", {n: a[0] for n, a in inputs.items()}, shown, 0)
+    return None
+
+
 def zero_at_equality(case: Case, arrays: Arrays) -> Outcome:
     """Equal sides give 0."""
     equal = equal_sides(case, arrays)

@@ -37,6 +37,7 @@ ZERO_ROWS = Property("zero rows", numeric.zero_rows)
 BATCH_OF_ONE = Property("batch of one", numeric.batch_of_one)
 EXTREME_LOGITS = Property("extreme logits", numeric.extreme_logits)
 MASKED_CLASSES = Property("masked classes", numeric.masked_classes)
+LABELS_OUTSIDE = Property("labels outside", numeric.labels_outside)
 
 ZERO_AT_EQUALITY = Property("zero at equality", numeric.zero_at_equality)
 FLAT_AT_EQUALITY = Property("zero gradient at equality", numeric.flat_at_equality)

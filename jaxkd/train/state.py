@@ -10,6 +10,7 @@ import optax
 
 from jaxkd.kernels.eager import op_by_op
 from jaxkd.keys import fold_name, is_key, typed_key
+from jaxkd.labels import check_range
 from jaxkd.train.checks import check_kinds, check_optimizer, check_outputs, check_rows, explained
 from jaxkd.types import Batch, Model, Prepare, PyTree, Term, TrainState, Variables, as_variables
 
@@ -40,10 +41,13 @@ def check_parts(
 
     Raises:
       TypeError: If a part is of another kind: a module for a model, a loss for a term, a number for a key.
-      ValueError: If the parts do not fit: a missing feature, different classes, an impossible projection.
+      ValueError: If the parts do not fit: a missing feature, different classes, an impossible projection, a softmax
+        over one class, labels that a device cannot hold.
     """
     check_kinds(student, teacher, term)
     key = jax.random.key(0)
+    for name, values in batch.items():
+        check_range(f"the values of the batch's field {name!r}", values)
 
     def run(batch: Batch, teacher_variables: Variables) -> Any:
         ready = prepare(batch)

@@ -49,7 +49,9 @@ def outputs(inputs, end, whole):
 @functools.cache
 def example(name):
     """A loss of (first input, other inputs), and these, as pixels; two rows are equal on both sides."""
-    found, rng = testing.declaration_of(getattr(losses, name)).example(Draw(Sizes(batch=B))), np.random.default_rng(0)
+    declared, rng = testing.declaration_of(getattr(losses, name)), np.random.default_rng(0)
+    found = declared.example(Draw(Sizes(batch=B)))
+    soft = [k for k in found.inputs if declared.kinds.get(k) == "probabilities"]  # labels, which no network makes
 
     def single(x):
         return np.asarray(x, np.float32) if getattr(x, "dtype", None) == np.float64 else x
@@ -61,8 +63,9 @@ def example(name):
         x[5] = x[2]
         return x
 
-    arrays = {k: [pixels(x) for x in v] if isinstance(v, list) else pixels(v) for k, v in found.inputs.items()}
-    fixed, first = jax.tree.map(single, dict(found.fixed)), next(iter(arrays))
+    sides = {k: v for k, v in found.inputs.items() if k not in soft}
+    arrays = {k: [pixels(x) for x in v] if isinstance(v, list) else pixels(v) for k, v in sides.items()}
+    fixed, first = jax.tree.map(single, {**found.fixed, **{k: found.inputs[k] for k in soft}}), next(iter(arrays))
     rest = {k: v for k, v in arrays.items() if k != first}
 
     def loss(x, rest):

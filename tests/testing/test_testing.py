@@ -60,6 +60,7 @@ RIGHT = {
         {"labels": "probabilities"},
         (*testing.LOGITS, testing.NON_NEGATIVE, testing.SHIFT_INVARIANT, testing.CLASS_PERMUTATION_INVARIANT),
     ),
+    "cross_entropy with labels": (losses.cross_entropy, (STUDENT, LABELS), {}, (testing.LABELS_OUTSIDE,)),
     "hint": (
         losses.hint,
         tuple(MAPS),
@@ -93,6 +94,11 @@ def test_right_losses_pass(name):
 def probabilities_first(student, teacher):
     p, q = jax.nn.softmax(teacher / 4), jax.nn.softmax(student / 4)
     return 16 * jnp.sum(p * jnp.log(p / q), axis=-1)
+
+
+def clipped_label(student, labels):
+    own = jnp.take_along_axis(student, labels[:, None], axis=1, mode="clip")
+    return jax.nn.logsumexp(student, axis=1) - own[:, 0]
 
 
 def unmasked(student, teacher):
@@ -240,6 +246,7 @@ BUGS = [
     (lambda student, teacher: losses.logits_mse(student, 2 * teacher), BOTH, testing.JOINT_SHIFT_INVARIANT),
     (by_position, BOTH, testing.CLASS_PERMUTATION_INVARIANT),
     (by_row_number, BOTH, testing.BATCH_PERMUTATION),
+    (clipped_label, (STUDENT, LABELS), testing.LABELS_OUTSIDE),
     (standardized, BOTH, testing.EQUAL_ROWS),
     (standardized, BOTH, testing.BATCH_OF_ONE),
     (lambda student, teacher: jnp.log(student[..., 0] - teacher[..., 0]), BOTH, testing.FINITE),
