@@ -279,14 +279,20 @@ def test_cutmix_replaces_one_box_and_labels_follow_its_area():
 
 
 def test_mix_draws_apart_from_the_augmentation():
-    def stage(key, one):
-        return {**one, "drawn": jax.random.uniform(key)}
+    """Of the whole, and of each stage that is composed."""
+
+    def draw(name):
+        return lambda key, one: {**one, name: jax.random.uniform(key)}
 
     def mix(key, one, partner):
         return {**one, "drawn_by_mix": jax.random.uniform(key), "partner": partner["id"]}
 
+    def stage(key, one):
+        return augment.compose(*map(draw, "abc"))(key, draw("whole")(key, one))
+
     out = jax.jit(augment.augment_batch(stage, seed=0, mix=mix))(make_batch(4))
-    assert not np.any(np.isclose(out["drawn"], out["drawn_by_mix"]))
+    for name in ("whole", *"abc"):
+        assert not np.any(np.isclose(out[name], out["drawn_by_mix"])), name
     np.testing.assert_array_equal(out["partner"], np.roll(out["id"], -1))
 
 

@@ -55,6 +55,12 @@ def test_another_preparation_looks_different(other, cropped):
     assert set(differences(cropped, seen(other))) == {"image"}
 
 
+def test_a_preparation_without_views_looks_different_in_the_second(cropped):
+    crop = prepare(augment.random_crop(1))
+    ((field, (view, _)),) = differences(cropped, seen(lambda batch: crop({**batch, "view": 0 * batch["view"]}))).items()
+    assert (field, view) == ("image", 1)
+
+
 def test_other_data_look_different_at_their_example():
     images = IMAGES.copy()
     images[probe_ids(SOURCE)[5], 0, 0, 0] ^= 128
@@ -66,6 +72,7 @@ def test_a_lost_field_is_a_difference_and_a_new_one_is_not():
     numbers = seen(prepare())
     assert differences(numbers, {"image": numbers["image"]}) == {"label": (0, 0)}
     assert not differences({"image": numbers["image"]}, numbers)
+    assert set(differences(numbers, {**numbers, "image": np.nan * numbers["image"]})) == {"image"}
 
 
 def test_mixing_shows_when_the_batch_is_turned_round():
@@ -86,7 +93,8 @@ def test_fingerprint_sees_names_shapes_dtypes_and_bytes():
         {**tree, "a": jnp.arange(6.0).reshape(2, 3)},
         {**tree, "a": jnp.arange(6)},
         {"z": tree["a"], "b": tree["b"]},
+        {"aa": tree["a"], "b": tree["b"], "c": None},  # whose arrays come in the same order
         {**tree, "b": (tree["b"][0], jax.random.key(1))},
     ]
     assert fingerprint_variables(np.zeros(3, np.int32)) != fingerprint_variables(np.zeros(3, np.float32))
-    assert len({digest, *map(fingerprint_variables, others)}) == 6
+    assert len({digest, *map(fingerprint_variables, others)}) == 1 + len(others)

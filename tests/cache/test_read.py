@@ -203,6 +203,19 @@ def test_a_missing_and_a_swapped_shard_get_a_sentence(copy):
         joined.targets(np.arange(20, 23), 0)
 
 
+@pytest.mark.parametrize(
+    ("place", "taken"),
+    [("view00000-row000000016", "view00001-row000000016"), ("view00000-row000000016", "view00000-row000000000")],
+    ids=["of another view", "of other examples"],
+)
+def test_a_shard_under_another_ones_name_gets_a_sentence(copy, place, taken):
+    (own,), (other,) = copy.glob(f"{place}*"), copy.glob(f"{taken}*")
+    own.unlink()
+    os.replace(other, copy / other.name.replace(taken, place))
+    with pytest.raises(ValueError, match=r"targets of view 0 in .* belong to other examples"):
+        with_targets(copy).targets(np.arange(20, 23), 0)
+
+
 def test_a_manifest_of_another_kind_gets_a_sentence(copy):
     path = copy / "manifest.json"
     whole = json.loads(path.read_text())

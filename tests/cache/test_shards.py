@@ -58,6 +58,16 @@ def test_a_torn_a_missing_and_another_file_get_a_sentence(path):
         shards.Shard(path, RECORD, 50)
 
 
+def test_a_shard_is_named_once_its_bytes_are_on_the_disk(tmp_path, monkeypatch):
+    done = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(shards.os, name, lambda *given, name=name, real=real: done.append(name) or real(*given))
+    with shards.writing(tmp_path, "a") as append:
+        append(RECORDS)
+    assert done == ["fsync", "replace"]
+
+
 def fail(folder, error):
     with shards.writing(folder, "b") as append:
         append(RECORDS)

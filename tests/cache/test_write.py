@@ -23,6 +23,7 @@ from jaxkd.experiment.teachers import cached_teacher
 from jaxkd.experiment.trainer import train_phase
 from jaxkd.runs.directory import open_run
 from jaxkd.runs.logger import Logger, read_metrics
+from jaxkd.types import Outputs, Variables
 
 SIZE, CLASSES, VIEWS = 40, 6, 2
 rng = np.random.default_rng(0)
@@ -62,7 +63,7 @@ class Config:
 def trained(folder, *, keep, term=TERM, teacher=TEACHER, training=READ, steps=13, **options):
     """Final state and logged losses of a student; the experiment differs in one line."""
     with open_run(Config(), root=folder) as run, Logger(run.path, tensorboard=False) as logger:
-        setting = Context(run, logger, plan(), 0, 10, PREPARE, PREPARE, training)
+        setting = Context(run, logger, plan(), 4, 10, PREPARE, PREPARE, training)
         source, model, variables = cached_teacher(setting, SOURCE, teacher, known(), views=VIEWS, keep=keep, **options)
         state = train_phase(
             setting,
@@ -169,6 +170,23 @@ def test_a_top_k_cache_keeps_the_bound_that_it_states(k, tmp_path, logits):
         steep = np.abs(exact - log_q - one[:, None])
         bound = np.sum(np.exp(exact) * (2.0**-11 * np.abs(exact) + 2.0**-25) * steep, axis=-1)
         assert np.all(np.abs(one - other) <= 1.05 * bound + 2e-6)
+
+
+@pytest.mark.parametrize(("classes", "dtype"), [(1 << 16, np.uint16), ((1 << 16) + 1, np.int32)])
+def test_the_ids_of_many_classes_and_tiny_probabilities_are_kept(classes, dtype):
+    """Below the least number of float16 a class is not yet one that is masked."""
+    logits = np.full((1, classes), -np.inf, np.float32)
+    logits[0, -1], logits[0, 7] = 0.0, -1e5
+    teacher = TEACHER._replace(apply=lambda *_: (Outputs(jnp.asarray(logits)), {}))
+    found = write._targets(teacher, dict, 3, (), Variables({}, {}), {})
+    assert found["top_ids"].dtype == dtype
+    assert found["top_ids"][0, :2].tolist() == [classes - 1, 7]
+    assert found["top_logprobs"].dtype == np.float16
+    assert found["top_logprobs"][0].tolist() == [0.0, float(np.finfo(np.float16).min), -np.inf]
+    found = jax.device_get(found)
+    fields = {name: (values.dtype.name, values.shape[1:]) for name, values in found.items()}
+    records = write._records(pathlib.Path(), Manifest(0, 1, 1, 1, fields, {}, {}), 0, range(1), found)
+    np.testing.assert_array_equal(records["top_logprobs"], found["top_logprobs"])
 
 
 def test_tail_bucket_takes_the_tail_of_the_cache_instead_of_a_rounded_complement():
@@ -320,7 +338,7 @@ def test_processes_share_the_shards_and_have_as_many_batches(monkeypatch):
 
 def test_the_precision_of_the_teacher_is_part_of_the_fingerprint(tmp_path):
     trained(tmp_path / "a", keep="full", steps=1, path=tmp_path / "t")
-    with pytest.raises(ValueError, match="teacher_weights = float32, not bfloat16"):
-        trained(
-            tmp_path / "b", keep="full", steps=1, path=tmp_path / "t", training=StepOptions(teacher_weights="bfloat16")
-        )
+    for name in ("precision", "teacher_weights"):
+        training = StepOptions(**{name: "bfloat16"})
+        with pytest.raises(ValueError, match=f"{name} = float32, not bfloat16"):
+            trained(tmp_path / name, keep="full", steps=1, path=tmp_path / "t", training=training)

@@ -6,8 +6,11 @@ import numpy as np
 import optax
 import pytest
 from helpers import TERM, Setup, assert_trees_close, copied, make_batch
+from jax.sharding import PartitionSpec
 
 from jaxkd import losses, models, objectives, parallel, train
+from jaxkd.parallel import mesh as meshes
+from jaxkd.types import TrainState, Variables
 
 
 def run(setup, mesh, steps=3, step=None):
@@ -171,3 +174,32 @@ def test_batch_that_the_devices_cannot_share_is_refused():
 def test_text_cannot_go_onto_a_device():
     with pytest.raises(ValueError, match=r"'text' holds text.*transform"):
         parallel.put_batch({"text": np.array(["a"] * 8)}, parallel.make_mesh())
+
+
+def test_params_are_split_along_their_largest_axis_and_by_rules():
+    mesh = parallel.make_mesh(model=4)
+    sizes = {"wide": (128, 256), "tall": (256, 128), "square": (128, 128), "odd": (127, 129), "small": (8, 8)}
+    tree = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in sizes.items()}
+
+    def specs(**rules):
+        return {name: found.spec for name, found in parallel.fsdp(tree, mesh, rules).items()}
+
+    own = {"wide": (None, "model"), "tall": ("model",), "square": (None, "model"), "odd": (), "small": ()}
+    own = {name: PartitionSpec(*axes) for name, axes in own.items()}
+    assert specs() == own
+    assert specs(tall=PartitionSpec(), l=PartitionSpec("model")) == own | dict.fromkeys(["tall"], PartitionSpec()) | {
+        "small": PartitionSpec("model")
+    }
+    assert meshes.sharded(mesh).spec == PartitionSpec(("data", "model"))
+
+
+def test_a_state_stays_split_over_a_step_and_the_teacher_by_rules_of_its_own():
+    array = jnp.ones((128, 256))
+    state = TrainState(jnp.int32(0), {"student": {"w": array}, "term": {}}, {}, (), jax.random.key(0))
+    rows, columns = PartitionSpec("model"), PartitionSpec(None, "model")
+    plan = parallel.with_jit(parallel.make_mesh(model=4), student={"w": rows}, teacher={"w": columns})
+    state, known = plan.put(copied((state, Variables({"w": array}, {}))))
+    assert known.params["w"].sharding.spec == columns
+    step = plan.compile(lambda state, known, batch: (state.replace(params=jax.tree.map(jnp.sin, state.params)), 0.0))
+    after, _ = step(state, known, plan.place({"x": np.ones(8)}))
+    assert after.params["student"]["w"].sharding.spec == rows

@@ -32,11 +32,16 @@ def test_without_the_gather_the_comparison_fails(monkeypatch):
     assert_each_is_another(many[0], alone("couples the batch")[0][0])
 
 
-def test_local_batch_norm_differs():
+def test_local_batch_norm_differs_and_its_running_statistics_are_averaged():
     """What the documentation says: without `axis_name`, with which all is the same, each device normalises its own."""
-    _, many = Parts(TERMS["per example"], axis_name=None).run(parallel.with_pmap(), steps=1)
+    local = Parts(TERMS["per example"], axis_name=None)
+    state, many = local.run(parallel.with_pmap(), steps=1)
     one = alone("per example")[0][0]["loss"]
     assert abs(float(many[0]["loss"]) - one) > 1e-3 * abs(one)
+    shards = {name: values.reshape(8, 2, *values.shape[1:]) for name, values in make_batch().items()}
+    student = Variables(local.state.params["student"], local.state.state["student"])
+    each = jax.jit(jax.vmap(lambda rows: local.student.apply(student, rows, None, True)[1]))(shards)
+    assert_trees_close(state.state["student"], jax.tree.map(lambda x: x.mean(0), each), rtol=1e-5, atol=1e-6)
 
 
 def test_evaluation_counts_the_whole_batch():

@@ -251,6 +251,16 @@ def test_what_does_not_belong_together_is_refused(arguments, message):
         processes.start(*arguments)
 
 
+def test_processes_agree_on_the_firsts_choice_and_on_any_flag(monkeypatch):
+    """As process 0 of two, whose peer has other flags; then as process 1."""
+    there = np.array([False, True, False])
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes.multihost_utils, "process_allgather", lambda flags: np.stack([flags, there]))
+    assert processes.any_of(np.array([True, False, False])).tolist() == [True, True, False]
+    monkeypatch.setattr(processes.multihost_utils, "broadcast_one_to_all", lambda own: np.int32(1))
+    assert processes.agree("map", ("map", "vmap")) == "vmap"
+
+
 def test_one_process_waits_for_nobody():
     processes.barrier("nobody")
     assert processes.is_first()

@@ -46,3 +46,23 @@ def test_points_that_differ_in_the_seventh_digit_are_not_averaged_as_seeds():
     points = {"temperature": np.array([1.000001, 1.000002, 4], np.float32), "seed": np.zeros(3, np.int32)}
     labels = [label for label, _ in reports.by_point({"accuracy": np.arange(3)}, points)]
     assert labels == [" temperature=1.000001", " temperature=1.000002", " temperature=4"]
+
+
+def test_a_gain_has_the_standard_error_of_a_difference_of_means():
+    """Variances 2 of two and 4 of four, of the sample: sqrt(2 / 2 + 4 / 4)."""
+    before, after = [1.0, 3.0], [3.0, 3.0, 7.0, 3.0]
+    difference, error, said = reports.gain(before, after)
+    assert (difference, error) == pytest.approx((2.0, np.sqrt(2)))
+    assert said == "+2.00 points, NOT more than two standard errors (of 1.41)"
+    _, error, said = reports.gain(before, np.array(after) + 1, unit="labels")
+    assert error == pytest.approx(np.sqrt(2))
+    assert said == "+3.00 labels, more than two standard errors (of 1.41)"
+
+
+def test_students_are_grouped_by_their_points():
+    points = {"temperature": [1.0, 1.0, 4.0, 4.0], "seed": [0, 1, 0, 1]}
+    found = dict(reports.by_point({"accuracy": [0.1, 0.2, 0.3, 0.4]}, points))
+    assert {label: values["accuracy"].tolist() for label, values in found.items()} == {
+        " temperature=1": [0.1, 0.2],
+        " temperature=4": [0.3, 0.4],
+    }

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import json
 import pathlib
 import resource
 import shutil
@@ -17,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxkd import parallel
-from jaxkd.runs.checkpoint import Checkpoints
+from jaxkd.runs.checkpoint import Checkpoints, _digest
 from jaxkd.runs.retention import Best
 from jaxkd.types import TrainState
 
@@ -159,6 +160,27 @@ def test_whatever_file_is_damaged_the_state_is_right_or_the_one_before(two, tmp_
         shutil.rmtree(copy)
     gc.collect()  # here, where what Orbax left behind may complain
     assert set(steps) == {1, 2}
+
+
+def test_whatever_stands_in_the_description_is_compared(two, caplog):
+    """Its digest with what it says, the checksums in it with the arrays, the newest checkpoint first."""
+
+    def rewrite(step, change, seal):
+        file = two / step / "about" / "metadata"
+        about = json.loads(file.read_text())
+        del about["digest"]
+        digest = _digest(about)
+        change(about)
+        file.write_text(json.dumps({**about, "digest": _digest(about) if seal else digest}))
+
+    rewrite("2", lambda about: about["metrics"].update(accuracy=1.0), seal=False)
+    with Checkpoints(two) as checkpoints:
+        assert_trees_equal(checkpoints.restore(make_state()), make_state(1))
+        assert checkpoints.latest() == 1
+    assert "2 cannot be read, trying the one before: the description of the checkpoint is damaged" in caplog.text
+    rewrite("1", lambda about: about["arrays"].update(step=["int32[]", 12345]), seal=True)
+    with Checkpoints(two) as checkpoints, pytest.raises(ValueError, match="differs from the saved bits in step"):
+        checkpoints.restore(make_state())
 
 
 # The best one, and what a state depends on.

@@ -71,6 +71,19 @@ def test_six_steps_equal_three_save_restore_three_bit_for_bit(tmp_path):
     assert [line[0] for line in log.lines] == [1, 2, 3, 4, 5, 6]
 
 
+def test_steps_after_the_last_checkpoint_are_logged_once(tmp_path):
+    def crash(k):
+        if k == 3:
+            raise KeyboardInterrupt
+
+    log = Record()
+    with pytest.raises(KeyboardInterrupt):
+        fit(5, tmp_path, during=crash, log=log, log_every=1, checkpoint_every=2)
+    assert [line[0] for line in log.lines] == [1, 2, 3]
+    fit(5, tmp_path, log=log, log_every=1, checkpoint_every=2)
+    assert [line[0] for line in log.lines] == [1, 2, 3, 4, 5]
+
+
 def test_clock_that_jumps_by_years_changes_nothing(tmp_path, monkeypatch):
     now, jumps = time.time(), itertools.cycle([0, 1e9, -7e8, 5, -1, 3e7])
     monkeypatch.setattr(time, "time", lambda: now + next(jumps))
@@ -125,7 +138,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_names_step_and_term(tmp_path)
 
 
 def test_last_step_is_checked_too(tmp_path):
-    with pytest.raises(divergence.NonFiniteError, match="step 3"):
+    with pytest.raises(divergence.NonFiniteError, match="the loss became nan at step 3"):
         fit(3, tmp_path, poison=2, checkpoint_every=100)
     assert Checkpoints(tmp_path).latest() is None
 

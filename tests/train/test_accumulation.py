@@ -119,6 +119,16 @@ def test_running_statistics_see_one_part_after_the_other():
     assert_trees_close(found, state, rtol=1e-5, atol=1e-6)
 
 
+def test_each_micro_batch_draws_for_itself():
+    def apply(variables, student, teacher, batch, key, step):
+        drawn = jax.random.uniform(key)
+        return jnp.mean(student.logits), {}, {"drawn": drawn, "squared": drawn**2}
+
+    setup = Setup(student=SMALL, term=Term(lambda *_: Variables({}, {}), apply), micro_batches=4)
+    _, found = jax.jit(setup.step)(setup.state, setup.teacher_variables, make_batch())
+    assert found["squared"] - found["drawn"] ** 2 > 1e-3, "the variance of four draws"
+
+
 def test_losses_that_couple_the_batch_are_refused_unless_the_approximation_is_asked_for():
     plain = make_batch()
     setup = Setup(student=SMALL, term=objectives.weighted(kd=KD, sp=SP), micro_batches=2)

@@ -8,7 +8,8 @@ import pytest
 from helpers import CLASSES, Setup, Small, assert_trees_close, assert_trees_equal, copied, make_batch, make_term
 
 from jaxkd import losses, metrics, models, objectives, train
-from jaxkd.types import Model, Outputs, Variables
+from jaxkd.keys import fold_name
+from jaxkd.types import Model, Outputs, Term, Variables
 
 
 def handwritten_step(setup, fold_name):
@@ -46,8 +47,6 @@ def handwritten_step(setup, fold_name):
 
 
 def test_fifty_steps_equal_a_handwritten_step():
-    from jaxkd.keys import fold_name
-
     setup = Setup()
     state, step = setup.state, jax.jit(setup.step)
     params, projection = state.params["student"], state.params["term"]["hint"]["student"]
@@ -262,3 +261,56 @@ def test_of_stacked_students_only_the_broken_one_skips():
     )
     np.testing.assert_array_equal(state.skipped, [0, 1])
     assert np.all(np.isfinite(state.params["student"]["head"]["kernel"][0]))
+
+
+@pytest.mark.parametrize(
+    ("loss", "finite"),
+    [
+        (lambda logits: jnp.sqrt(0 * logits[:, 0]), True),  # 0, with a slope of infinity times 0
+        (lambda logits: logits[:, 0] + jax.lax.stop_gradient(jnp.nan), False),
+    ],
+    ids=["gradient", "loss"],
+)
+def test_loss_and_gradient_are_both_looked_at_before_an_update(loss, finite):
+    term = objectives.from_outputs(loss, "student.logits")
+    setup = Setup(student=models.mlp(CLASSES, hidden=(3,)), term=term, skip_nonfinite=True)
+    state, found = jax.jit(setup.step)(setup.state, setup.teacher_variables, make_batch())
+    assert bool(np.isfinite(found["loss"])) == finite
+    assert int(found["skipped"]) == 1
+    assert_trees_equal(state.replace(step=setup.state.step, skipped=setup.state.skipped), setup.state)
+
+
+def test_student_and_term_draw_apart():
+    """At the start and in the step, each from a stream of its own."""
+
+    def drawn(key, *_):
+        return Variables({"w": jax.random.uniform(key)}, {})
+
+    def apply(variables, batch, key, train):
+        return Outputs(jnp.zeros((16, CLASSES)), {"drawn": jnp.full(16, jax.random.uniform(key))}), {}
+
+    def value(variables, student, teacher, batch, key, step):
+        return variables.params["w"], {}, {"own": jax.random.uniform(key), "student": student.features["drawn"][0]}
+
+    parts = (Model(drawn, apply), models.no_teacher(), Term(drawn, value), optax.sgd(0.1))
+    nothing = Variables({}, {})
+    state = train.init_state(*parts, key=jax.random.key(0), batch=make_batch(), teacher_variables=nothing)
+    assert state.params["student"]["w"] != state.params["term"]["w"]
+    _, found = train.make_train_step(*parts)(state, nothing, make_batch())
+    assert found["own"] != found["student"]
+
+
+def test_a_state_may_be_donated_and_what_it_started_from_stays():
+    """No buffer stands in it twice, and none is the caller's."""
+    parts = (models.mlp(CLASSES, hidden=(3,)), models.no_teacher(), objectives.from_labels(losses.cross_entropy))
+    start = parts[0].init(jax.random.key(5), make_batch())
+    options = {"key": jax.random.key(0), "batch": make_batch(), "teacher_variables": Variables({}, {}), "ema": True}
+    state = train.init_state(*parts, optax.sgd(0.1), student_variables=start, **options)
+    after = jax.jit(lambda state: state.replace(step=state.step + 1), donate_argnums=0)(state)
+    assert_trees_equal(after.ema.params, after.params["student"])
+    assert_trees_equal(after.params["student"], start.params)
+
+
+def test_a_name_gives_the_same_key_in_every_process():
+    found = jax.random.key_data(fold_name(jax.random.key(0), "student"))
+    np.testing.assert_array_equal(found, [1357186832, 3421867886])
