@@ -156,13 +156,15 @@ def benchmark():
         smoke={"scale": 0.01, "only": ("ceilings",), "out": "runs/accelerator-smoke"},
         minutes=(9.0, "minutes for all stages together"),
         scale=(1.0, "factor of rounds and epochs; below 0.1 every program is as small as its --smoke"),
-        only=(tuple(STAGES), "stages to run", STAGES),
+        only=(tuple(STAGES), "stages to run"),
         platform=("", "platform of JAX, such as cpu or cuda; what there is if absent"),
         source=("", "CIFAR-100, such as npz:cifar100_{split}.npz; random images, for the times alone, if absent"),
         teacher_file=("", "PyTorch weights of the ResNet-56; it is trained if absent"),
         xla_flags=("", "flags of XLA for all stages"),
         out=("runs/accelerator", "folder for the figures and tables"),
     )
+    if unknown := set(config.only) - set(STAGES):
+        raise ValueError(f"there is no stage {', '.join(sorted(unknown))}: give --only some of {', '.join(STAGES)}.")
     if config.minutes <= 0 or not 0 < config.scale <= 1:
         raise ValueError(
             f"--minutes is {config.minutes} and --scale {config.scale}: give positive ones, --scale up to 1."
