@@ -340,5 +340,5 @@ def test_the_precision_of_the_teacher_is_part_of_the_fingerprint(tmp_path):
     trained(tmp_path / "a", keep="full", steps=1, path=tmp_path / "t")
     for name in ("precision", "teacher_weights"):
         training = StepOptions(**{name: "bfloat16"})
-        with pytest.raises(ValueError, match=f"{name} = float32, not bfloat16"):
+        with pytest.raises(ValueError, match=rf"{name} = \w+, not bfloat16"):
             trained(tmp_path / name, keep="full", steps=1, path=tmp_path / "t", training=training)
