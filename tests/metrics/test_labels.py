@@ -38,7 +38,7 @@ def test_rows_to_ignore_count_in_no_metric():
         np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("name", set(EVERY) - set(FIDELITY))
+@pytest.mark.parametrize("name", sorted(set(EVERY) - set(FIDELITY)))
 def test_labels_that_wrap_or_do_not_fit_are_named(name):
     for y, message in (
         (Y.astype(np.int64) + 2**32, r"labels hold 429496\d+, which would become another number"),
