@@ -49,6 +49,11 @@ class Forked:
     def kill(self):
         self.send_signal(signal.SIGKILL)
 
+    def has_spoken(self):
+        """True once it has said something on its first stream."""
+        out = pathlib.Path(self._streams[0])
+        return out.exists() and out.stat().st_size > 0
+
     def communicate(self, timeout=None):
         """Waits for its end; returns what it said on both streams."""
         self.wait(timeout)

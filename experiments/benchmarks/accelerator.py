@@ -26,9 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # jaxkd need not b
 import _timing as timing
 
 from jaxkd.experiment import main
+from jaxkd.experiment.domains import Domain
 from jaxkd.files import read_json, write_json
 
 FOLDER = Path(__file__).resolve().parent
+SCALE = Domain("above 0, up to 1", 1e-6, 1.0)
 DRY = 0.1  # scales below run each program as its --smoke does
 SLOWER = 10  # factor of a stage's seconds in such a run, which may be on CPUs
 GRACE = 20  # seconds that a stage has for its checkpoint when its time is over
@@ -155,20 +157,14 @@ def benchmark():
         __doc__,
         smoke={"scale": 0.01, "only": ("ceilings",), "out": "runs/accelerator-smoke"},
         minutes=(9.0, "minutes for all stages together"),
-        scale=(1.0, "factor of rounds and epochs; below 0.1 every program is as small as its --smoke"),
-        only=(tuple(STAGES), "stages to run"),
+        scale=(1.0, "factor of rounds and epochs; below 0.1 every program is as small as its --smoke", SCALE),
+        only=(tuple(STAGES), "stages to run", tuple(STAGES)),
         platform=("", "platform of JAX, such as cpu or cuda; what there is if absent"),
         source=("", "CIFAR-100, such as npz:cifar100_{split}.npz; random images, for the times alone, if absent"),
         teacher_file=("", "PyTorch weights of the ResNet-56; it is trained if absent"),
         xla_flags=("", "flags of XLA for all stages"),
         out=("runs/accelerator", "folder for the figures and tables"),
     )
-    if unknown := set(config.only) - set(STAGES):
-        raise ValueError(f"there is no stage {', '.join(sorted(unknown))}: give --only some of {', '.join(STAGES)}.")
-    if config.minutes <= 0 or not 0 < config.scale <= 1:
-        raise ValueError(
-            f"--minutes is {config.minutes} and --scale {config.scale}: give positive ones, --scale up to 1."
-        )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the stage that runs is ended too
     out, began = Path(config.out), time.monotonic()
     out.mkdir(parents=True, exist_ok=True)

@@ -36,6 +36,9 @@ CACHED = "teacher_logits"
 TOLERANCES = {"float32": 1e-3, "tf32": 3e-2, "bfloat16": 6e-2}
 """Relative difference of two sides' losses, by the format of the products."""
 
+WAYS = ("eager", "compile", "reduce-overhead", "max-autotune")
+PEERS = ("none", *WAYS, *(f"{way}-nhwc" for way in WAYS))
+
 SMALL = {
     **pairs.SMALL,
     "batch_sizes": (4,),
@@ -166,7 +169,7 @@ def sides_of(pair, config, batch, teacher_variables, precision):
 
         sizes = torch_sizes(pair, config)
         options = {"bfloat16": precision == "bfloat16", "gpu": timing.is_accelerator()}
-        for peer in config.peers:
+        for peer in (name for name in config.peers if name != "none"):
             for way, cached in ways.items():
                 found = _torch_side.peer(peer)
                 options["logits"] = CACHED if cached else None
@@ -230,8 +233,8 @@ def benchmark() -> None:
         __doc__,
         smoke=SMALL,
         **pairs.sizes(fast),
-        peers=(("eager", "compile"), "ways to run PyTorch: eager, compile, reduce-overhead; with -nhwc: channels last"),
-        precisions=(("tf32",), "formats of the products", ("tf32", "float32", "bfloat16")),
+        peers=(("eager", "compile"), "ways to run PyTorch, with -nhwc: channels last; none for none", PEERS),
+        precisions=(("tf32",), "formats of the products", tuple(TOLERANCES)),
         at_once=(20 if fast else 1, "steps in one dispatch of jaxkd, besides one"),
         batch_sizes=((64, 512) if fast else (64,), "examples per step"),
         epoch_examples=(50_000 if fast else 1024, "examples per epoch"),
@@ -246,8 +249,6 @@ def benchmark() -> None:
         import _torch_side
 
         versions = _torch_side.versions()
-        for name in config.peers:
-            _torch_side.peer(name)  # a wrong name is said before anything is measured
     else:
         notes.append('PyTorch is not installed (pip install -e ".[bench]"), so jaxkd is reported alone.')
         print(notes[-1])

@@ -97,7 +97,7 @@ def benchmark():
         epochs=(240, "passes over the training data"),
         seeds=(3, "students of each kind, trained together"),
         batch_size=(64, "images of a step"),
-        precision=("tf32", "format of the products: tf32, float32, bfloat16"),
+        precision=("tf32", "format of the products", ("tf32", "float32", "bfloat16")),
         at_once=(71, "steps in one dispatch"),
         images=(50_000, "training images, of random ones"),
         root=("runs", "folder of the runs"),

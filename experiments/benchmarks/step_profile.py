@@ -91,7 +91,7 @@ def benchmark():
         __doc__,
         smoke=SMALL,
         **pairs.sizes(fast) | {"pairs": (("resnet",), "teachers and students: resnet, bert")},
-        precisions=(("tf32",), "formats of the products: tf32, float32, bfloat16"),
+        precisions=(("tf32",), "formats of the products", tuple(against_torch.TOLERANCES)),
         batch_size=(64, "examples per step"),
         at_once=(20 if fast else 1, "steps in one dispatch"),
         steps=(3, "dispatches in the trace"),

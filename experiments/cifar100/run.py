@@ -36,7 +36,7 @@ from jaxkd.experiment import (
     variables_of,
 )
 from jaxkd.experiment.domains import POSITIVE
-from jaxkd.experiment.images import check_networks, open_images
+from jaxkd.experiment.images import check_networks, first_rows, open_images
 from jaxkd.experiment.networks import read_teacher
 from jaxkd.runs import DivergenceError, NonFiniteError
 from jaxkd.train import students
@@ -99,7 +99,7 @@ def procedure(config, run, logger, plan) -> None:
         return state
 
     # 1. The teacher, trained here or read from a file, once all methods are known to fit.
-    example, names = context.eval_prepare(data.eval_batches(full, 128)[0]), (config.teacher, config.student)
+    example, names = context.eval_prepare(first_rows(full, 128)), (config.teacher, config.student)
     facts = dict(labels=lambda: data.labels_of(full), steps=config.epochs * epoch, examples=len(full))
     check_networks(config, big, small, example)
     methods.check_methods("--methods", config.wanted(), names, big, small, example, **facts)

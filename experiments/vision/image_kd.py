@@ -29,7 +29,7 @@ from jaxkd.experiment import (
     variables_of,
 )
 from jaxkd.experiment.domains import FRACTION, POSITIVE, TEMPERATURE, WHOLE
-from jaxkd.experiment.images import check_networks, open_images, prepared
+from jaxkd.experiment.images import check_networks, first_rows, open_images, prepared
 from jaxkd.experiment.networks import SMALL_IMAGES as NETWORKS
 from jaxkd.train import students
 
@@ -88,7 +88,7 @@ def procedure(config, run, logger, plan) -> None:
     big, small = (
         NETWORKS[name].make(full.num_classes, axis_name=parallel.DATA) for name in (config.teacher, config.student)
     )
-    check_networks(config, big, small, clean(data.eval_batches(full, 1)[0]))
+    check_networks(config, big, small, clean(first_rows(full, 1)))
     epoch, rows = data.steps_per_epoch(full, context.batch_of(full)), []
 
     def objective(make_term, **point):

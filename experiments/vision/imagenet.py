@@ -34,7 +34,7 @@ from jaxkd.experiment import (
     train_phase,
 )
 from jaxkd.experiment.domains import NON_NEGATIVE, POSITIVE, SIDE
-from jaxkd.experiment.images import check_images, check_networks, to_unit
+from jaxkd.experiment.images import check_images, check_networks, first_rows, to_unit
 from jaxkd.experiment.networks import LARGE_IMAGES, make_network, read_teacher
 from jaxkd.train import optimizers
 
@@ -120,7 +120,7 @@ def procedure(config, run, logger, plan) -> None:
     clean = augment.augment_batch(middle, seed=config.seed)
     context = Context(run, logger, plan, config.seed, config.batch_size, noisy, clean, config)
     teacher, student = (make_network(name, full.num_classes, LARGE_IMAGES) for name in (config.teacher, config.student))
-    example, key = clean(data.eval_batches(full, 8)[0]), jax.random.key(config.seed)
+    example, key = clean(first_rows(full, 8)), jax.random.key(config.seed)
     check_networks(config, teacher, student, example)
     epoch, names = data.steps_per_epoch(full, context.batch_of(full)), (config.teacher, config.student)
     counts = dict(examples=len(full), steps=config.epochs * epoch)

@@ -29,7 +29,7 @@ from jaxkd.experiment import (
     variables_of,
 )
 from jaxkd.experiment.domains import COUNT, NON_NEGATIVE, POSITIVE, TEMPERATURE
-from jaxkd.experiment.images import check_networks, prepared
+from jaxkd.experiment.images import check_networks, first_rows, prepared
 from jaxkd.experiment.networks import make_network
 from jaxkd.experiment.transfer import check_kinds, last_layer, open_source_and_target, sgd, thawing
 from jaxkd.train import students
@@ -115,7 +115,7 @@ def procedure(config, run, logger, plan) -> None:
     key, rows = jax.random.key(config.seed), []
     context = Context(run, logger, plan, config.seed, config.batch_size, noisy, clean, config)
     big, tuned = (make_network(config.teacher, source.num_classes) for source in (pretraining, few))
-    small, example = make_network(config.student, few.num_classes), clean(data.eval_batches(few, 8)[0])
+    small, example = make_network(config.student, few.num_classes), clean(first_rows(few, 8))
     evaluators = functools.cache(lambda model, many: Evaluator(context, model, metrics.CLASSIFICATION, stacked=many))
 
     def fit(name, model, term, make=lambda rate, steps: sgd(rate), source=few, seeds=None, **options):

@@ -91,7 +91,12 @@ def _root(seed: Any) -> jax.Array:
 
 def on_image(change: Callable[[jax.Array, jax.Array], jax.Array], *, floating: bool = False) -> Augmentation:
     """Augmentation that replaces the image by `change(key, image)`."""
-    return lambda key, example: {**example, "image": change(typed_key(key), image_of(example, floating=floating))}
+
+    def apply(key: jax.Array | None, example: Example) -> Example:
+        typed: Any = None if key is None else typed_key(key)  # stages without chance need none
+        return {**example, "image": change(typed, image_of(example, floating=floating))}
+
+    return apply
 
 
 def image_of(example: Example, *, floating: bool = False) -> jax.Array:

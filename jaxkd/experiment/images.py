@@ -35,6 +35,19 @@ def open_images(config: Any, *splits: str) -> list[data.Source]:
     return sources
 
 
+def first_rows(source: data.Source, count: int) -> Batch:
+    """First rows of a source as a batch, the same in every process: an example for shapes and statistics.
+
+    Args:
+      source: The source.
+      count: Number of rows; the last one is repeated if there are fewer.
+
+    Returns:
+      The batch, as a pipeline reads it.
+    """
+    return data.eval_batches(source, count, process_index=0, process_count=1)[0]
+
+
 def check_images(config: Any, *sources: data.Source) -> None:
     """Refuses sources that no classifier of images can be trained and evaluated on, or that flags do not fit.
 

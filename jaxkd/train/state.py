@@ -45,6 +45,7 @@ def check_parts(
         over one class, labels that a device cannot hold.
     """
     check_kinds(student, teacher, term)
+    check_rows(batch)
     key = jax.random.key(0)
     for name, values in batch.items():
         check_range(f"the values of the batch's field {name!r}", values)
@@ -63,7 +64,6 @@ def check_parts(
             raise ValueError(f"a term must return a scalar but this one returned shape {value.shape}: take the mean.")
         return value
 
-    check_rows(batch)
     jax.eval_shape(run, *_shapes((dict(batch), as_variables(teacher_variables))))
 
 

@@ -226,11 +226,11 @@ def test_any_number_of_devices_writes_the_same_targets(tmp_path, logits):
 
 PROGRAM = """
 import os, signal
+from array_record.python import array_record_module
 from cache.test_write import written
-from jaxkd.cache import shards
 import pathlib, sys
 
-class Killing(shards.ArrayRecordWriter):
+class Killing(array_record_module.ArrayRecordWriter):
     count = 0
 
     def write(self, record):
@@ -239,7 +239,7 @@ class Killing(shards.ArrayRecordWriter):
             os.kill(os.getpid(), signal.SIGKILL)
         super().write(record)
 
-shards.ArrayRecordWriter = Killing
+array_record_module.ArrayRecordWriter = Killing
 written(pathlib.Path(sys.argv[1]))
 """
 

@@ -122,7 +122,7 @@ def test_what_layers_wraps_is_what_the_networks_must_not_use():
 
 @pytest.mark.parametrize("path", sorted(MODELS.rglob("*.py")), ids=lambda p: str(p.relative_to(MODELS)))
 def test_networks_use_our_layers_where_there_are_any(path):
-    if path.name != "layers.py":
+    if path.name not in ("layers.py", "statistics.py"):  # these name Flax's own, to make ours of it or to find it
         assert list(unwrapped(path.read_text())) == []
 
 

@@ -220,7 +220,7 @@ def test_the_loss_of_process_0_is_code_75(forks, tmp_path, number):
     program.write_text(textwrap.dedent(PAIR))
     both = start(forks, 2, program, "{address}", "{count}", "{number}", devices=1)
     try:
-        while not all(pathlib.Path(one._streams[0]).read_text() for one in both):
+        while not all(one.has_spoken() for one in both):
             assert all(one.poll() is None for one in both), ends(both)
             time.sleep(0.02)
         both[0].send_signal(number)

@@ -67,15 +67,16 @@ def test_no_stage_begins_without_time(accelerator, tmp_path, monkeypatch, capsys
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--only", "nothing"), "there is no stage nothing: give --only some of good, bad, slow."),
-        (("--minutes", "0"), "--minutes is 0.0 and --scale 1.0: give positive ones, --scale up to 1."),
-        (("--scale", "2"), "--minutes is 9.0 and --scale 2.0: give positive ones, --scale up to 1."),
+        (("--only", "nothing"), "argument --only: invalid choice: 'nothing' (choose from "),
+        (("--minutes", "0"), "argument --minutes: 0: give a number above 0"),
+        (("--scale", "2"), "argument --scale: 2: give a number from 1e-06 to 1"),
     ],
 )
-def test_wrong_flags_are_a_sentence(accelerator, tmp_path, monkeypatch, words, message):
+def test_wrong_flags_are_a_sentence(accelerator, tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.setattr(sys, "argv", ["accelerator.py", "--out", str(tmp_path / "out"), *words])
-    with pytest.raises(ValueError, match=f"^{message}$"):
+    with pytest.raises(SystemExit, match="2"):
         accelerator.benchmark()
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
