@@ -42,6 +42,14 @@ def test_an_input_that_hangs_before_a_training_is_named(caplog, monkeypatch):
     assert not caplog.messages, "the clock of a training has its own words"
 
 
+@pytest.fixture(autouse=True)
+def usual_handler():
+    """Python's own handler of Ctrl-C, whatever an earlier test has left."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Left(BaseException):
     """In place of the end of the process."""
 
