@@ -68,7 +68,9 @@ STAGES = {
     "students": Stage("many_students", 60, {**MANY, "rounds": 4}, ("rounds",)),
     "vocabulary": Stage("large_vocabulary", 45, {"vocabularies": [131_072], "rounds": 8}, ("rounds",)),
     "bert": Stage(seconds=60, words={**BERT, "peers": ["eager"]}, **TORCH),
-    "resnet_512": Stage(seconds=45, words={**RESNET, "batch_sizes": [512], "peers": ["eager-nhwc"]}, **TORCH),
+    "resnet_512": Stage(
+        seconds=90, words={**RESNET, "batch_sizes": [512], "peers": ["eager-nhwc", "compile-nhwc"]}, **TORCH
+    ),
     "resnet_bfloat16": Stage(
         seconds=90, words={**RESNET, "precisions": ["bfloat16"], "peers": ["eager-nhwc", "compile-nhwc"]}, **TORCH
     ),

@@ -1,12 +1,13 @@
 """Profile of one step: kernels by time, gaps between them, and the share of the device's ceiling that they reach.
 
-The step is that of `against_torch.py` (ResNet-56 -> ResNet-20, live and cached), or of many students together. On CPUs
-the "kernels" are XLA's operations on the busiest thread.
+The steps are those of `against_torch.py` (ResNet-56 -> ResNet-20, live and cached) and of the CIFAR-100 benchmark:
+several students in one program with a live teacher. On CPUs the "kernels" are XLA's operations on the busiest thread.
 
     python experiments/benchmarks/step_profile.py        30 seconds on a GPU
 """
 
 import collections
+import re
 import tempfile
 from pathlib import Path
 
@@ -14,8 +15,10 @@ import _pairs as pairs
 import _timing as timing
 import against_torch
 import jax
+import numpy as np
 
 from jaxkd.experiment import main
+from jaxkd.train import multistep, students
 
 SMALL = {**pairs.SMALL, "pairs": ("resnet",), "depths": (8, 8), "batch_size": 4, "steps": 2, "at_once": 2}
 HOST = ("python", "main")  # threads that only start programs
@@ -26,13 +29,12 @@ def events(folder):
     newest = max(Path(folder).rglob("*.xplane.pb"), key=lambda p: p.stat().st_mtime)
     found = jax.profiler.ProfileData.from_file(str(newest))
     planes = [p for p in found.planes if p.name.startswith("/device:")] or [p for p in found.planes if "CPU" in p.name]
-    lines = [
-        [(e.start_ns, e.start_ns + e.duration_ns, e.name) for e in line.events]
-        for plane in planes
-        for line in plane.lines
-        if not any(word in line.name.lower() for word in (*HOST, "steps", "modules", "source"))
-    ]
-    return max(lines, key=lambda spans: sum(end - start for start, end, _ in spans), default=[])
+    lines = [line for plane in planes for line in plane.lines]
+    streams = [line for line in lines if line.name.startswith("Stream")]  # of a GPU: what its hardware ran, not nested
+    if not streams:
+        streams = [x for x in lines if not any(w in x.name.lower() for w in (*HOST, "steps", "modules", "source"))]
+    spans = [[(e.start_ns, e.start_ns + e.duration_ns, e.name) for e in line.events] for line in streams]
+    return max(spans, key=lambda spans: sum(end - start for start, end, _ in spans), default=[])
 
 
 def gaps(spans):
@@ -58,22 +60,44 @@ def profiled(launch, wait, placed, steps):
         return events(folder)
 
 
-def rows_of(pair, precision, cached, config):
+def together(pair, config, batch, teacher_variables, precision):
+    """(launch, place, wait) of a step of several students, as `against_torch.library` gives it for one."""
+    parts = against_torch.parts_of(pair, config, precision, cached=False)
+    sweep = students.sweep(lambda: parts, students.grid(seed=range(config.seeds)))
+    state = sweep.init(key=jax.random.key(0), batch=batch, teacher_variables=teacher_variables)
+    step = multistep.scan_steps(students.vmap_students(sweep.make_step()))
+    compiled, box = jax.jit(step, donate_argnums=0), {"state": state}
+
+    def launch(placed):
+        box["state"], metrics = compiled(box["state"], teacher_variables, placed)
+        return metrics["loss"]
+
+    def place(rows):
+        rows = {name: x for name, x in rows.items() if name != against_torch.CACHED}
+        return jax.device_put({name: np.stack([x] * config.at_once, axis=1) for name, x in rows.items()})
+
+    return launch, place, jax.block_until_ready
+
+
+def rows_of(pair, precision, kind, config):
     """Rows of the table of one step: its kernels, the most expensive first, and the whole."""
     batch = against_torch.examples(pair, config.batch_size, config)
     teacher_variables, batch = against_torch.with_logits(pair, config, batch, config.batch_size)
     with against_torch.products(precision):
-        arguments = (pair, config, batch, teacher_variables, precision, cached)
-        (launch, place, wait), _ = against_torch.library(*arguments, config.at_once)
+        arguments = (pair, config, batch, teacher_variables, precision)
+        if kind == "together":
+            launch, place, wait = together(*arguments)
+        else:
+            (launch, place, wait), _ = against_torch.library(*arguments, kind == "cached", config.at_once)
         spans = profiled(launch, wait, place(batch), config.steps)
-        paper = against_torch.on_paper(*arguments)
+        paper = against_torch.on_paper(*arguments, kind == "cached") if kind != "together" else None
     covered, between, count = gaps(spans)
     number, totals = config.steps * config.at_once, collections.Counter()
     for start, end, name in spans:
-        totals[name.split(".")[0]] += (end - start) / 1e9
-    step = {"step": f"{pair}, {precision}, {'cached' if cached else 'live'}"}
+        totals[re.sub(r"[._]?\d+$", "", name)] += (end - start) / 1e9
+    step = {"step": f"{pair}, {precision}, {kind if kind != 'together' else f'{config.seeds} together'}"}
     whole = 1e3 * (covered + between) / number
-    share = f"{100 * paper.floor_ms / whole:.1f}" if whole else "-"
+    share = f"{100 * paper.floor_ms / whole:.1f}" if whole and paper else "-"
     yield step | {
         "kernel": "all",
         "ms": f"{1e3 * covered / number:.4g}",
@@ -95,6 +119,7 @@ def benchmark():
         batch_size=(64, "examples per step"),
         at_once=(20 if fast else 1, "steps in one dispatch"),
         steps=(3, "dispatches in the trace"),
+        seeds=(3, "students together in the step of the benchmark"),
         top=(12, "kernels in the table"),
         out=("runs/step_profile.json", "JSON file for the figures"),
     )
@@ -102,8 +127,8 @@ def benchmark():
     columns["share"] = "floor on an H100 / measured, %"
     for pair in config.pairs:
         for precision in config.precisions:
-            for cached in (False, True):
-                rows += rows_of(pair, precision, cached, config)
+            for kind in ("live", "cached", "together"):
+                rows += rows_of(pair, precision, kind, config)
                 timing.publish(config.out, "Profile of a step", rows, columns, config=vars(config))
 
 
