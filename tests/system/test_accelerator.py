@@ -1,6 +1,5 @@
 """The one command for all figures of an accelerator: stages in order, each cut off, resumed and reported by itself."""
 
-import json
 import pathlib
 import subprocess
 import sys
@@ -98,16 +97,19 @@ for name in ("grain", "tyro", "tensorflow_datasets", "tensorflow", "array_record
 """
 
 
-def test_a_machine_without_the_other_packages_trains_the_benchmark(tmp_path):
-    """With JAX, Flax, optax, Orbax and chex alone, in an interpreter that finds none of the others."""
+def test_a_machine_without_the_other_packages_can_start_every_stage(tmp_path):
+    """In an interpreter that finds none of them; CI runs all stages in an environment that has none."""
     (tmp_path / "sitecustomize.py").write_text(BARE)
-    command = [sys.executable, str(FOLDER / "accelerator.py"), "--platform", "cpu", "--scale", "0.01"]
-    command += ["--only", "cifar100", "--out", str(tmp_path / "out")]
-    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    environment = {"PATH": "", "PYTHONPATH": str(tmp_path), "XLA_FLAGS": quick}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    log = tmp_path / "out" / "cifar100.log"
-    assert done.returncode == 0, done.stderr + (log.read_text() if log.exists() else "")
-    rows = json.loads((tmp_path / "out" / "cifar100.json").read_text())["rows"]
-    assert [row["method"] for row in rows] == ["teacher", "alone", "kd"]
-    assert all(row["seconds"] != "-" for row in rows)
+    program = f"""
+import sys, numpy as np
+sys.path[:0] = [{str(FOLDER)!r}, {str(FOLDER.parents[1])!r}]
+import accelerator
+for stage in accelerator.STAGES.values():
+    __import__(stage.program)
+from jaxkd import data
+source = data.in_memory(data.open_source({{"image": np.zeros((8, 2, 2, 1), np.uint8), "label": np.arange(8) % 2}}))
+print(len(list(data.prefetch(data.train_batches(source, 4, seed=0), dict, stop=3))))
+"""
+    environment = {"PATH": "", "PYTHONPATH": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
