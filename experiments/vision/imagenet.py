@@ -34,7 +34,7 @@ from jaxkd.experiment import (
     train_phase,
 )
 from jaxkd.experiment.domains import NON_NEGATIVE, POSITIVE, SIDE
-from jaxkd.experiment.images import check_images, check_networks, first_rows, to_unit
+from jaxkd.experiment.images import check_held_out, check_images, check_networks, first_rows, to_unit
 from jaxkd.experiment.networks import LARGE_IMAGES, make_network, read_teacher
 from jaxkd.train import optimizers
 
@@ -79,14 +79,14 @@ SMALL = dict(
     resize=20,
     teacher="tiny",
     student="tiny",
-    validation_split="train",
 )
 
 
 def fake(config):
-    """Random images of ten classes."""
+    """Random images of ten classes, the same ones to train and to evaluate on."""
     size = (2 * config.batch_size, config.resize, config.resize, 3)
-    return {"image": np.random.default_rng(0).integers(0, 256, size, np.uint8), "label": np.arange(size[0]) % 10}
+    fields = {"image": np.random.default_rng(0).integers(0, 256, size, np.uint8), "label": np.arange(size[0]) % 10}
+    return {f"{split}_{name}": x for split in ("train", "validation") for name, x in fields.items()}
 
 
 def objective_of(config, pair):
@@ -112,6 +112,7 @@ def procedure(config, run, logger, plan) -> None:
         for split, fit in ((config.train_split, "stretch"), (config.validation_split, "crop"))
     )
     check_images(config, full, validation)
+    check_held_out(full, validation)
     scale, normalize = to_unit(full), augment.normalize(MEAN, STD)
     crop = augment.compose(scale, augment.random_resized_crop(config.image_size), augment.flip(), normalize)
     mix = augment.mixup(full.num_classes, alpha=1.0) if config.recipe == "patient" else None

@@ -27,12 +27,30 @@ def open_images(config: Any, *splits: str) -> list[data.Source]:
       A source for each split.
 
     Raises:
-      ValueError: As `data.open_source` and `check_images` say.
+      ValueError: As `data.open_source`, `check_images` and `check_held_out` say.
     """
     options = {"data_dir": config.data_dir, "image_size": config.image_size}
     sources = [data.in_memory(data.open_source(config.source, split, **options)) for split in splits]
     check_images(config, *sources)
+    check_held_out(*sources)
     return sources
+
+
+def check_held_out(training: data.Source, *others: data.Source) -> None:
+    """Refuses splits to evaluate on that share rows with the training split; they may share rows with each other.
+
+    Args:
+      training: The training split.
+      *others: Splits that networks are evaluated on.
+
+    Raises:
+      ValueError: If one shares a row with the training split.
+    """
+    for other in others:
+        try:
+            data.check_disjoint(training, other)
+        except ValueError as error:
+            raise ValueError(f"networks would be evaluated on what they are trained on: {error}") from error
 
 
 def first_rows(source: data.Source, count: int) -> Batch:

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from jaxkd import data, models
-from jaxkd.experiment.images import check_images
+from jaxkd.experiment.images import check_held_out, check_images
 from jaxkd.train import check_parts, optimizers
 from jaxkd.types import Batch, Model, Term
 
@@ -76,6 +76,7 @@ def open_source_and_target(
             f"images are {pretraining.image_shape} in the source but {whole.image_shape} in the target: "
             "give --image-size, and sets with as many channels."
         )
+    check_held_out(*targets)
     return pretraining, data.few_labels(whole, per_class, seed=seed), validation, test
 
 

@@ -34,6 +34,15 @@ def test_images_that_do_not_fit_are_refused(flags, given, message):
         images.check_images(SimpleNamespace(**flags), *(source(**one) for one in given))
 
 
+def test_splits_to_evaluate_on_share_no_row_with_the_training_split():
+    arrays = {"image": PIXELS, "label": np.arange(len(PIXELS)) % 3}
+    rows = {split: data.open_source(arrays, split) for split in ("train", "train[:8]", "train[8:]", "train[6:]")}
+    images.check_held_out(rows["train[:8]"], rows["train[8:]"], rows["train[8:]"])
+    for training, other in (("train", "train"), ("train", "train[8:]"), ("train[:8]", "train[6:]")):
+        with pytest.raises(ValueError, match=r"evaluated on what they are trained on: .* share .* rows"):
+            images.check_held_out(rows[training], rows[other])
+
+
 @pytest.mark.parametrize("own", [True, False], ids=["own statistics", "given ones"])
 def test_floating_images_are_prepared_as_uint8_is(own):
     statistics = None if own else ([0.4], [0.2])

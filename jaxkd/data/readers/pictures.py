@@ -64,6 +64,10 @@ class Frame:
         return image.resize(size, bilinear) if self.fit == "stretch" else ImageOps.fit(image, size, bilinear)
 
 
+class _DepthError(ValueError):
+    """Error of a picture whose pixels have too many bits."""
+
+
 class Picture(NamedTuple):
     """Decoded image.
 
@@ -116,7 +120,7 @@ def _in_mode(image: Image.Image, channels: int | None) -> Image.Image:
         wide = np.asarray(image).astype(np.int64)
         image = Image.fromarray((wide // 257).clip(0, 255).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        raise ValueError(f"it has pixels of 32 bits, mode {image.mode}, whose white is unknown")
+        raise _DepthError(f"it has pixels of 32 bits, mode {image.mode}, whose white is unknown")
     elif image.mode in ("P", "PA") and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns of a direct conversion
     mode = _MODES[channels] if channels else ("L" if image.mode in ("1", "L", "LA") else "RGB")
@@ -167,6 +171,8 @@ def decode_or_explain(
         reason = root_cause(error)
         if isinstance(error, UnidentifiedImageError):
             reason = f"it is no whole file of {', '.join(_formats()[:-1])} or {_formats()[-1]}"
+        elif isinstance(error, _DepthError):
+            reason, advice = str(error), "save it with 8 or 16 bits a channel"
         elif isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
             advice = "make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
         raise ValueError(f"{name} cannot be decoded ({reason}): {advice}.") from error
