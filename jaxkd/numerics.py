@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -122,6 +123,20 @@ def weighted_softplus(x: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.where(counts, weight * jax.nn.softplus(jnp.where(counts, x, 0)), 0)
 
 
+def check_temperature(temperature: Any, name: str = "temperature") -> None:
+    """Raises ValueError for a temperature, known before it is traced, that is no positive number.
+
+    Args:
+      temperature: The temperature, or an array of them.
+      name: Its name, for the message.
+    """
+    if isinstance(temperature, jax.core.Tracer) or (isinstance(temperature, float) and 0 < temperature < np.inf):
+        return
+    T = np.asarray(temperature)
+    if T.dtype.kind in "OUSbc" or not np.all(np.isfinite(T) & (T > 0)):
+        raise ValueError(f"{name} is {temperature!r}, which divides logits: give a positive number, such as 4.0.")
+
+
 def log_softmax(logits: jax.Array, temperature: ArrayLike = 1.0) -> jax.Array:
     """Log-softmax of logits / T over the last axis; classes masked with -inf stay -inf and get zero gradients.
 
@@ -134,6 +149,7 @@ def log_softmax(logits: jax.Array, temperature: ArrayLike = 1.0) -> jax.Array:
     Returns:
       Log-probabilities [..., K].
     """
+    check_temperature(temperature)
     masked = jnp.isneginf(logits)
     scaled = jnp.where(masked, 0, logits) / per_example(temperature, logits)
     empty = jnp.all(masked, axis=-1, keepdims=True)

@@ -116,6 +116,7 @@ def _over_labels(values: jax.Array, labels: Labels) -> jax.Array:
 def _yes_and_no(logits: jax.Array, temperature: ArrayLike) -> jax.Array:
     """Log-probabilities [..., 2] of yes and no; no is certain of a label masked with -inf, which gets no gradient."""
     masked = jnp.isneginf(logits)
+    numerics.check_temperature(temperature)
     z = jnp.where(masked, 0, logits) / numerics.per_example(temperature, logits)
     yes, no = (jnp.where(masked, x, jax.nn.log_sigmoid(y)) for x, y in ((-jnp.inf, z), (0, -z)))
     return jnp.stack([yes, no], axis=-1)

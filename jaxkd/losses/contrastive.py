@@ -383,6 +383,7 @@ def _crd_log_scores(
 ) -> tuple[jax.Array, jax.Array]:
     """log o [B, 1 + K], and log Z, which is made from these scores if z < 0, as a constant."""
     products = jnp.einsum("bd,nd->bn", numerics.unit(embedding), memory, precision="highest")
+    numerics.check_temperature(temperature)
     scores = jnp.take_along_axis(products, rows, axis=1) / numerics.per_example(temperature, products)
     batch_log_z = jax.nn.logsumexp(jax.lax.stop_gradient(scores)) + math.log(len(memory) / scores.size)
     z = jnp.asarray(z, scores.dtype)

@@ -61,6 +61,7 @@ def dist(
       https://arxiv.org/abs/2205.10536
     """
     s, t = _rows(student_logits, teacher_logits)
+    numerics.check_temperature(temperature)
     T, beta, gamma = (jnp.asarray(h, s.dtype) for h in (temperature, beta, gamma))
     q, p = jnp.exp(numerics.log_softmax(s, T)), jnp.exp(numerics.log_softmax(t, T))
     inter = 1 - jnp.mean(_pearson(q, p, axis=1))
@@ -105,6 +106,7 @@ def mlkd(
         instances = T**2 * jnp.mean(numerics.kl_divergence(log_p, log_q))
         return instances + _gram_distance(p, q) / len(s) + _gram_distance(p.T, q.T) / s.shape[-1]
 
+    numerics.check_temperature(temperatures, "temperatures")
     return jnp.sum(jax.vmap(at)(jnp.asarray(temperatures, s.dtype)))
 
 

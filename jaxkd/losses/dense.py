@@ -109,6 +109,7 @@ def pixel_kd(
     if weights.shape != s.shape[:-1]:
         raise ValueError(f"the mask has shape {weights.shape} but logits have shape {s.shape}: give {s.shape[:-1]}.")
     s, t = numerics.masked(weights, s, t)
+    numerics.check_temperature(temperature)
     T = jnp.asarray(temperature, s.dtype)
     divergence = numerics.kl_divergence(numerics.log_softmax(t, T), numerics.log_softmax(s, T))
     return jax.vmap(numerics.masked_mean)(numerics.per_example(T**2, divergence) * divergence, weights)
@@ -137,6 +138,7 @@ def cwd(student_feature: ArrayLike, teacher_feature: ArrayLike, *, temperature: 
     """
     s, t = numerics.promote(student_feature, teacher_feature)
     numerics.check_same_shape(s, t, "features")
+    numerics.check_temperature(temperature)
     T = jnp.asarray(temperature, s.dtype)
     log_q, log_p = (numerics.log_softmax(jnp.moveaxis(_positions(x), 1, 2), T) for x in (s, t))
     return T**2 * jnp.mean(numerics.kl_divergence(log_p, log_q), axis=1)
@@ -228,6 +230,7 @@ def ld(
     """
     s, t = numerics.promote(student_logits, teacher_logits)
     numerics.check_same_shape(s, t, "logits")
+    numerics.check_temperature(temperature)
     T = jnp.asarray(temperature, s.dtype)
     divergence = numerics.kl_divergence(numerics.log_softmax(t, T), numerics.log_softmax(s, T))
     divergence = numerics.per_example(T**2, divergence) * divergence

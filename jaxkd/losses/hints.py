@@ -342,6 +342,7 @@ def srd(
     s, t, z_s, z_t = numerics.promote(student_feature, teacher_feature, student_logits, teacher_logits)
     numerics.check_same_shape(s, t, "features")
     numerics.check_same_shape(z_s, z_t, "logits")
+    numerics.check_temperature(temperature)
     e, T = jnp.asarray(exponent, s.dtype), jnp.asarray(temperature, s.dtype)
     difference = jnp.abs(numerics.difference(s, t, axis=(0, 1)))
     # In units of the largest difference nothing over- or underflows; the unit cancels, and so does its gradient.

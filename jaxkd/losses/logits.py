@@ -182,6 +182,7 @@ def logits_mse(student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperat
     s, t = numerics.promote(student_logits, teacher_logits)
     numerics.check_same_shape(s, t, "outputs")
     kept = ~(jnp.isneginf(s) & jnp.isneginf(t))
+    numerics.check_temperature(temperature)
     T = numerics.per_example(temperature, s)
     difference = (jnp.where(kept, s, 0) - jnp.where(kept, t, 0)) / T
     return jnp.mean(jnp.square(difference), axis=-1)

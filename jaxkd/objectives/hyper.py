@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from jaxkd import numerics
 from jaxkd.types import Schedule
 
 Number: TypeAlias = ArrayLike | Schedule
@@ -49,6 +50,8 @@ def hold(values: Mapping[str, Any], loss: Callable[..., Any] | None = None) -> H
     _check_keywords(values, loss, parameters)
     arrays, schedules, static = {}, {}, {}
     for name, value in values.items():
+        if name.endswith("temperature") and not callable(value):
+            numerics.check_temperature(value, name)
         wants_float = name in parameters and isinstance(parameters[name].default, float)
         if callable(value):
             schedules[name] = value

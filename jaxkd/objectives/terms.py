@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -140,8 +141,10 @@ def from_outputs(
       A term without parameters; its state holds the numbers.
 
     Raises:
+      TypeError: If the loss takes other arguments than the paths give.
       ValueError: If a path has another form.
     """
+    _check_arguments(loss, paths)
     bound = ignoring_loss(loss, ignore)
     term = trained(
         lambda params, *arguments, **hyper: bound(*arguments, **hyper),
@@ -153,6 +156,29 @@ def from_outputs(
         **hyper,
     )
     return term if ignore is None else ignoring(term, loss, paths, ignore, hyper)
+
+
+def _check_arguments(loss: Loss, paths: Sequence[str | Sequence[str]]) -> None:
+    """Raises TypeError if a loss wants other arguments than the paths give, as far as its signature tells."""
+    try:
+        parameters = inspect.signature(loss).parameters.values()
+    except (TypeError, ValueError):  # of functions in C
+        return
+    given = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    names, needed = [p.name for p in given], [p.name for p in given if p.default is p.empty]
+    labels = [path for name, path in zip(names, paths, strict=False) if name == "labels" and not _of_batch(path)]
+    many = len(paths) > len(names) and not any(p.kind == p.VAR_POSITIONAL for p in parameters)
+    if labels or many or len(paths) < len(needed):
+        name = getattr(loss, "__name__", "the loss")
+        raise TypeError(
+            f"{name} takes {', '.join(needed) or 'nothing'}, but is given {', '.join(map(str, paths)) or 'nothing'}: "
+            f"use from_labels for logits and labels, or from_outputs({name}, ...) with one path such as "
+            "'student.logits', 'teacher.logits' or 'batch.label' for each argument."
+        )
+
+
+def _of_batch(path: str | Sequence[str]) -> bool:
+    return isinstance(path, str) and path.startswith("batch.")
 
 
 def trained(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,14 +30,12 @@ def weighted(**terms: Term | tuple[Number, Term]) -> Term:
       A term whose params and state are keyed by the names; the weights stand in `state["weights"]`.
 
     Raises:
-      ValueError: If there is no term, one is called "weights", or a weight is not one number.
+      TypeError: If something is neither a term nor a pair of weight and term.
+      ValueError: If there is no term, one is called "weights", or a weight is not one finite number.
     """
     if not terms or "weights" in terms:
         raise ValueError('weighted() needs at least one term, none of them called "weights": name each after its loss.')
-    pairs = {name: t if not isinstance(t, Term) else (1.0, t) for name, t in terms.items()}
-    for name, (weight, _) in pairs.items():
-        if not callable(weight) and np.shape(weight):
-            raise ValueError(f"the weight of {name!r} has shape {np.shape(weight)}: give one number or a schedule.")
+    pairs = {name: _weight_and_term(name, t) for name, t in terms.items()}
     held = hold({n: w if callable(w) else as_number(w) for n, (w, _) in pairs.items()})
 
     terms_alone = {name: term for name, (_, term) in pairs.items()}
@@ -57,6 +56,25 @@ def weighted(**terms: Term | tuple[Number, Term]) -> Term:
         return total, {"weights": variables.state["weights"], **state}, metrics
 
     return Term(init, apply, any(term.couples for term in terms_alone.values()))
+
+
+def _weight_and_term(name: str, given: Any) -> tuple[Number, Term]:
+    """One term of a sum with its weight, after the checks of `weighted`."""
+    if isinstance(given, Term):
+        return 1.0, given
+    if not isinstance(given, tuple | list) or len(given) != 2 or not isinstance(given[1], Term):
+        raise TypeError(
+            f"{name!r} is neither a term nor (weight, term): give {name}=(0.5, objectives.from_logits(losses.kd)), or "
+            "the term alone for a weight of 1."
+        )
+    weight = given[0]
+    if callable(weight) or isinstance(weight, jax.core.Tracer):
+        return weight, given[1]
+    number = np.asarray(weight)
+    if number.shape or number.dtype.kind in "OUSbc" or not np.isfinite(number):
+        what = f"has shape {number.shape}" if number.shape else f"is {weight!r}"
+        raise ValueError(f"the weight of {name!r} {what}: give one finite number or a schedule of the step.")
+    return weight, given[1]
 
 
 def init_each(terms: Mapping[str, Term], key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> Variables:

@@ -70,6 +70,26 @@ def test_unknown_hyper_parameter_is_refused_with_those_there_are():
     assert value(objectives.from_logits(anything, scale=2.0)) == pytest.approx(2 * value(objectives.from_logits(rows)))
 
 
+def test_temperatures_that_divide_by_nothing_are_refused():
+    s, t = STUDENT.logits, TEACHER.logits
+    for T in (0.0, -1.0, np.nan, np.inf, "4", None, np.asarray([1.0, 0.0])):
+        with pytest.raises(ValueError, match=r"temperature is .* give a positive number"):
+            objectives.from_logits(losses.kd, temperature=T)
+    for loss in (losses.kd, losses.reverse_kl, losses.logits_mse, losses.dist, losses.binary_kd):
+        with pytest.raises(ValueError, match=r"temperature is -2\.0"):
+            loss(s, t, temperature=-2.0)
+        assert np.isfinite(jax.jit(lambda T, loss=loss: loss(s, t, temperature=T))(2.0)).all()
+
+
+def test_losses_of_other_arguments_are_refused():
+    with pytest.raises(TypeError, match=r"cross_entropy takes logits, labels, but is given student\.logits, teacher"):
+        objectives.from_logits(losses.cross_entropy)
+    with pytest.raises(TypeError, match=r"dkd takes student_logits, teacher_logits, labels, but is given student"):
+        objectives.from_logits(losses.dkd)
+    with pytest.raises(TypeError, match=r"kd takes student_logits, teacher_logits, but is given"):
+        objectives.from_outputs(losses.kd, "student.logits", "teacher.logits", "batch.label")
+
+
 def test_held_numbers_reach_the_loss_through_the_state():
     term = objectives.from_logits(rows, scale=2.0, power=3)
     variables = start(term)

@@ -70,9 +70,19 @@ def test_weight_may_be_any_single_number(weight):
     assert value(term) == pytest.approx(2 * value(plain), rel=1e-6)
 
 
-def test_weight_that_is_no_single_number_is_refused():
-    with pytest.raises(ValueError, match=r"the weight of 'kd' has shape \(2,\): give one number or a schedule"):
-        objectives.weighted(kd=(np.asarray([1.0, 2.0]), objectives.from_logits(losses.kd)))
+@pytest.mark.parametrize(
+    ("weight", "found"), [(np.asarray([1.0, 2.0]), r"has shape \(2,\)"), (np.nan, "is nan"), ("x", "is 'x'")]
+)
+def test_weight_that_is_no_single_number_is_refused(weight, found):
+    with pytest.raises(ValueError, match=f"the weight of 'kd' {found}: give one finite number or a schedule"):
+        objectives.weighted(kd=(weight, objectives.from_logits(losses.kd)))
+
+
+def test_what_is_no_term_is_refused():
+    term = objectives.from_logits(losses.kd)
+    for given in (0.5, losses.kd, (0.5,), (term, 0.5), (0.5, losses.kd), None):
+        with pytest.raises(TypeError, match=r"'kd' is neither a term nor \(weight, term\): give kd=\(0.5, "):
+            objectives.weighted(kd=given)
 
 
 def test_weighted_sums_nest():
