@@ -18,6 +18,8 @@ def is_key(x: Any) -> bool:
     Returns:
       True for keys.
     """
+    if not isinstance(x, jax.Array) and not hasattr(type(x), "dtype"):  # objects may answer to any name
+        return False
     return jax.dtypes.issubdtype(getattr(x, "dtype", np.dtype(bool)), jax.dtypes.prng_key)
 
 
@@ -48,15 +50,21 @@ def typed_key(key: Any, *, stack: bool = False) -> jax.Array:
       ValueError: If it is an array of keys where one is expected.
     """
     if not is_key(key):
-        shape, dtype = np.shape(key), getattr(key, "dtype", None)
+        known = isinstance(key, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
+        shape, dtype = np.shape(key) if known else (), key.dtype if known else None
         if dtype != np.uint32 or shape[-1:] != _words():
-            found = f"{key!r}" if dtype is None else f"an array of shape {shape} and dtype {dtype}"
+            found = _shown(key) if dtype is None else f"an array of shape {shape} and dtype {dtype}"
             raise TypeError(f"the key is {found}, but must be a PRNG key: give jax.random.key(0), with any seed.")
         key = jax.random.wrap_key_data(key)
     if key.ndim > int(stack):
         one = "one key, or keys [S] of S students" if stack else "one key"
         raise ValueError(f"the keys have shape {key.shape}, but {one} is expected: give jax.random.key(0), or keys[0].")
     return key
+
+
+def _shown(x: Any) -> str:
+    """A number or text as it is, of anything else the type."""
+    return repr(x) if x is None or isinstance(x, int | float | str) else f"a {type(x).__name__}"
 
 
 def _words() -> tuple[int, ...]:

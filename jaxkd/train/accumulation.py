@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxkd.types import WHOLE, Batch, PyTree, Term, TrainState, Variables, Whole
 
@@ -48,8 +49,8 @@ def check_micro_batches(term: Term, count: int, approximate: bool) -> None:
     Raises:
       ValueError: If the count is not positive, or the term owns something that couples the batch.
     """
-    if count < 1:
-        raise ValueError(f"micro_batches is {count}: give at least 1.")
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+        raise ValueError(f"micro_batches is {count!r}: give an integer of at least 1.")
     if count > 1 and term.couples and not approximate:
         raise ValueError(
             "a batch norm or a memory in the term couples the batch, so its gradient is not the mean of those of "

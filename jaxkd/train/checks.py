@@ -13,6 +13,9 @@ import numpy as np
 
 from jaxkd.types import Batch, Metric, Model, Outputs, Term
 
+_NO_ARRAYS = (list, str, bytes, bool, int, float, complex)
+"""Types of Python that a field of a batch may not have."""
+
 
 def check_kinds(student: Any, teacher: Any, term: Any) -> None:
     """Refuses parts of another kind than a step is made of.
@@ -103,7 +106,7 @@ def check_rows(batch: Batch) -> int | None:
                 )
             if x.ndim:
                 rows[name] = x.shape[0]
-        elif isinstance(x, list | str | bytes) or x is None or type(x).__module__.startswith("torch"):
+        elif isinstance(x, _NO_ARRAYS) or x is None or type(x).__module__.startswith("torch"):
             raise TypeError(f"the batch's field {name!r} is {_kind(x)}: give an array, np.asarray(...).")
     if 0 in rows.values():
         raise ValueError(f"the batch has no rows ({rows}): give at least one example.")

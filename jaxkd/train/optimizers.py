@@ -188,6 +188,29 @@ def updates_of(
         ) from error
 
 
+def begin_optimizer(optimizer: optax.GradientTransformation, params: PyTree) -> PyTree:
+    """Makes the optimizer's first state.
+
+    Args:
+      optimizer: The optax transformation.
+      params: The params that a step trains, {"student", "term"}.
+
+    Returns:
+      Its state.
+
+    Raises:
+      ValueError: If it does not fit the params, as a mask or labels for the params of a network alone do not.
+    """
+    try:
+        return optimizer.init(params)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"the optimizer cannot begin ({str(error).splitlines()[0].rstrip('.:')}): it updates a tree "
+            '{"student": params, "term": params of the objective}, so give masks and labels of such a tree, or a '
+            "function that makes them from it, as lambda params: jax.tree.map(lambda x: x.ndim > 1, params)."
+        ) from error
+
+
 def _first(path: str, rules: Mapping[str, object]) -> str:
     """Label of the first rule for a path."""
     return next((f"rule {i}" for i, pattern in enumerate(rules) if re.search(pattern, path)), "default")

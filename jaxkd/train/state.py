@@ -12,6 +12,7 @@ from jaxkd.kernels.eager import op_by_op
 from jaxkd.keys import fold_name, is_key, typed_key
 from jaxkd.labels import check_range
 from jaxkd.train.checks import check_kinds, check_optimizer, check_outputs, check_rows, explained
+from jaxkd.train.optimizers import begin_optimizer
 from jaxkd.types import Batch, Model, Prepare, PyTree, Term, TrainState, Variables, as_variables
 
 
@@ -163,7 +164,7 @@ def begin_state(
         step=jnp.zeros((), jnp.int32),
         params=params,
         state={"student": variables.state, "term": owned.state},
-        opt_state=optimizer.init(params),
+        opt_state=begin_optimizer(optimizer, params),
         key=key,
         # A copy: the state is donated, and one buffer cannot be given away twice.
         ema=jax.tree.map(jnp.copy, variables) if ema else None,

@@ -119,6 +119,11 @@ def make_objective(student: Model, term: Term) -> Objective:
     """
 
     def objective(params: PyTree, state: TrainState, inputs: StepInputs) -> tuple[jax.Array, Any]:
+        if jnp.ndim(state.key):
+            raise ValueError(
+                f"the state is of {state.key.shape[0]} students, since it was made with keys {state.key.shape}: make "
+                "the step by train.students.vmap_students(step), or the state with one key."
+            )
         key = jax.random.fold_in(state.key, state.step)
         variables = Variables(params["student"], state.state["student"])
         student_out, student_state = student.apply(variables, inputs.rows, fold_name(key, "student"), True)

@@ -38,7 +38,14 @@ def test_raw_keys_are_the_same_keys():
     assert states.key.shape == (2,)
 
 
-@pytest.mark.parametrize("key", [0, None, 1.5, "a", np.zeros(2), jnp.asarray(0), [0, 1]])
+class Anything:
+    """Object that answers to every name, as NNX's random streams do."""
+
+    def __getattr__(self, name):
+        return Anything()
+
+
+@pytest.mark.parametrize("key", [0, None, 1.5, "a", np.zeros(2), jnp.asarray(0), [0, 1], Anything()])
 def test_what_is_no_key_is_a_sentence(key):
     with pytest.raises(TypeError, match=r"must be a PRNG key: give jax.random.key\(0\)"):
         typed_key(key)
@@ -49,6 +56,12 @@ def test_too_many_keys_are_a_sentence():
         models.init(SMALL, jax.random.split(jax.random.key(0)), BATCH)
     with pytest.raises(ValueError, match=r"shape \(2, 2\), but one key, or keys \[S\]"):
         typed_key(jax.random.split(jax.random.key(0), (2, 2)), stack=True)
+
+
+def test_a_stack_of_students_is_no_state_of_one():
+    state = begin(key=jax.random.split(jax.random.key(0)))
+    with pytest.raises(ValueError, match=r"the state is of 2 students, .*vmap_students"):
+        train.make_train_step(*TINY, OPTIMIZER)(state, BIG_VARIABLES, BATCH)
 
 
 # --- optimizers ---
@@ -91,6 +104,21 @@ def test_what_is_no_optimizer_is_a_sentence(optimizer):
     for call in (lambda: begin(optimizer), lambda: train.make_train_step(*TINY, optimizer)):
         with pytest.raises(TypeError, match=r"must be an optax transformation, but is .*optax.adam"):
             call()
+
+
+def test_masks_of_another_tree_are_a_sentence():
+    masked = optax.masked(
+        optax.sgd(0.1), jax.tree.map(lambda x: x.ndim > 1, SMALL.init(jax.random.key(0), BATCH).params)
+    )
+    with pytest.raises(ValueError, match=r'the optimizer cannot begin .*{"student": params, "term": params'):
+        begin(masked)
+    begin(optax.masked(optax.sgd(0.1), lambda params: jax.tree.map(lambda x: x.ndim > 1, params)))  # as it says
+
+
+@pytest.mark.parametrize("count", [0, 1.5, "2", True])
+def test_micro_batches_are_counted(count):
+    with pytest.raises(ValueError, match=r"micro_batches is .*: give an integer of at least 1"):
+        train.make_train_step(*TINY, OPTIMIZER, micro_batches=count)
 
 
 def test_an_optimizer_that_asks_for_more_is_a_sentence():
@@ -158,6 +186,7 @@ def test_parts_of_another_kind_are_a_sentence(place, given, words):
         (lambda b: {n: x[:0] for n, x in b.items()}, "the batch has no rows"),
         (lambda b: {**b, "label": b["label"][:4]}, "different numbers of rows .*'image': 8, 'label': 4"),
         (lambda b: {**b, "label": list(b["label"])}, "field 'label' is a list: give an array"),
+        (lambda b: {**b, "epoch": 3}, "field 'epoch' is 3: give an array"),
         (lambda b: {**b, "name": np.asarray(["a"] * 8)}, "field 'name' holds text"),
         (lambda b: tuple(b.values()), "this is a tuple: give {"),
     ],
