@@ -232,6 +232,25 @@ def check_numbers(outputs: jax.Array, labels: ArrayLike, ignore: float | None = 
     return Labels(jnp.where(valid, y, 0), valid, ignored)
 
 
+def label_field(batch: Mapping[str, Any], name: str = "label") -> Any:
+    """Labels of a batch.
+
+    Args:
+      batch: The batch.
+      name: Its field.
+
+    Returns:
+      The labels.
+
+    Raises:
+      ValueError: If the batch has no such field.
+    """
+    if name not in batch:
+        has = ", ".join(sorted(map(str, batch))) or "nothing"
+        raise ValueError(f"the batch has no field {name!r} to measure by: it has {has}; add it, or measure without it.")
+    return batch[name]
+
+
 def leave_out(batch: Mapping[str, Any], field: str, ignore: float, outputs: Any) -> dict[str, Any]:
     """A batch whose `mask` leaves out the labels to ignore, and whose label there is 0.
 
@@ -244,7 +263,7 @@ def leave_out(batch: Mapping[str, Any], field: str, ignore: float, outputs: Any)
     Returns:
       The batch with other `mask` and label. The mask has an entry for each label.
     """
-    y, shape = _array("labels", batch[field]), tuple(jnp.shape(outputs))
+    y, shape = _array("labels", label_field(batch, field)), tuple(jnp.shape(outputs))
     ignored = is_label(y, ignore)
     counts = ~ignored
     if y.shape == (*shape[:-1], 1) and shape[-1] > 1:

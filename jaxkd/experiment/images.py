@@ -50,7 +50,7 @@ def check_held_out(training: data.Source, *others: data.Source) -> None:
         try:
             data.check_disjoint(training, other)
         except ValueError as error:
-            raise ValueError(f"networks would be evaluated on what they are trained on: {error}") from error
+            raise ValueError(f"--train-split overlaps with a split to evaluate on: {error}") from error
 
 
 def first_rows(source: data.Source, count: int) -> Batch:

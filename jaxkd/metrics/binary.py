@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd import numerics
-from jaxkd.labels import Labels, check_binary
+from jaxkd.labels import Labels, check_binary, label_field
 from jaxkd.metrics.accumulators import Mean, batch_mean, module_of, ratio, weights_of, wide
 from jaxkd.types import Batch, Metric, Outputs
 
@@ -187,7 +187,7 @@ def average_precision(bins: int = 2048) -> Metric:
 def _checked(student: Outputs, batch: Batch) -> tuple[jax.Array, Labels]:
     """Logits and labels of one shape."""
     (z,) = numerics.promote(student.logits)
-    return z, check_binary(z, batch["label"])
+    return z, check_binary(z, label_field(batch))
 
 
 def _weights(z: jax.Array, label: Labels, batch: Batch) -> jax.Array:

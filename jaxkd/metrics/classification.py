@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import numerics
-from jaxkd.labels import Labels, are_classes, check_labels, check_probabilities
+from jaxkd.labels import Labels, are_classes, check_labels, check_probabilities, label_field
 from jaxkd.metrics.accumulators import Calibration, Mean, PerClass, batch_mean, teacher_logits, weights_of
 from jaxkd.types import Batch, Metric, Outputs
 
 
 def _classes(student: Outputs, batch: Batch) -> Labels:
     """Classes [B, ...]: the batch's integer labels, or the most probable classes of soft labels."""
-    z, label = jnp.asarray(student.logits), batch["label"]
+    z, label = jnp.asarray(student.logits), label_field(batch)
     if are_classes(z, label):
         return check_labels(z, label)
     soft = check_probabilities(z, label)
@@ -50,7 +50,12 @@ def top_k(k: int) -> Metric:
 
     Returns:
       A metric, Mean in 0..1.
+
+    Raises:
+      ValueError: If k is no such number.
     """
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise ValueError(f"the top {k!r} were asked for: give an integer of at least 1.")
 
     def top(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
         label = _classes(student, batch)
@@ -76,7 +81,7 @@ def nll(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
       ValueError: If the labels are not integers, one for each row of logits.
     """
     (z,) = numerics.promote(student.logits)
-    label = check_labels(z, batch["label"])
+    label = check_labels(z, label_field(batch))
     return batch_mean(label.mark(-numerics.pick(numerics.log_softmax(z), label.values)), batch)
 
 
@@ -98,8 +103,8 @@ def brier(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
       https://doi.org/10.1175/1520-0493(1950)078%3C0001:VOFEIT%3E2.0.CO;2
     """
     (z,) = numerics.promote(student.logits)
-    hard = are_classes(z, batch["label"])
-    label = check_labels(z, batch["label"]) if hard else check_probabilities(z, batch["label"])
+    hard = are_classes(z, label_field(batch))
+    label = check_labels(z, label_field(batch)) if hard else check_probabilities(z, label_field(batch))
     y = jax.nn.one_hot(label.values, z.shape[-1], dtype=z.dtype) if hard else label.values
     return batch_mean(label.mark(jnp.sum(jnp.square(jnp.exp(numerics.log_softmax(z)) - y), axis=-1)), batch)
 

@@ -21,7 +21,15 @@ def ignoring(metrics: Mapping[str, Metric], ignore: float, *, label: str = "labe
 
     Returns:
       Name -> metric; the rows with that label count in none of them. Of several labels in a row, those alone do not.
+
+    Raises:
+      TypeError: If it is no set of metrics, such as a single one.
     """
+    if not isinstance(metrics, Mapping):
+        raise TypeError(
+            f"ignoring takes a set of metrics, but was given a {type(metrics).__name__}: give metrics.CLASSIFICATION, "
+            'or {"accuracy": metrics.accuracy}.'
+        )
     return {name: _ignoring(metric, ignore, label) for name, metric in metrics.items()}
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import numerics
-from jaxkd.labels import check_numbers
+from jaxkd.labels import check_numbers, label_field
 from jaxkd.metrics.accumulators import Mean, batch_mean, module_of, ratio, weights_of, wide
 from jaxkd.types import Batch, Metric, Outputs
 
@@ -123,7 +123,7 @@ def r2(centre: float = 0.0) -> Metric:
 def _errors(student: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Predictions less labels, and the labels; NaN where a label is no finite number."""
     (z,) = numerics.promote(student.logits)
-    label = check_numbers(z, batch["label"])
+    label = check_numbers(z, label_field(batch))
     return label.mark(z - label.values), label.values
 
 

@@ -55,6 +55,35 @@ def check_optimizer(optimizer: Any) -> None:
         )
 
 
+def check_decay(decay: Any) -> None:
+    """Refuses decays of a moving average that do not average.
+
+    Args:
+      decay: The decay, or None for no average.
+
+    Raises:
+      ValueError: If it is no number from 0 to 1.
+    """
+    if decay is None or isinstance(decay, jax.core.Tracer):
+        return
+    number = np.asarray(decay)
+    if number.shape or number.dtype.kind not in "iuf" or not 0 <= number <= 1:
+        raise ValueError(f"ema_decay is {decay!r}: give a number from 0 to 1, such as 0.999.")
+
+
+def check_average(average: Any) -> None:
+    """Refuses a state without the moving average that a step moves or measures.
+
+    Args:
+      average: The state's `ema`.
+
+    Raises:
+      ValueError: If there is none.
+    """
+    if average is None:
+        raise ValueError("the state has no moving average of the student: make it by init_state(..., ema=True).")
+
+
 def check_metrics(metrics: Mapping[str, Metric] | None) -> Mapping[str, Metric]:
     """Refuses what is no set of metrics.
 

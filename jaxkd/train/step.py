@@ -12,7 +12,7 @@ import optax
 
 from jaxkd.keys import fold_name
 from jaxkd.train.accumulation import Gradients, TakeGradients, accumulated, check_micro_batches
-from jaxkd.train.checks import check_kinds, check_metrics, check_optimizer, check_rows
+from jaxkd.train.checks import check_average, check_decay, check_kinds, check_metrics, check_optimizer, check_rows
 from jaxkd.train.devices import gathered, mean_over_devices, on_own_rows
 from jaxkd.train.optimizers import updates_of
 from jaxkd.train.state import unprepared
@@ -183,6 +183,7 @@ def make_train_step(
     check_kinds(student, teacher, term)
     check_optimizer(optimizer)
     measures = check_metrics(metrics)
+    check_decay(ema_decay)
     check_micro_batches(term, micro_batches, approximate)
     inputs: Callable[[Variables, Batch], Any] = make_inputs(teacher, prepare=prepare, axis_name=axis_name)
     objective = make_objective(on_own_rows(student, axis_name), term)
@@ -227,6 +228,7 @@ def _with_average(state: TrainState, decay: float) -> TrainState:
         return optax.incremental_update(x, average, 1 - decay) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
     student = Variables(state.params["student"], state.state["student"])
+    check_average(state.ema)
     return dataclasses.replace(state, ema=jax.tree.map(move, student, state.ema))
 
 
@@ -277,6 +279,8 @@ def make_eval_step(
     student = on_own_rows(student, axis_name)
 
     def measure(state: TrainState, inputs: StepInputs) -> dict[str, Any]:
+        if ema:
+            check_average(state.ema)
         variables = state.ema if ema else Variables(state.params["student"], state.state["student"])
         student_out, _ = student.apply(variables, inputs.rows, None, False)
         return {name: metric(student_out, inputs.teacher_out, inputs.batch) for name, metric in metrics.items()}

@@ -39,7 +39,7 @@ def test_splits_to_evaluate_on_share_no_row_with_the_training_split():
     rows = {split: data.open_source(arrays, split) for split in ("train", "train[:8]", "train[8:]", "train[6:]")}
     images.check_held_out(rows["train[:8]"], rows["train[8:]"], rows["train[8:]"])
     for training, other in (("train", "train"), ("train", "train[8:]"), ("train[:8]", "train[6:]")):
-        with pytest.raises(ValueError, match=r"evaluated on what they are trained on: .* share .* rows"):
+        with pytest.raises(ValueError, match=r"--train-split overlaps with a split to evaluate on: .* share .* rows"):
             images.check_held_out(rows[training], rows[other])
 
 

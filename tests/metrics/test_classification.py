@@ -24,6 +24,22 @@ def test_likelihood_of_soft_labels_is_refused():
         measure("nll", s, t, softmax(s))
 
 
+@pytest.mark.parametrize("metric", [metrics.accuracy, metrics.nll, metrics.binary_accuracy, metrics.mae])
+def test_a_batch_without_labels_is_a_sentence(metric):
+    s, t, y = case((3,))
+    for measure_by in (metric, metrics.ignoring({"a": metric}, 255)["a"]):
+        with pytest.raises(ValueError, match=r"no field 'label' to measure by: it has y; add it"):
+            measure_by(Outputs(s), Outputs(t), {"y": y})
+
+
+def test_what_counts_no_logits_and_what_is_no_set_is_refused():
+    for k in (0, -1, 1.5, True):
+        with pytest.raises(ValueError, match=r"the top .* give an integer of at least 1"):
+            metrics.top_k(k)
+    with pytest.raises(TypeError, match=r"takes a set of metrics, but was given a function"):
+        metrics.ignoring(metrics.accuracy, 255)
+
+
 @pytest.mark.parametrize("k", [1, 2, 3, K, K + 4])
 def test_top_k_lies_between_accuracy_and_one(k):
     s, t, y = case()

@@ -115,6 +115,22 @@ def test_masks_of_another_tree_are_a_sentence():
     begin(optax.masked(optax.sgd(0.1), lambda params: jax.tree.map(lambda x: x.ndim > 1, params)))  # as it says
 
 
+@pytest.mark.parametrize("decay", [2, -0.1, np.nan, "a", [0.9]])
+def test_moving_averages_that_do_not_average_are_refused(decay):
+    with pytest.raises(ValueError, match=r"ema_decay is .*: give a number from 0 to 1"):
+        train.make_train_step(*TINY, OPTIMIZER, ema_decay=decay)
+
+
+def test_a_state_without_a_moving_average_is_a_sentence():
+    steps = (
+        train.make_train_step(*TINY, OPTIMIZER, ema_decay=0.9),
+        train.make_eval_step(*TINY[:2], {"accuracy": metrics.accuracy}, ema=True),
+    )
+    for step in steps:
+        with pytest.raises(ValueError, match=r"no moving average .* init_state\(\.\.\., ema=True\)"):
+            step(begin(), BIG_VARIABLES, BATCH)
+
+
 @pytest.mark.parametrize("count", [0, 1.5, "2", True])
 def test_micro_batches_are_counted(count):
     with pytest.raises(ValueError, match=r"micro_batches is .*: give an integer of at least 1"):
