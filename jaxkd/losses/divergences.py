@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jaxkd import numerics
@@ -220,6 +221,8 @@ def _log_probabilities(
 
 def _log_mixture(log_a: jax.Array, log_b: jax.Array, weight: ArrayLike) -> jax.Array:
     """log(weight a + (1 - weight) b), which is exactly log a or log b for a weight of 1 or 0."""
+    if not isinstance(weight, jax.core.Tracer) and not np.all((np.asarray(weight) >= 0) & (np.asarray(weight) <= 1)):
+        raise ValueError(f"the weight of a mixture is {weight!r}: give a number from 0 to 1 (alpha, beta).")
     w = numerics.per_example(weight, log_a)
     a, b = (jnp.where(u > 0, jnp.log(jnp.where(u > 0, u, 1)) + x, -jnp.inf) for u, x in ((w, log_a), (1 - w, log_b)))
     absent = jnp.isneginf(a) & jnp.isneginf(b)

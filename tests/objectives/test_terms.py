@@ -81,6 +81,13 @@ def test_temperatures_that_divide_by_nothing_are_refused():
         assert np.isfinite(jax.jit(lambda T, loss=loss: loss(s, t, temperature=T))(2.0)).all()
 
 
+def test_mixtures_by_weights_outside_0_and_1_are_refused():
+    for loss, name in ((losses.jsd, "beta"), (losses.skew_kl, "alpha"), (losses.skew_reverse_kl, "alpha")):
+        for weight in (2.0, -0.1, np.nan):
+            with pytest.raises(ValueError, match=r"the weight of a mixture is .*: give a number from 0 to 1"):
+                loss(STUDENT.logits, TEACHER.logits, **{name: weight})
+
+
 def test_losses_of_other_arguments_are_refused():
     with pytest.raises(TypeError, match=r"cross_entropy takes logits, labels, but is given student\.logits, teacher"):
         objectives.from_logits(losses.cross_entropy)
