@@ -94,7 +94,7 @@ def words_of(name, config):
     if config.scale < DRY:  # the program's own small sizes, with the stage's choice of pairs and formats
         networks = stage.program in ("against_torch", "step_profile", "xla_flags")
         given = {key: value for key, value in given.items() if networks and key in ("pairs", "precisions", "epochs")}
-        given |= {"depths": [8, 8]} if networks else {}
+        given |= {"depths": [8, 8], "at_once": 2} if networks else {}
     if stage.program == "resident_cifar100":
         given |= {"root": out, "source": config.source, "teacher_file": config.teacher_file}
     given["out"] = out / f"{name.removesuffix('_rest')}.json"

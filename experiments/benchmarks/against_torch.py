@@ -46,7 +46,7 @@ SMALL = {
     "rounds": 1,
     "epochs": 1,
     "seconds": 0.01,
-    "at_once": 2,
+    "at_once": 1,
     "peers": ("eager",),
 }
 

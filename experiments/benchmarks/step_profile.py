@@ -20,7 +20,7 @@ import numpy as np
 from jaxkd.experiment import main
 from jaxkd.train import multistep, students
 
-SMALL = {**pairs.SMALL, "pairs": ("resnet",), "depths": (8, 8), "batch_size": 4, "steps": 2, "at_once": 2}
+SMALL = {**pairs.SMALL, "batch_size": 4, "steps": 2, "at_once": 2}
 HOST = ("python", "main")  # threads that only start programs
 
 

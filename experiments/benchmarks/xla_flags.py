@@ -28,13 +28,25 @@ TRIALS = {
 }
 """Name -> flags. `--xla_gpu_per_fusion_autotune_cache_dir=FOLDER` keeps results of autotuning for the next start."""
 
-SMALL = {"trials": ("none",), "depths": (8, 8), "batch_size": 4, "at_once": 2, "rounds": 1}
+SMALL = {"trials": ("none",), "pair": "bert", "depths": (8, 8), "batch_size": 4, "at_once": 1, "rounds": 1}
 
 
 def trial(name, config, folder):
     """Rows of a run with one set of flags, or the last line of what it said."""
     out = Path(folder) / "out.json"
-    words = ["--pairs", "resnet", "--peers", "none", "--batch-sizes", config.batch_size, "--epochs", 0, "--out", out]
+    words = [
+        *(["--smoke"] if config.smoke else []),
+        "--pairs",
+        config.pair,
+        "--peers",
+        "none",
+        "--batch-sizes",
+        config.batch_size,
+        "--epochs",
+        0,
+        "--out",
+        out,
+    ]
     words += ["--depths", *config.depths, "--at-once", config.at_once, "--rounds", config.rounds, "--seconds", 0.2]
     flags = " ".join([os.environ.get("XLA_FLAGS", ""), *TRIALS[name]]).strip()
     program = Path(__file__).with_name("against_torch.py")
@@ -56,6 +68,7 @@ def benchmark():
         __doc__,
         smoke=SMALL,
         trials=(tuple(TRIALS), "sets of flags to try", tuple(TRIALS)),
+        pair=("resnet", "teacher and student", ("resnet", "bert")),
         depths=((56, 20), "depths of the residual networks, teacher and student"),
         batch_size=(64, "examples per step"),
         at_once=(20, "steps in one dispatch, besides one"),
