@@ -187,7 +187,8 @@ def test_a_target_has_its_last_classes_and_the_labels_of_its_seed(tmp_path):
 
     def opened(seed):
         sizes = {"per_class": 4, "source_classes": 4, "target_classes": 3}
-        sources = open_source_and_target(*[f"npz:{tmp_path}/x.npz"] * 2, ("train",) * 4, **sizes, seed=seed)
+        splits = ("train", "train[:60]", "train[60:90]", "train[90:]")
+        sources = open_source_and_target(*[f"npz:{tmp_path}/x.npz"] * 2, splits, **sizes, seed=seed)
         return [source.read(np.arange(source.size)) for source in sources]
 
     pretraining, few, validation, _ = opened(0)
