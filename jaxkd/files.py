@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
@@ -49,10 +49,37 @@ def prepare_file(path: str | os.PathLike[str]) -> None:
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file atomically: after a crash at any point, either the old or the new contents are there, whole.
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Context manager that writes a file atomically: a crash leaves either the old or the new contents, whole.
 
-    The text goes to a temporary file `.<name>.<pid>.tmp` in the same folder, which then replaces the file.
+    The body writes to a temporary file `.<name>.<pid>.tmp` in the same folder, which then replaces the file.
+
+    Args:
+      path: The file; its folder must exist.
+
+    Yields:
+      The temporary file.
+
+    Raises:
+      OSError: If the disk is full or may not be written to; the old file is then unchanged.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with explain_write_errors(path):
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # the first failure is the one to report
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file atomically, as `replacing` does.
 
     Args:
       path: The file; its folder must exist.
@@ -61,18 +88,8 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
       OSError: If the disk is full or may not be written to; the old file is then unchanged.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with explain_write_errors(path):
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError:
-            with contextlib.suppress(OSError):  # the first failure is the one to report
-                temporary.unlink(missing_ok=True)
-            raise
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def to_json(value: Any, *, non_finite: Callable[[float], Any] = lambda _: None) -> Any:

@@ -173,6 +173,18 @@ def module_of(*arrays: Any) -> Any:
     return jnp if any(isinstance(x, jax.core.Tracer) for x in arrays) else np
 
 
+def as_matrix(values: jax.Array) -> jax.Array:
+    """Values of one label or output, or of several, as a matrix with one column for each.
+
+    Args:
+      values: [B], or [B, ..., L].
+
+    Returns:
+      [N, 1], or [N, L].
+    """
+    return values.reshape(-1, values.shape[-1] if values.ndim > 1 else 1)
+
+
 def wide(*arrays: Any) -> tuple[Any, ...]:
     """Sums in float64 on the host; inside a program, where there may be none, as they are.
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxkd import numerics
 from jaxkd.labels import Labels, check_binary, label_field
-from jaxkd.metrics.accumulators import Mean, batch_mean, module_of, ratio, weights_of, wide
+from jaxkd.metrics.accumulators import Mean, as_matrix, batch_mean, module_of, ratio, weights_of, wide
 from jaxkd.types import Batch, Metric, Outputs
 
 _LARGEST = float(np.arcsinh(1e4))
@@ -149,7 +149,7 @@ def f1(student: Outputs, teacher: Outputs, batch: Batch) -> F1:
     predicted, labelled = z > 0, label.values > 0.5
 
     def count(where: jax.Array) -> jax.Array:
-        return jnp.sum(_labels_last(jnp.where(where | jnp.isnan(weight), weight, 0)), axis=0)
+        return jnp.sum(as_matrix(jnp.where(where | jnp.isnan(weight), weight, 0)), axis=0)
 
     return F1(count(predicted & labelled), count(predicted), count(labelled))
 
@@ -196,16 +196,11 @@ def _weights(z: jax.Array, label: Labels, batch: Batch) -> jax.Array:
     return jnp.where(weight > 0, label.mark(jnp.where(jnp.isnan(z), jnp.nan, weight)), 0)
 
 
-def _labels_last(x: jax.Array) -> jax.Array:
-    """[B] or [B, ..., L] as a matrix [N, L]."""
-    return x.reshape(-1, x.shape[-1] if x.ndim > 1 else 1)
-
-
 def _histograms(student: Outputs, batch: Batch, bins: int) -> tuple[jax.Array, jax.Array]:
     """Weights of yes and of no in each bin, [L, bins]."""
     z, label = _checked(student, batch)
-    weight = _labels_last(_weights(z, label, batch))
-    yes, z = _labels_last(label.values) > 0.5, _labels_last(jnp.where(jnp.isnan(z), 0, z))
+    weight = as_matrix(_weights(z, label, batch))
+    yes, z = as_matrix(label.values) > 0.5, as_matrix(jnp.where(jnp.isnan(z), 0, z))
     place = jnp.clip(jnp.floor((jnp.arcsinh(z) / _LARGEST + 1) * (bins / 2)), 0, bins - 1).astype(jnp.int32)
     place = place + bins * jnp.arange(z.shape[1])[None]
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxkd import numerics
 from jaxkd.labels import check_numbers, label_field
-from jaxkd.metrics.accumulators import Mean, batch_mean, module_of, ratio, weights_of, wide
+from jaxkd.metrics.accumulators import Mean, as_matrix, batch_mean, module_of, ratio, weights_of, wide
 from jaxkd.types import Batch, Metric, Outputs
 
 
@@ -111,8 +111,7 @@ def r2(centre: float = 0.0) -> Metric:
         weight = weights_of(error, batch)
 
         def total(values: jax.Array) -> jax.Array:
-            kept = jnp.where(weight > 0, values, 0) * weight
-            return jnp.sum(kept.reshape(-1, kept.shape[-1] if kept.ndim > 1 else 1), axis=0)
+            return jnp.sum(as_matrix(jnp.where(weight > 0, values, 0) * weight), axis=0)
 
         moved = y - jnp.asarray(centre, y.dtype)
         return R2(total(jnp.ones_like(y)), total(moved), total(jnp.square(moved)), total(jnp.square(error)))

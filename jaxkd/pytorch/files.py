@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxkd.files import explain_write_errors
+from jaxkd.files import replacing
 from jaxkd.pytorch.entries import is_array, is_floating, weights_of
 from jaxkd.pytorch.pickles import one_line, open_checkpoint, supports, write_checkpoint
 
@@ -119,14 +119,8 @@ def write_tensors(path: str | pathlib.Path, tensors: Mapping[str, ArrayLike]) ->
                 f"{name} is {x.dtype}, which {suffix} files cannot hold: write .safetensors, or another format of "
                 "numbers."
             )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with explain_write_errors(path):
-        try:
-            with temporary.open("wb") as file:
-                _write(file, suffix, arrays)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        _write(file, suffix, arrays)
 
 
 def as_arrays(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:

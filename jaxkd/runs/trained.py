@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd.files import explain_write_errors, read_json, to_json, write_json
-from jaxkd.types import PyTree, Variables
+from jaxkd.files import explain_write_errors, read_json, replacing, to_json, write_json
+from jaxkd.types import PyTree, Variables, leaf_name
 
 _ABOUT = "network.json"
 
@@ -44,19 +43,12 @@ def write_trained(folder: Path, weights: Mapping[str, Variables], about: Mapping
     dtypes: dict[str, str] = {}
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for which, variables in weights.items():
-            arrays = _paths(variables)
-            dtypes |= {path: array.dtype.name for path, array in arrays.items()}
-            temporary = folder / f".{which}.{os.getpid()}.tmp"
-            try:
-                with temporary.open("wb") as file:
-                    plain: dict[str, Any] = {path: _plain(array) for path, array in arrays.items()}
-                    np.savez(file, **plain)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, folder / f"{which}.npz")
-            finally:
-                temporary.unlink(missing_ok=True)
+    for which, variables in weights.items():
+        arrays = _paths(variables)
+        dtypes |= {path: array.dtype.name for path, array in arrays.items()}
+        plain: dict[str, Any] = {path: _plain(array) for path, array in arrays.items()}
+        with replacing(folder / f"{which}.npz") as file:
+            np.savez(file, **plain)
     write_json(folder / _ABOUT, to_json({**about, "weights": sorted(weights), "dtypes": dtypes}))
 
 
@@ -115,15 +107,12 @@ def fill(like: PyTree, variables: Variables) -> Variables:
             raise ValueError(
                 f"{path} is {there} in the file and {here} in the network: give the network that was trained."
             )
-    leaves, tree = jax.tree.flatten(like)
-    del leaves
-    return jax.tree.unflatten(tree, [found[path] for path in wanted])
+    return jax.tree.unflatten(jax.tree.structure(like), [found[path] for path in wanted])
 
 
 def _paths(variables: Any) -> dict[str, Any]:
     """Path -> array, in the order of the leaves."""
-    leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    return {leaf_name(path): leaf for path, leaf in jax.tree.leaves_with_path(variables)}
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
