@@ -4,6 +4,12 @@ import numpy as np
 
 from jaxkd import augment, models
 
+T, ALPHA, RATE, MOMENTUM = 4.0, 0.1, 0.01, 0.9
+"""Temperature, weight of the labels, and SGD of the step that is compared with PyTorch's."""
+
+WAYS = {"eager": None, "compile": "default", "reduce-overhead": "reduce-overhead", "max-autotune": "max-autotune"}
+"""Way to run PyTorch -> mode of `torch.compile`, None for no compiling. "reduce-overhead" has CUDA graphs."""
+
 
 def sizes(fast):
     """Flags of `networks`; larger on an accelerator."""

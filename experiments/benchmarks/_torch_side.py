@@ -9,11 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from _pairs import ALPHA, MOMENTUM, RATE, WAYS, T
 from _torch_models import Bert, ResNet, load
-
-ALPHA, T, RATE, MOMENTUM = 0.1, 4.0, 0.01, 0.9
-MODES = {"eager": None, "compile": "default", "reduce-overhead": "reduce-overhead", "max-autotune": "max-autotune"}
-"""First word of a peer's name -> mode of `torch.compile`, None for no compiling. "reduce-overhead" has CUDA graphs."""
 
 
 class Peer(NamedTuple):
@@ -31,7 +28,7 @@ class Peer(NamedTuple):
 def peer(name: str) -> Peer:
     """The way that a name such as "eager", "compile" or "compile-nhwc" stands for."""
     first = name.removesuffix("-nhwc")
-    return Peer(MODES[first], torch.channels_last if name != first else torch.contiguous_format)
+    return Peer(WAYS[first], torch.channels_last if name != first else torch.contiguous_format)
 
 
 def networks(pair: str, sizes: Sequence[Any], weights: Sequence[Any], device: str, layout: Any) -> list[Any]:

@@ -23,20 +23,21 @@ import _timing as timing
 import jax
 import numpy as np
 import optax
+from _pairs import ALPHA, MOMENTUM, RATE, WAYS, T
 from _paper import floor
 
 from jaxkd import losses, models, objectives, parallel, train
 from jaxkd.experiment import main
 from jaxkd.experiment.domains import WHOLE
-from jaxkd.train import multistep
+from jaxkd.experiment.flags import StepOptions
+from jaxkd.train import multistep, students
 from jaxkd.types import Variables, leaf_name
 
-T, ALPHA, RATE, MOMENTUM, CLASSES, MAX_LENGTH = 4.0, 0.1, 0.01, 0.9, 100, 512
+CLASSES, MAX_LENGTH = 100, 512
 CACHED = "teacher_logits"
 TOLERANCES = {"float32": 1e-3, "tf32": 3e-2, "bfloat16": 6e-2}
 """Relative difference of two sides' losses, by the format of the products."""
 
-WAYS = ("eager", "compile", "reduce-overhead", "max-autotune")
 PEERS = ("none", *WAYS, *(f"{way}-nhwc" for way in WAYS))
 
 SMALL = {
@@ -56,12 +57,6 @@ def torch_sizes(pair, config):
     if pair == "resnet":
         return [(CLASSES, d) for d in config.depths]
     return [(CLASSES, config.vocabulary, n, config.width, config.heads, MAX_LENGTH) for n in config.layers]
-
-
-def products(precision):
-    """Context in which the library's products have a format."""
-    names = {"tf32": "tensorfloat32", "float32": "float32", "bfloat16": "default"}
-    return jax.default_matmul_precision(names[precision])
 
 
 def examples(pair, count, config):
@@ -93,9 +88,7 @@ def networks(pair, config):
 
 def parts_of(pair, config, precision, cached):
     """Student, teacher, term and optimizer of the library's step."""
-    teacher, student = networks(pair, config)
-    if precision == "bfloat16":
-        teacher, student = map(models.in_dtype, (teacher, student))
+    teacher, student = map(StepOptions(precision=precision).cast_student, networks(pair, config))
     term = objectives.weighted(
         label=(ALPHA, objectives.from_labels(losses.cross_entropy)),
         kd=(1 - ALPHA, objectives.from_logits(losses.kd, temperature=T)),
@@ -103,14 +96,21 @@ def parts_of(pair, config, precision, cached):
     return student, models.cached(logits=CACHED) if cached else teacher, term, optax.sgd(RATE, momentum=MOMENTUM)
 
 
-def library(pair, config, batch, teacher_variables, precision, cached, at_once):
-    """(launch, place, wait) of the library's step, and the weights by path; a call takes `at_once` steps."""
+def library(pair, config, batch, teacher_variables, precision, cached, at_once, seeds=None):
+    """(launch, place, wait) of the library's step, and the weights by path; a call takes `at_once` steps.
+
+    With `seeds`, the step is one of so many students together.
+    """
     mesh = parallel.make_mesh(jax.devices()[:1])
     placed_variables = Variables({}, {}) if cached else teacher_variables
     parts = parts_of(pair, config, precision, cached)
-    state = train.init_state(*parts, key=jax.random.key(0), batch=batch, teacher_variables=placed_variables)
+    beginning = dict(key=jax.random.key(0), batch=batch, teacher_variables=placed_variables)
+    if seeds is None:
+        state, step = train.init_state(*parts, **beginning), train.make_train_step(*parts)
+    else:
+        sweep = students.sweep(lambda: parts, students.grid(seed=range(seeds)))
+        state, step = sweep.init(**beginning), students.vmap_students(sweep.make_step())
     weights = [by_path(v) for v in (teacher_variables, Variables(state.params["student"], state.state["student"]))]
-    step = train.make_train_step(*parts)
     compiled = parallel.compile_jit(step if at_once == 1 else multistep.scan_steps(step), mesh)
     box = {"state": parallel.put_replicated(state, mesh)}
     teacher_variables = parallel.put_replicated(placed_variables, mesh)
@@ -256,7 +256,7 @@ def benchmark() -> None:
     for pair in config.pairs:
         for batch_size in config.batch_sizes:
             for precision in config.precisions:
-                with products(precision):  # programs made outside would be compiled anew inside
+                with StepOptions(precision=precision).products():  # programs made outside would be compiled anew inside
                     rows += measure(pair, batch_size, precision, config)
                 jax.clear_caches()
                 shown = {key: header for key, header in COLUMNS.items() if any(key in row for row in rows)}

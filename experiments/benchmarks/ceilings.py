@@ -5,12 +5,12 @@ python experiments/benchmarks/ceilings.py        20 seconds on a GPU
 
 import _costs as costs
 import _timing as timing
-import against_torch
 import jax
 import jax.numpy as jnp
 from _paper import BANDWIDTH, PEAKS
 
 from jaxkd.experiment import main
+from jaxkd.experiment.flags import StepOptions
 
 SMALL = {"side": 64, "length": 2**12, "seconds": 0.01}
 
@@ -18,7 +18,7 @@ SMALL = {"side": 64, "length": 2**12, "seconds": 0.01}
 def products(precision, config):
     """Operations a second of a large product."""
     dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
-    with against_torch.products(precision):
+    with StepOptions(precision=precision).products():
         return costs.peak_products(dtype, size=config.side, seconds=config.seconds)
 
 

@@ -15,10 +15,9 @@ import _pairs as pairs
 import _timing as timing
 import against_torch
 import jax
-import numpy as np
 
 from jaxkd.experiment import main
-from jaxkd.train import multistep, students
+from jaxkd.experiment.flags import StepOptions
 
 SMALL = {**pairs.SMALL, "batch_size": 4, "steps": 2, "at_once": 2}
 HOST = ("python", "main")  # threads that only start programs
@@ -60,37 +59,16 @@ def profiled(launch, wait, placed, steps):
         return events(folder)
 
 
-def together(pair, config, batch, teacher_variables, precision):
-    """(launch, place, wait) of a step of several students, as `against_torch.library` gives it for one."""
-    parts = against_torch.parts_of(pair, config, precision, cached=False)
-    sweep = students.sweep(lambda: parts, students.grid(seed=range(config.seeds)))
-    state = sweep.init(key=jax.random.key(0), batch=batch, teacher_variables=teacher_variables)
-    step = multistep.scan_steps(students.vmap_students(sweep.make_step()))
-    compiled, box = jax.jit(step, donate_argnums=0), {"state": state}
-
-    def launch(placed):
-        box["state"], metrics = compiled(box["state"], teacher_variables, placed)
-        return metrics["loss"]
-
-    def place(rows):
-        rows = {name: x for name, x in rows.items() if name != against_torch.CACHED}
-        return jax.device_put({name: np.stack([x] * config.at_once, axis=1) for name, x in rows.items()})
-
-    return launch, place, jax.block_until_ready
-
-
 def rows_of(pair, precision, kind, config):
     """Rows of the table of one step: its kernels, the most expensive first, and the whole."""
     batch = against_torch.examples(pair, config.batch_size, config)
     teacher_variables, batch = against_torch.with_logits(pair, config, batch, config.batch_size)
-    with against_torch.products(precision):
-        arguments = (pair, config, batch, teacher_variables, precision)
-        if kind == "together":
-            launch, place, wait = together(*arguments)
-        else:
-            (launch, place, wait), _ = against_torch.library(*arguments, kind == "cached", config.at_once)
+    with StepOptions(precision=precision).products():
+        arguments = (pair, config, batch, teacher_variables, precision, kind == "cached")
+        seeds = config.seeds if kind == "together" else None
+        (launch, place, wait), _ = against_torch.library(*arguments, config.at_once, seeds)
         spans = profiled(launch, wait, place(batch), config.steps)
-        paper = against_torch.on_paper(*arguments, kind == "cached") if kind != "together" else None
+        paper = against_torch.on_paper(*arguments) if seeds is None else None
     covered, between, count = gaps(spans)
     number, totals = config.steps * config.at_once, collections.Counter()
     for start, end, name in spans:
