@@ -8,8 +8,12 @@ from jaxkd.models.precision import Int8, cast, from_int8, in_dtype, to_int8
 from jaxkd.models.reused import reuse_classifier
 from jaxkd.models.size import count_parameters, size
 from jaxkd.models.statistics import unbiased_variance
+from jaxkd.models.text.bag import bag_of_embeddings
+from jaxkd.models.text.cnn import text_cnn
 from jaxkd.models.text.decoder import language_model
+from jaxkd.models.text.embedding import with_embedding
 from jaxkd.models.text.encoder import bert
+from jaxkd.models.text.gru import bigru
 from jaxkd.models.top_k import KEPT, keep_top_k, spread_tail, top_k
 from jaxkd.models.views import at_resolution, with_channels, with_classes
 from jaxkd.models.vision.convnet import convnet
@@ -27,7 +31,9 @@ __all__ = [
     "KEPT",
     "Int8",
     "at_resolution",
+    "bag_of_embeddings",
     "bert",
+    "bigru",
     "cached",
     "cast",
     "convnet",
@@ -57,6 +63,7 @@ __all__ = [
     "shufflenet_v2",
     "size",
     "spread_tail",
+    "text_cnn",
     "to_int8",
     "top_k",
     "unbiased_variance",
@@ -65,5 +72,6 @@ __all__ = [
     "wide_resnet",
     "with_channels",
     "with_classes",
+    "with_embedding",
     "with_head",
 ]
