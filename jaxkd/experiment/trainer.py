@@ -23,13 +23,16 @@ from jaxkd.runs.progress import Progress
 from jaxkd.runs.retention import Best
 from jaxkd.runs.timing import Clock
 from jaxkd.train import multistep, students
-from jaxkd.types import Batch, Model, StepFn, Term, TrainState, Variables
+from jaxkd.types import Batch, Metric, Model, StepFn, Term, TrainState, Variables
 
 MOST_ACCURATE = Best("validation/accuracy")
 """The checkpoint that a phase keeps besides the newest."""
 
 Make: TypeAlias = Callable[..., tuple[Term, optax.GradientTransformation]]
 """(**point) -> term and optimizer of one student of a sweep; called with traced numbers."""
+
+ACCURACY: Mapping[str, Metric] = {"accuracy": metrics.accuracy}
+"""Metric of a training on class numbers, of which a batch has one in its field `label`."""
 
 
 def variables_of(state: TrainState) -> Variables:
@@ -61,6 +64,7 @@ def train_phase(
     every: int = 1000,
     log_every: int = 50,
     best: Best | None = MOST_ACCURATE,
+    measured: Mapping[str, Metric] = ACCURACY,
 ) -> TrainState:
     """Trains a student, or several together, going on from the phase's newest checkpoint.
 
@@ -81,6 +85,7 @@ def train_phase(
       every: Interval of evaluations and checkpoints, in updates; the last step has both.
       log_every: Interval of logged training metrics, in updates.
       best: The checkpoint that is kept besides the newest two, if any.
+      measured: Name -> metric of each training batch; none if empty, as where a batch has no `label`.
 
     Returns:
       The state after the last step.
@@ -99,7 +104,7 @@ def train_phase(
 
     # 2. The state before the first step, and the compiled step.
     first = batches[0]
-    state, step = _begin(context, networks, objective, points, key, first, placed, start)
+    state, step = _begin(context, networks, objective, points, key, first, placed, start, measured)
     state = plan.put(state)
     if points is not None or key.ndim:
         step = _stacked(context, name, step, state, placed, batches)
@@ -170,13 +175,14 @@ def _begin(
     batch: Batch,
     teacher_variables: Variables,
     start: Variables | None,
+    measured: Mapping[str, Metric],
 ) -> tuple[TrainState, train.Step]:
     """The state before the first step, of one student or of a stack, and the step of one."""
     options = context.step_options
     making: dict[str, Any] = {
         "prepare": context.train_prepare,
         "axis_name": context.plan.axis_name,
-        "metrics": {"accuracy": metrics.accuracy},
+        "metrics": measured,
         "skip_nonfinite": options.skip_nonfinite or _several(points),  # one that is lost does not stop the others
         "ema_decay": options.ema_decay,
         "micro_batches": options.micro_batches,

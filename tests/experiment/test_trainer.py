@@ -67,9 +67,12 @@ def test_phase_goes_on_with_the_same_teacher_alone(tmp_path):
                 key=jax.random.key(0),
                 teacher=setup.teacher,
                 teacher_variables=teacher_variables,
+                measured={"nll": metrics.nll},
             )
 
         train(1, setup.teacher_variables)
+        assert {"nll", "loss"} <= (logged := read_metrics(run.path)[0]).keys()
+        assert "accuracy" not in logged
         assert int(train(2, jax.tree.map(np.asarray, setup.teacher_variables)).step) == 2
         changed = jax.tree.map(lambda x: x * 1.0001, setup.teacher_variables)
         with pytest.raises(ValueError, match=r"checkpoint 2 in .*made with another teacher \(.*give the teacher that"):
