@@ -19,15 +19,21 @@ from jaxkd.data.readers.digits import prepare_digits
 from jaxkd.data.source import Source, in_memory, labels_of, statistics, table, with_fields
 from jaxkd.data.subsets import few_labels, of_classes
 from jaxkd.data.suitability import check_disjoint, check_task, check_unit_pixels
+from jaxkd.data.texts import Texts, open_texts
+from jaxkd.data.tokenise import from_tokens, tokenise
+from jaxkd.data.tokenizer import Encoded, Tokenizer, open_tokenizer, train_tokenizer
 from jaxkd.data.tokens import SEPARATOR, VOCABULARY, Transform, encode_bytes
 
 __all__ = [
     "SEPARATOR",
     "VOCABULARY",
     "Batches",
+    "Encoded",
     "HostBatch",
     "Source",
     "Spec",
+    "Texts",
+    "Tokenizer",
     "Transform",
     "bundles",
     "check_disjoint",
@@ -37,15 +43,20 @@ __all__ = [
     "encode_bytes",
     "eval_batches",
     "few_labels",
+    "from_tokens",
     "in_memory",
     "labels_of",
     "of_classes",
     "open_source",
+    "open_texts",
+    "open_tokenizer",
     "prefetch",
     "prepare_digits",
     "statistics",
     "steps_per_epoch",
     "table",
+    "tokenise",
     "train_batches",
+    "train_tokenizer",
     "with_fields",
 ]
