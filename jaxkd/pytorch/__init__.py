@@ -1,5 +1,6 @@
 """Import and export of PyTorch weights, without PyTorch: names by rules, layouts by rank, files without code."""
 
+from jaxkd.pytorch import huggingface
 from jaxkd.pytorch.files import read_tensors, write_tensors
 from jaxkd.pytorch.names import Rule
 from jaxkd.pytorch.published import CIFAR100_BENCHMARK, TIMM, TORCHVISION, Published
@@ -12,6 +13,7 @@ __all__ = [
     "Published",
     "Rule",
     "export_weights",
+    "huggingface",
     "import_weights",
     "num_classes",
     "read_tensors",

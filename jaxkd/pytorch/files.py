@@ -61,22 +61,7 @@ def read_tensors(path: str | pathlib.Path, *, entry: str | None = None) -> dict[
       OSError: If it is not there or cannot be read.
       TypeError: If it is no path.
     """
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"{path!r} should be the path of a file of weights ({', '.join(_READ)}).")
-    path = pathlib.Path(path).expanduser()
-    if path.is_dir():
-        files = sorted(p.name for p in path.iterdir() if p.suffix.lower() in _READ)
-        within = f": choose a file in it, such as {', '.join(files[:4])}" if files else ""
-        raise IsADirectoryError(f"{path} is a folder and should be a file of weights ({', '.join(_READ)}){within}.")
-    if path.suffix.lower() not in _READ and not _is_known(path):
-        raise ValueError(f"{path} ends in {path.suffix!r} but should end in {', '.join(_READ)}: convert it to one.")
-    kind = _kind(path)
-    if kind == "checkpoint":
-        tensors = _read_checkpoint(path, entry)
-    elif entry:
-        raise ValueError(f"{path} holds plain tensors without entries: leave out entry={entry!r}.")
-    else:
-        tensors = _read_npz(path) if kind == "npz" else _read_safetensors(path)
+    tensors = stored_tensors(path, entry)
     integers = [n for n, x in tensors.items() if n.endswith("weight") and x.size and x.dtype.kind in "iub"]
     if integers:
         raise ValueError(
@@ -89,6 +74,38 @@ def read_tensors(path: str | pathlib.Path, *, entry: str | None = None) -> dict[
     while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), ""):
         tensors = {name.removeprefix(prefix): x for name, x in tensors.items()}
     return tensors
+
+
+def stored_tensors(path: str | pathlib.Path, entry: str | None = None) -> dict[str, np.ndarray]:
+    """Reads all tensors of a file as they are stored, integers and prefixes of names among them.
+
+    Args:
+      path: As for `read_tensors`.
+      entry: As for `read_tensors`.
+
+    Returns:
+      Name -> array in the format of the file.
+
+    Raises:
+      ValueError: If the file is of another kind, is damaged, or its entry is not clear.
+      OSError: If it is not there or cannot be read.
+      TypeError: If it is no path.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{path!r} should be the path of a file of weights ({', '.join(_READ)}).")
+    path = pathlib.Path(path).expanduser()
+    if path.is_dir():
+        files = sorted(p.name for p in path.iterdir() if p.suffix.lower() in _READ)
+        within = f": choose a file in it, such as {', '.join(files[:4])}" if files else ""
+        raise IsADirectoryError(f"{path} is a folder and should be a file of weights ({', '.join(_READ)}){within}.")
+    if path.suffix.lower() not in _READ and not _is_known(path):
+        raise ValueError(f"{path} ends in {path.suffix!r} but should end in {', '.join(_READ)}: convert it to one.")
+    kind = _kind(path)
+    if kind == "checkpoint":
+        return _read_checkpoint(path, entry)
+    if entry:
+        raise ValueError(f"{path} holds plain tensors without entries: leave out entry={entry!r}.")
+    return _read_npz(path) if kind == "npz" else _read_safetensors(path)
 
 
 def write_tensors(path: str | pathlib.Path, tensors: Mapping[str, ArrayLike]) -> None:
@@ -156,7 +173,8 @@ def _write(file: BinaryIO, suffix: str, arrays: Mapping[str, np.ndarray]) -> Non
     if suffix == ".safetensors":
         import safetensors.numpy
 
-        file.write(safetensors.numpy.save(dict(arrays)))
+        # Some versions of Hugging Face's library refuse a file that does not say so.
+        file.write(safetensors.numpy.save(dict(arrays), metadata={"format": "pt"}))
     elif suffix == ".npz":
         with zipfile.ZipFile(file, "w") as archive:
             for name, x in arrays.items():

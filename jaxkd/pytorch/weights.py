@@ -24,6 +24,18 @@ SHOWN = 8
 """Number of names of each kind that an error lists; the rest is counted."""
 
 
+class MisfitError(ValueError):
+    """Tensors and a model that do not fit each other.
+
+    Attributes:
+      listed: The names and shapes of what is missing, has no place, or another shape.
+    """
+
+    def __init__(self, listed: str, advice: str) -> None:
+        super().__init__(f"the tensors do not fit the model: {listed}; {advice}.")
+        self.listed = listed
+
+
 def import_weights(
     model: Model,
     rules: Sequence[Rule],
@@ -248,9 +260,7 @@ def _check_fit(
         advice += "; for other channels or another size of the inputs, pass adapt=True"
     if unknown and (prefix or not unfit):
         advice += f"; to leave out what has no place, {f'pass {prefix=} or ' if prefix else ''}take it from the dict"
-    raise ValueError(
-        f"the tensors do not fit the model: {'; '.join(_listed(*kind) for kind in kinds.items() if kind[1])}; {advice}."
-    )
+    raise MisfitError("; ".join(_listed(*kind) for kind in kinds.items() if kind[1]), advice)
 
 
 def _check_finite(found: Mapping[str, np.ndarray], sources: Mapping[str, str]) -> None:
