@@ -16,7 +16,17 @@ from jaxkd.metrics.binary import (
     binary_nll,
     f1,
 )
-from jaxkd.metrics.classification import CLASSIFICATION, accuracy, brier, calibration, nll, per_class, top_k
+from jaxkd.metrics.classification import (
+    CLASSIFICATION,
+    Matthews,
+    accuracy,
+    brier,
+    calibration,
+    matthews,
+    nll,
+    per_class,
+    top_k,
+)
 from jaxkd.metrics.fidelity import DISTILLATION, agreement, agreement_at, kl_to_teacher, linear_cka, total_variation
 from jaxkd.metrics.ignored import ignoring
 from jaxkd.metrics.regression import R2, REGRESSION, RootMean, mae, r2, rmse
@@ -35,6 +45,7 @@ __all__ = [
     "Accumulator",
     "AveragePrecision",
     "Calibration",
+    "Matthews",
     "Mean",
     "Metric",
     "PerClass",
@@ -53,6 +64,7 @@ __all__ = [
     "kl_to_teacher",
     "linear_cka",
     "mae",
+    "matthews",
     "nll",
     "per_class",
     "r2",

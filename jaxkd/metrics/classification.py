@@ -3,14 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxkd import numerics
 from jaxkd.labels import Labels, are_classes, check_labels, check_probabilities, label_field
-from jaxkd.metrics.accumulators import Calibration, Mean, PerClass, batch_mean, teacher_logits, weights_of
+from jaxkd.metrics.accumulators import (
+    Calibration,
+    Mean,
+    PerClass,
+    batch_mean,
+    module_of,
+    ratio,
+    teacher_logits,
+    weights_of,
+    wide,
+)
 from jaxkd.types import Batch, Metric, Outputs
+
+
+class Matthews(NamedTuple):
+    """Accumulator of the Matthews correlation: a confusion matrix, whose entry (i, j) counts class i predicted as j.
+
+    Attributes:
+      confusion: Counts, [..., K, K].
+    """
+
+    confusion: jax.Array
+
+    def value(self) -> Any:
+        """Correlation of labels and predictions; 0 if all labels, or all predictions, are of one class.
+
+        (c n - sum_k p_k t_k) / sqrt((n^2 - sum_k p_k^2) (n^2 - sum_k t_k^2))
+
+        with n examples, c of them correct, t_k of class k, p_k predicted as k.
+
+        Returns:
+          Scalar in -1..1, or [S] for stacked students.
+        """
+        xp = module_of(self.confusion)
+        (matrix,) = wide(self.confusion)
+        labelled, predicted = matrix.sum(axis=-1), matrix.sum(axis=-2)
+        total, correct = labelled.sum(axis=-1), xp.trace(matrix, axis1=-2, axis2=-1)
+        spread = [total**2 - (counts**2).sum(axis=-1) for counts in (predicted, labelled)]
+        covariance = correct * total - (labelled * predicted).sum(axis=-1)
+        return ratio(covariance, xp.sqrt(spread[0]) * xp.sqrt(spread[1]))
 
 
 def _classes(student: Outputs, batch: Batch) -> Labels:
@@ -123,17 +162,37 @@ def per_class(student: Outputs, teacher: Outputs, batch: Batch) -> PerClass:
     Raises:
       ValueError: If there is no teacher.
     """
+    of_teacher = teacher_logits(teacher)
+    return PerClass(_confusion(student.logits, student, batch), _confusion(of_teacher, student, batch))
+
+
+def matthews(student: Outputs, teacher: Outputs, batch: Batch) -> Matthews:
+    """Matthews correlation of the predictions with the labels, where classes are of unequal size, as in CoLA.
+
+    Args:
+      student: Outputs with logits [B, ..., K].
+      teacher: Not used.
+      batch: Holds `label`, integers [B, ...] or probabilities [B, ..., K], of which the most probable class counts.
+
+    Returns:
+      Counts, whose `value()` is 1 for perfect predictions, 0 for those of a constant, -1 for two classes swapped.
+
+    Reference:
+      Gorodkin, "Comparing two K-category assignments by a K-category correlation coefficient", Computational Biology
+      and Chemistry 2004, https://doi.org/10.1016/j.compbiolchem.2004.09.006
+    """
+    return Matthews(_confusion(student.logits, student, batch))
+
+
+def _confusion(logits: jax.Array, student: Outputs, batch: Batch) -> jax.Array:
+    """Confusion matrix [K, K] of the predictions by some logits, under the batch's mask."""
     K = student.logits.shape[-1]
     label = _classes(student, batch)
     weight = weights_of(label.values.astype(jnp.float32), batch)
     weight = jnp.where(weight > 0, label.mark(weight), 0)
     rows = jax.nn.one_hot(label.values.ravel(), K) * weight.ravel()[:, None]
-
-    def confusion(logits: jax.Array) -> jax.Array:
-        called = jax.nn.one_hot(jnp.argmax(logits, axis=-1).ravel(), K)
-        return jnp.einsum("ni,nj->ij", rows, called, precision="highest")
-
-    return PerClass(confusion(student.logits), confusion(teacher_logits(teacher)))
+    called = jax.nn.one_hot(jnp.argmax(logits, axis=-1).ravel(), K)
+    return jnp.einsum("ni,nj->ij", rows, called, precision="highest")
 
 
 def calibration(bins: int = 15) -> Metric:

@@ -2,6 +2,7 @@
 
 from jaxkd.models.adapters import from_linen, init
 from jaxkd.models.combine import cached, ensemble, join, mean_logits, mean_probabilities, no_teacher, with_head
+from jaxkd.models.heads import at_head, keep_head, with_heads
 from jaxkd.models.inherit import inherit
 from jaxkd.models.nnx_modules import from_nnx
 from jaxkd.models.precision import Int8, cast, from_int8, in_dtype, to_int8
@@ -30,6 +31,7 @@ from jaxkd.models.vision.wide_resnet import wide_resnet
 __all__ = [
     "KEPT",
     "Int8",
+    "at_head",
     "at_resolution",
     "bag_of_embeddings",
     "bert",
@@ -48,6 +50,7 @@ __all__ = [
     "inherit",
     "init",
     "join",
+    "keep_head",
     "keep_top_k",
     "language_model",
     "lenet",
@@ -74,4 +77,5 @@ __all__ = [
     "with_classes",
     "with_embedding",
     "with_head",
+    "with_heads",
 ]

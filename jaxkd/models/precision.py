@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from jaxkd.types import Batch, Model, Outputs, PyTree, Variables, as_variables, leaf_name
 
-HEAD = r"(^|/)head(_distillation)?(/|$)"
+HEAD = r"(^|/)head(s|_distillation)?(/|$)"
 """Pattern of the last layers' paths in the networks of this library."""
 
 

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from metrics.twins import SOFT, K, add, case, measure, softmax, twin
+from sklearn.metrics import matthews_corrcoef
 
 from jaxkd import metrics
 from jaxkd.types import Outputs
@@ -115,3 +116,19 @@ def test_classes_are_counted_over_batches_without_padding():
     for c in range(5):
         rows = [np.bincount(x[y == c], minlength=K) / np.sum(y == c) for x in called]
         assert found.confusion_difference()[c] == pytest.approx(np.abs(rows[0] - rows[1]).sum() / 2, abs=1e-6)
+
+
+def test_matthews_correlation_is_scikit_learns_over_batches_of_any_number_of_classes():
+    s, _, y = case((40,))
+    matthews = jax.jit(metrics.matthews)
+    for K_, label in ((K, y), (2, y % 2), (K, y * 0)):  # the last one: labels of one class
+        parts = []
+        for i in range(0, 40, 16):
+            rows = [np.resize(x[i : i + 16], (16, *x.shape[1:])) for x in (s[:, :K_], label)]
+            mask = np.arange(16) < min(16, 40 - i)
+            parts.append(matthews(Outputs(rows[0]), Outputs(None), {"label": rows[1], "mask": mask}))
+        expected = matthews_corrcoef(label, s[:, :K_].argmax(1))
+        assert add(parts).value() == pytest.approx(expected, rel=1e-6, abs=1e-12)
+    both = metrics.Matthews(np.stack([parts[0].confusion, np.eye(K)]))  # stacked students
+    np.testing.assert_allclose(both.value(), [0, 1])
+    assert metrics.Matthews(np.array([[0, 3], [2, 0]])).value() == pytest.approx(-1)

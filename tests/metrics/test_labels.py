@@ -8,7 +8,7 @@ from metrics.twins import ALL, K, case
 from jaxkd import metrics
 from jaxkd.types import Outputs
 
-EVERY = {**ALL, "per_class": metrics.per_class}
+EVERY = {**ALL, "per_class": metrics.per_class, "matthews": metrics.matthews}
 FIDELITY = ("agreement", "kl", "total_variation", "agreement_at_3")  # which read no label
 S, T, Y = case((8,))
 
