@@ -120,7 +120,11 @@ def pair_mask(mask: ArrayLike) -> jax.Array:
     needs="texts",
 )
 def tinybert(
-    student_attention: ArrayLike, teacher_attention: ArrayLike, student_hidden: ArrayLike, teacher_hidden: ArrayLike
+    student_attention: ArrayLike,
+    teacher_attention: ArrayLike,
+    student_hidden: ArrayLike,
+    teacher_hidden: ArrayLike,
+    mask: ArrayLike | None = None,
 ) -> jax.Array:
     """TinyBERT's loss over all layers: attention scores and hidden states of every g-th teacher layer, g = N / S.
 
@@ -132,9 +136,11 @@ def tinybert(
       teacher_attention: [B, N, A, L, L] floating.
       student_hidden: [B, S + 1, L, D] floating, embeddings first, already projected to the teacher's width.
       teacher_hidden: [B, N + 1, L, D] floating.
+      mask: [B, L], 1 (or True) for real tokens, over which (and over whose pairs) the means are then taken, so that
+        padding never changes the value; all of them if None, as in the released code.
 
     Returns:
-      [B].
+      [B]; 0 where no token is real.
 
     Raises:
       ValueError: If shapes do not fit, or S does not divide N.
@@ -151,9 +157,16 @@ def tinybert(
             "teacher needs a multiple of the student's layers, and hidden states one layer more than attention."
         )
     g = N // S
-    attention = jnp.mean(attention_mse(a_s, a_t[:, g - 1 :: g], padding_score=-100.0), axis=(2, 3))
-    hidden = jnp.mean(hidden_mse(h_s, h_t[:, ::g]), axis=2)
-    return jnp.sum(attention, axis=1) + jnp.sum(hidden, axis=1)
+    a_t, h_t = a_t[:, g - 1 :: g], h_t[:, ::g]
+    if mask is None:
+        attention = jnp.mean(attention_mse(a_s, a_t, padding_score=-100.0), axis=(2, 3))
+        return jnp.sum(attention, axis=1) + jnp.sum(jnp.mean(hidden_mse(h_s, h_t), axis=2), axis=1)
+    real, pairs = jnp.asarray(mask).astype(bool)[:, None, :, None], pair_mask(mask)[:, None, None]
+    h_s, h_t = (jnp.where(real, x, 0) for x in (h_s, h_t))
+    a_s, a_t = (jnp.where(pairs, x, 0) for x in (a_s, a_t))
+    count = jnp.maximum(jnp.sum(real, axis=(1, 2, 3), dtype=h_s.dtype), 1)
+    attention = jnp.sum(attention_mse(a_s, a_t, padding_score=-100.0), axis=(1, 2, 3))
+    return attention / jnp.square(count) + jnp.sum(hidden_mse(h_s, h_t), axis=(1, 2)) / count
 
 
 @declare(lambda draw: (draw.tokens(), draw.tokens()), (*_TOKENS, KEEPS_LEADING_AXES, *_OF_DIRECTIONS))

@@ -2,6 +2,7 @@
 
 from jaxkd.objectives.cross_layer import ab, ofd, review, semckd
 from jaxkd.objectives.hyper import Held, Number, hold
+from jaxkd.objectives.layers import last_layers, layer_names, uniform_layers
 from jaxkd.objectives.maps import cat_kd, fgd, ft, mgd, paraphrase, srrl, vid
 from jaxkd.objectives.memories import crd, info_nce_queue
 from jaxkd.objectives.networks import Network
@@ -18,7 +19,7 @@ from jaxkd.objectives.terms import (
     stateful,
     trained,
 )
-from jaxkd.objectives.tokens import from_hidden, tinybert, vitkd
+from jaxkd.objectives.tokens import from_hidden, pkd, tinybert, vitkd
 from jaxkd.objectives.vectors import srd, uskd
 from jaxkd.objectives.weighting import (
     teacher_certainty,
@@ -49,12 +50,15 @@ __all__ = [
     "ft",
     "hold",
     "info_nce_queue",
+    "last_layers",
+    "layer_names",
     "linear",
     "mgd",
     "mlp",
     "ofd",
     "paraphrase",
     "pick",
+    "pkd",
     "regressor",
     "review",
     "semckd",
@@ -66,6 +70,7 @@ __all__ = [
     "tinybert",
     "trained",
     "uncertainty_weighted",
+    "uniform_layers",
     "uskd",
     "vid",
     "vitkd",

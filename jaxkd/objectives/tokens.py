@@ -1,4 +1,4 @@
-"""Terms on tokens: losses on logits too large to hold, and the methods for transformers TinyBERT and ViTKD."""
+"""Terms on tokens: losses on logits too large to hold, and the methods for transformers PKD, TinyBERT and ViTKD."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxkd.losses.chunked import chunked_loss
 from jaxkd.objectives.hyper import hold
 from jaxkd.objectives.ignored import without_label
 from jaxkd.objectives.means import mean_over
-from jaxkd.objectives.networks import token_generator
+from jaxkd.objectives.networks import Network, token_generator
 from jaxkd.objectives.paths import features_of, last_layer, pick, read_field
 from jaxkd.objectives.projections import linear
 from jaxkd.objectives.terms import Loss, Result, stateful, trained
@@ -109,15 +109,19 @@ def tinybert(
     teacher_attention: Sequence[str],
     student_hidden: Sequence[str],
     teacher_hidden: Sequence[str],
+    token_mask: str | None = None,
     where: str | None = None,
 ) -> Term:
     """Term of TinyBERT: attention scores and hidden states of all layers, one linear map for all hidden states.
+
+    `tinybert(**layer_names(3, 6), token_mask="token_mask")` pairs each of three blocks with every second of six.
 
     Args:
       student_attention: Names of the scores [B, A, L, L] of the student's S layers, in order.
       teacher_attention: Names of the teacher's N layers', N a multiple of S.
       student_hidden: Names of the states [B, L, Ds], the embeddings first, S + 1 of them.
       teacher_hidden: Names of the teacher's [B, L, Dt], N + 1 of them.
+      token_mask: Field of the batch [B, L], true on real tokens, over which the means are taken; all of them if None.
       where: Field of the batch [B] that masks or weights examples in the mean; all count 1 if None.
 
     Returns:
@@ -125,17 +129,55 @@ def tinybert(
     """
     project = linear()
 
-    def init(key: jax.Array, a_s: Any, a_t: Any, h_s: Any, h_t: Any) -> PyTree:
+    def init(key: jax.Array, a_s: Any, a_t: Any, h_s: Any, h_t: Any, mask: Any = None) -> PyTree:
         return project.init(key, h_s[0].shape, h_t[0].shape)
 
-    def call(params: PyTree, a_s: Any, a_t: Any, h_s: Any, h_t: Any) -> jax.Array:
+    def call(params: PyTree, a_s: Any, a_t: Any, h_s: Any, h_t: Any, mask: Any = None) -> jax.Array:
         attention = jnp.stack(a_s, axis=1), jnp.stack(a_t, axis=1)
         hidden = project.apply(params, jnp.stack(h_s, axis=1)), jnp.stack(h_t, axis=1)
-        return losses.tinybert(*attention, *hidden)
+        return losses.tinybert(*attention, *hidden, mask)
 
     students = (features_of("student", student_attention), features_of("student", student_hidden))
     teachers = (features_of("teacher", teacher_attention), features_of("teacher", teacher_hidden))
-    return trained(call, students[0], teachers[0], students[1], teachers[1], init=init, where=where)
+    paths = (students[0], teachers[0], students[1], teachers[1], *((f"batch.{token_mask}",) if token_mask else ()))
+    return trained(call, *paths, init=init, where=where)
+
+
+def pkd(layers: Sequence[int], *, project: Network | None = None, where: str | None = None, **hyper: Any) -> Term:
+    """Term of patient distillation: the first token's state after each of the student's first blocks.
+
+    `pkd(uniform_layers(3, 6)[:-1])` is the paper's PKD-Skip for three blocks and six: the last block is left out, as
+    the logits teach it. `pkd(last_layers(3, 6)[:-1])` is PKD-Last.
+
+    Args:
+      layers: Number of the teacher's block for the student's blocks 0, 1, ... in order; features `block<number>`.
+      project: Map from the student's states to the teacher's width, one for all blocks; none if the widths are equal.
+      where: Field of the batch [B] that masks or weights examples in the mean; all count 1 if None.
+      **hyper: Hyper-parameters of `losses.pkd`.
+
+    Returns:
+      A term whose parameters are the map's.
+
+    Raises:
+      ValueError: If no layer is given; when the step is made, if there is no such block or the widths differ.
+
+    Reference:
+      Sun et al., "Patient Knowledge Distillation for BERT Model Compression", EMNLP 2019,
+      https://arxiv.org/abs/1908.09355
+    """
+    if not layers:
+        raise ValueError("pkd compares no blocks: give the teacher's block for each of the student's first blocks.")
+
+    def init(key: jax.Array, h_s: Any, h_t: Any) -> PyTree:
+        return {} if project is None else project.init(key, h_s[0].shape, h_t[0].shape)
+
+    def call(params: PyTree, h_s: Any, h_t: Any, **hyper: Any) -> jax.Array:
+        s, t = (jnp.stack([h[:, 0] for h in states], axis=1) for states in (h_s, h_t))
+        return losses.pkd(s if project is None else project.apply(params, s), t, **hyper)
+
+    students = features_of("student", [f"block{i}" for i in range(len(layers))])
+    teachers = features_of("teacher", [f"block{i}" for i in layers])
+    return trained(call, students, teachers, init=init, hyper_of=losses.pkd, where=where, **hyper)
 
 
 def vitkd(

@@ -77,6 +77,25 @@ def test_tinybert_pairs_each_student_layer_with_every_gth_of_the_teacher(S, N):
     np.testing.assert_allclose(run(transformers.tinybert, a_s, a_t, h_s, h_t), want, rtol=1e-12)
 
 
+def test_tinybert_under_a_mask_is_the_mean_over_real_tokens_and_their_pairs():
+    S, N = 2, 4
+    a_s, a_t = draw(3, S, 2, 4, 4), draw(3, N, 2, 4, 4, seed=1)
+    h_s, h_t = draw(3, S + 1, 4, 5), draw(3, N + 1, 4, 5, seed=1)
+    want = np.zeros(3)
+    for b, n in enumerate(MASK.sum(1)):
+        want[b] = np.square(a_s - a_t[:, 1::2])[b, ..., :n, :n].sum() / (2 * n * n)
+        want[b] += np.square(h_s - h_t[:, ::2])[b, :, :n].sum() / (5 * n)
+    np.testing.assert_allclose(run(transformers.tinybert, a_s, a_t, h_s, h_t, MASK), want, rtol=1e-12)
+    loss, empty = differentiated(transformers.tinybert, 0, 2), MASK * np.array([[1], [1], [0]])
+    total, gradients = loss(a_s, a_t, h_s, h_t, empty)
+    np.testing.assert_allclose(total, want[:2].sum(), rtol=1e-12)
+    padded = [np.where(empty[:, None, :, None] > 0, x, np.nan) for x in (h_s, h_t)]
+    same, found = loss(a_s, a_t, *padded, empty)
+    np.testing.assert_array_equal(same, total)
+    for a, b in zip(gradients, found, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_tinybert_names_layers_that_do_not_match():
     with pytest.raises(ValueError, match=r"\(1, 2, 1, 4, 4\) and \(1, 3, 1, 4, 4\).*multiple"):
         transformers.tinybert(draw(1, 2, 1, 4, 4), draw(1, 3, 1, 4, 4), draw(1, 3, 4, 5), draw(1, 4, 4, 5))
