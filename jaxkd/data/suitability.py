@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxkd.data.labels import ADVICE, MEANING, Task
 from jaxkd.data.source import Source, sample_rows
+from jaxkd.data.texts import Texts
 
 _WHOLE = re.compile(r"(\[[^\[\]]+)\[[^\[\]]*\]\]$")
 
@@ -30,11 +31,11 @@ def check_task(source: Source, *tasks: Task) -> None:
         )
 
 
-def check_disjoint(*sources: Source) -> None:
+def check_disjoint(*sources: Source | Texts) -> None:
     """Checks that sources which are slices of one split hold different rows, as training and validation rows should.
 
     Args:
-      *sources: Sources of one data set, as `open_source` gives them.
+      *sources: Sources of one data set, as `open_source` gives them, or texts, as `open_texts` does.
 
     Raises:
       ValueError: If two of them share a row; the message names both and the row.

@@ -3,35 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from jaxkd.data import checks
 from jaxkd.data.labels import Task
 from jaxkd.data.naming import number_labels
-from jaxkd.data.readers import delimited, fields, lines
-from jaxkd.data.readers.columns import Columns
+from jaxkd.data.readers.fields import choose_fields, texts_of
 from jaxkd.data.splits import draw, is_percentage, say_missing
-
-WHOLE = "all"
-"""Name of the only split of a file that is not one of several."""
-
-TextSpec: TypeAlias = "str | Mapping[str, Sequence[Any]]"
-"""Place or columns of texts, as `open_texts` takes them."""
-
-READERS: Mapping[str, Callable[[Path], Columns]] = {
-    "tsv": delimited.read_tsv,
-    "csv": delimited.read_csv,
-    "jsonl": lines.read_jsonl,
-    "lines": lines.read_plain,
-}
-"""Kind of a single file -> its reader."""
-
-_EXAMPLE = "such as tsv:PATH of a file whose first line is label<TAB>sentence"
+from jaxkd.data.text_files import WHOLE, TextSpec, read_split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +84,8 @@ def open_texts(
     label: str | None = None,
     class_names: Sequence[str] | None = None,
     relabel: Callable[[Any], Any] | None = None,
+    labelled: bool = True,
+    data_dir: str | None = None,
 ) -> Texts:
     """Opens a split of a set of texts.
 
@@ -111,7 +95,11 @@ def open_texts(
         - "csv:PATH", the same with commas and quotes;
         - "jsonl:PATH", one object a line;
         - "lines:PATH", one text a line, without labels;
-        - a mapping of columns, such as {"sentence": [...], "label": [...]}.
+        - "parquet:PATH";
+        - "hf:FOLDER" that `datasets.save_to_disk` has made, or that has Parquet files named by their splits; or, where
+          there is a network, "hf:ORGANISATION/NAME" or "hf:ORGANISATION/NAME/CONFIGURATION" of a set on the hub;
+        - "tfds:NAME";
+        - a mapping of columns, such as {"sentence": [...], "label": [...]}, or of splits to such columns.
         "{split}" in PATH stands for the split's name; a file without it is one split, "all". Files may be compressed
         by xz, gzip or bzip2.
       split: "train", "train[:90%]", "all[100:200]", ... Percentages are drawn from each class in proportion, always
@@ -122,6 +110,8 @@ def open_texts(
       class_names: Names of the classes in their order, such as those of the training split; those that occur if None,
         whole numbers in their order, words in that of the alphabet. Empty if labels are numbers to regress on.
       relabel: Label as it stands in the file -> the label to use, such as `lambda label: label.split(":")[0]`.
+      labelled: False reads no labels.
+      data_dir: Folder in which TFDS keeps its data.
 
     Returns:
       The texts. Labels that are words or whole numbers are classes, numbered from 0; other numbers are to regress on.
@@ -132,18 +122,18 @@ def open_texts(
     """
     if not isinstance(split, str):
         raise ValueError(f"split is {split!r}: give a name such as 'train' or 'train[:90%]'.")
-    columns, name, base = _read(spec, split)
-    chosen = fields.choose_fields(columns, text, pair, label)
+    columns, name, base = read_split(spec, split, data_dir)
+    chosen = choose_fields(columns, text, pair, label)
     size = len(next(iter(columns.values.values())))
     base, start, stop = checks.split_rows(name, split, {base: size})
     labels, names = None, tuple(class_names or ())
-    if chosen.label is not None:
+    if chosen.label is not None and labelled:
         labels, names = number_labels(columns, chosen.label, class_names, relabel)
     whole = Texts(
         f"{name}[{split}]",
-        fields.texts_of(columns, chosen.text),
+        texts_of(columns, chosen.text),
         np.arange(size, dtype=np.int32),
-        None if chosen.pair is None else fields.texts_of(columns, chosen.pair),
+        None if chosen.pair is None else texts_of(columns, chosen.pair),
         labels,
         names,
         {key: values for key, values in columns.values.items() if key not in chosen},
@@ -156,33 +146,3 @@ def open_texts(
     if labels is not None:
         say_missing(whole.name, whole.task, labels, rows, drawn=drawn, class_names=names)
     return whole if len(rows) == size else whole.take(rows)
-
-
-def _read(spec: TextSpec, split: str) -> tuple[Columns, str, str]:
-    """Columns of the whole split that a slice is of; the set's name; the split's name."""
-    match = checks.SPLIT.fullmatch(split.strip())
-    base = match["name"].strip() if match else split
-    if isinstance(spec, Mapping):
-        return _in_memory(spec), "texts", WHOLE
-    if not isinstance(spec, (str, os.PathLike)):
-        raise ValueError(f"texts were given as {type(spec).__name__}: give a text, {_EXAMPLE}, or a dict of columns.")
-    kind, colon, place = os.fspath(spec).partition(":")
-    if kind not in READERS or not colon:
-        known = checks.listing([f"{kind}:PATH" for kind in READERS])
-        suffix = os.fspath(spec).removesuffix(".xz").removesuffix(".gz").removesuffix(".bz2").rpartition(".")[2]
-        hint = f"write {suffix}:{spec}" if suffix in READERS else f"give one of {known}"
-        raise ValueError(f"{os.fspath(spec)!r} does not say what kind of file it is: {hint}.")
-    path = checks.path_of(place.replace("{split}", base))
-    return READERS[kind](path), place, base if "{split}" in place else WHOLE
-
-
-def _in_memory(given: Mapping[str, Sequence[Any]]) -> Columns:
-    """Columns that are given as lists or arrays."""
-    values = {str(field): (x.tolist() if hasattr(x, "tolist") else list(x)) for field, x in given.items()}
-    lengths = {field: len(column) for field, column in values.items()}
-    if not values or not any(lengths.values()):
-        raise ValueError("the columns given are empty: give at least one text.")
-    if len(set(lengths.values())) > 1:
-        pairs = checks.listing([f"`{field}` {length}" for field, length in lengths.items()])
-        raise ValueError(f"the columns given have different numbers of rows ({pairs}): give one value a row.")
-    return Columns("the columns given", values)

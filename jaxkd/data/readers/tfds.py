@@ -56,28 +56,23 @@ def from_name(
       ValueError: In one sentence, if the name is unknown, or if the set cannot be prepared or read.
     """
     with quiet():
-        import tensorflow_datasets as tfds
+        return _from_builder(name, _builder(name, data_dir), split, num_classes, frame)
 
-        _register_all()
-        names = tfds.list_builders(with_community_datasets=False)
-        folder = None if data_dir is None else os.fspath(Path(data_dir).expanduser())
-        try:
-            builder = tfds.builder(name, data_dir=folder, try_gcs=False)
-        except tfds.core.DatasetNotFoundError:
-            near = difflib.get_close_matches(name.partition("/")[0].partition(":")[0], names)
-            hint = f"did you mean {' or '.join(near)}?" if near else "tfds.list_builders() lists the names."
-            place = folder or "its data folder"
-            if Path(name).is_dir():
-                hint = f"for the folder of that name write folder:{name} if it holds pictures."
-            raise ValueError(f"TFDS knows no data set {name!r} and {place} holds none: {hint}") from None
-        except Exception as error:  # builders raise errors of any kind for a version or configuration they do not have
-            raise ValueError(
-                f"TFDS cannot make the data set {name!r} ({root_cause(error)}): give a version and a configuration "
-                "that it has, or the name alone."
-            ) from error
-        if not (Path(builder.data_dir) / INFO_FILE).exists():
-            download(name, builder)
-        return _from_builder(name, builder, split, num_classes, frame)
+
+def splits_of_name(name: str, data_dir: str | os.PathLike[str] | None) -> list[str]:
+    """Lists the splits of a TFDS set, which is downloaded and prepared if it is not there yet.
+
+    Args:
+      name: As `from_name` takes it.
+      data_dir: TFDS's data folder, or None for its default.
+
+    Returns:
+      Their names.
+
+    Raises:
+      ValueError: As `from_name` says.
+    """
+    return list(_builder(name, data_dir).info.splits)
 
 
 def from_folder(folder: Path, split: str, num_classes: int | None, frame: pictures.Frame | None) -> Source:
@@ -114,6 +109,33 @@ def from_folder(folder: Path, split: str, num_classes: int | None, frame: pictur
         except Exception as error:  # broken or very old metadata fail in many ways
             raise ValueError(f"{folder} cannot be read by TFDS ({root_cause(error)}): prepare it anew.") from error
         return _from_builder(name, builder, split, num_classes, frame)
+
+
+def _builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
+    """TFDS's builder of a set that is prepared."""
+    with quiet():
+        import tensorflow_datasets as tfds
+
+        _register_all()
+        names = tfds.list_builders(with_community_datasets=False)
+        folder = None if data_dir is None else os.fspath(Path(data_dir).expanduser())
+        try:
+            builder = tfds.builder(name, data_dir=folder, try_gcs=False)
+        except tfds.core.DatasetNotFoundError:
+            near = difflib.get_close_matches(name.partition("/")[0].partition(":")[0], names)
+            hint = f"did you mean {' or '.join(near)}?" if near else "tfds.list_builders() lists the names."
+            place = folder or "its data folder"
+            if Path(name).is_dir():
+                hint = f"for the folder of that name write folder:{name} if it holds pictures."
+            raise ValueError(f"TFDS knows no data set {name!r} and {place} holds none: {hint}") from None
+        except Exception as error:  # builders raise errors of any kind for a version or configuration they do not have
+            raise ValueError(
+                f"TFDS cannot make the data set {name!r} ({root_cause(error)}): give a version and a configuration "
+                "that it has, or the name alone."
+            ) from error
+        if not (Path(builder.data_dir) / INFO_FILE).exists():
+            download(name, builder)
+        return builder
 
 
 def _register_all() -> None:
