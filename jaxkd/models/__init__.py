@@ -3,18 +3,19 @@
 from jaxkd.models.adapters import from_linen, init
 from jaxkd.models.combine import cached, ensemble, join, mean_logits, mean_probabilities, no_teacher, with_head
 from jaxkd.models.heads import at_head, keep_head, with_heads
-from jaxkd.models.inherit import inherit
+from jaxkd.models.inherit import inherit, take_blocks
 from jaxkd.models.nnx_modules import from_nnx
 from jaxkd.models.precision import Int8, cast, from_int8, in_dtype, to_int8
 from jaxkd.models.reused import reuse_classifier
 from jaxkd.models.size import count_parameters, size
 from jaxkd.models.statistics import unbiased_variance
 from jaxkd.models.text.bag import bag_of_embeddings
+from jaxkd.models.text.bert import bert
 from jaxkd.models.text.cnn import text_cnn
 from jaxkd.models.text.decoder import language_model
 from jaxkd.models.text.embedding import with_embedding
-from jaxkd.models.text.encoder import bert
 from jaxkd.models.text.gru import bigru
+from jaxkd.models.text.pooling import first_token, mean_of_tokens, sentence_embeddings
 from jaxkd.models.top_k import KEPT, keep_top_k, spread_tail, top_k
 from jaxkd.models.views import at_resolution, with_channels, with_classes
 from jaxkd.models.vision.convnet import convnet
@@ -42,6 +43,7 @@ __all__ = [
     "convnext",
     "count_parameters",
     "ensemble",
+    "first_token",
     "from_int8",
     "from_linen",
     "from_nnx",
@@ -55,6 +57,7 @@ __all__ = [
     "language_model",
     "lenet",
     "mean_logits",
+    "mean_of_tokens",
     "mean_probabilities",
     "mlp",
     "mobilenet_v1",
@@ -62,10 +65,12 @@ __all__ = [
     "no_teacher",
     "resnet",
     "reuse_classifier",
+    "sentence_embeddings",
     "shufflenet_v1",
     "shufflenet_v2",
     "size",
     "spread_tail",
+    "take_blocks",
     "text_cnn",
     "to_int8",
     "top_k",

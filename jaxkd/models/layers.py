@@ -20,19 +20,36 @@ Dense = functools.partial(nn.Dense, dot_general=by_matrices)
 """`flax.linen.Dense` with `kernels.dense.by_matrices`, whose gradient is fast for inputs of three axes as well."""
 
 
-def perceptron(x: jax.Array, kernel_init: Callable[..., Any]) -> jax.Array:
-    """Perceptron of two dense layers with GELU, the first four times as wide, as submodules `mlp1` and `mlp2`.
+def perceptron(
+    x: jax.Array,
+    kernel_init: Callable[..., Any],
+    *,
+    hidden: int | None = None,
+    activation: Callable[[jax.Array], jax.Array] = gelu,
+    gated: bool = False,
+    bias: bool = True,
+    inside: Callable[[jax.Array], jax.Array] = lambda x: x,
+) -> jax.Array:
+    """Perceptron of two dense layers, as submodules `mlp1` and `mlp2`, and `mlp_gate` if it is gated.
 
     Args:
       x: [..., C].
-      kernel_init: Initialiser of both kernels.
+      kernel_init: Initialiser of the kernels.
+      hidden: Width between the two; 4 C if None.
+      activation: Activation between the two.
+      gated: Whether a third layer's outputs are factors of the activation's.
+      bias: Whether the layers have a bias.
+      inside: Applied to the inputs of the second layer, such as dropout.
 
     Returns:
       [..., C].
     """
     width = x.shape[-1]
-    wide = gelu(Dense(4 * width, kernel_init=kernel_init, name="mlp1")(x))
-    return Dense(width, kernel_init=kernel_init, name="mlp2")(wide)
+    hidden = 4 * width if hidden is None else hidden
+    wide = activation(Dense(hidden, use_bias=bias, kernel_init=kernel_init, name="mlp1")(x))
+    if gated:
+        wide = wide * Dense(hidden, use_bias=bias, kernel_init=kernel_init, name="mlp_gate")(x)
+    return Dense(width, use_bias=bias, kernel_init=kernel_init, name="mlp2")(inside(wide))
 
 
 def batch_norm(x: jax.Array, name: str, *, train: bool, axis_name: str | None) -> jax.Array:

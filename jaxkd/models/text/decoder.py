@@ -7,7 +7,8 @@ import jax
 
 from jaxkd.models.adapters import from_linen
 from jaxkd.models.layers import Dense
-from jaxkd.models.text.encoder import _INIT, Encoder, check_heads
+from jaxkd.models.text.blocks import INIT, Dropouts, Form, check_heads
+from jaxkd.models.text.encoder import Encoder
 from jaxkd.types import Model, Outputs
 
 
@@ -24,7 +25,7 @@ class LanguageModel(nn.Module):
     def __call__(self, tokens: jax.Array, mask: jax.Array, *, train: bool) -> Outputs:
         """Tokens and mask [B, L] -> Outputs with logits [B, L, V]."""
         x, features = self.encoder(tokens, mask, None, train)
-        head = Dense(self.encoder.vocabulary, use_bias=False, kernel_init=_INIT, name="head")
+        head = Dense(self.encoder.vocabulary, use_bias=False, kernel_init=INIT, name="head")
         return Outputs(head(x), features)
 
 
@@ -63,7 +64,7 @@ def language_model(
       https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf
     """
     check_heads(width, heads)
-    encoder = Encoder(
-        vocabulary, layers, width, heads, max_length, dropout=dropout, causal=causal, norm_first=True, remat=remat
-    )
+    rates = Dropouts(embedding=dropout, attention=dropout, perceptron=dropout)
+    form = Form(heads, norm_first=True, dropout=rates)
+    encoder = Encoder(vocabulary, layers, width, form, max_length, embedding_norm=False, causal=causal, remat=remat)
     return from_linen(LanguageModel(encoder), inputs=("tokens", "token_mask"))

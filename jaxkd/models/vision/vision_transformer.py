@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxkd.models.adapters import from_linen, rematerialised
 from jaxkd.models.layers import Conv, Dense
-from jaxkd.models.text.encoder import Block, check_heads
+from jaxkd.models.text.blocks import Block, Dropouts, Form, block_features, check_heads
 from jaxkd.types import Model, Outputs
 
 _INIT = nn.initializers.truncated_normal(0.02)
@@ -48,13 +48,15 @@ class VisionTransformer(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> Outputs:
         """Images [B, H, W, C] -> Outputs with logits [B, K]."""
         features = {"embedding": (x := self._embed(x, train))}
+        rates = Dropouts(attention=self.dropout, perceptron=self.dropout)
+        form = Form(self.heads, norm_first=True, epsilon=1e-6, dropout=rates)
         for number in range(self.layers):
 
             def block(self: VisionTransformer, x: jax.Array, name: str = f"block{number}") -> Any:
-                return Block(self.heads, self.dropout, norm_first=True, epsilon=1e-6, name=name)(x, None, train)
+                return Block(form, name=name)(x, None, train)
 
             x, inner = rematerialised(block, self.remat)(self, x)
-            features |= {f"block{number}": x, **{f"{name}{number}": f for name, f in inner.items()}}
+            features |= block_features(number, x, inner)
         features["tokens"] = x = nn.LayerNorm(epsilon=1e-6, name="norm")(x)
         features["pooled"] = x[:, 0]
         logits = Dense(self.num_classes, kernel_init=_INIT, name="head")(x[:, 0])

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd.pytorch.huggingface import bert as networks
+from jaxkd import models
+from jaxkd.pytorch.huggingface import networks
 from jaxkd.pytorch.huggingface.find import find
 from jaxkd.pytorch.huggingface.folder import (
     CONFIG,
@@ -175,7 +176,7 @@ def _open(
     check_vocabulary(folder, config["vocab_size"])
     if layers is not None:
         _check_layers(layers, variables)
-        variables, config = networks.take_blocks(variables, layers), networks.with_layers(config, layers)
+        variables, config = models.take_blocks(variables, layers), networks.with_layers(config, layers)
         model = make(config, *options).model
     for note in notes:
         _LOG.info("%s: %s", folder, note)

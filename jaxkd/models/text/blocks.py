@@ -1,0 +1,176 @@
+"""Blocks of transformers: attention of several heads and a perceptron, each with a shortcut and a layer norm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxkd.kernels.dense import gelu
+from jaxkd.models.layers import Dense, perceptron
+from jaxkd.models.text.positions import rotary_tables, rotate
+
+INIT = nn.initializers.normal(0.02)
+
+
+class Dropouts(NamedTuple):
+    """Rates of dropout of a transformer, each 0..1.
+
+    Attributes:
+      embedding: After the embeddings.
+      weights: Of the attention's weights, after the softmax.
+      attention: After the attention.
+      inner: Inside the perceptron, before its last layer.
+      perceptron: After the perceptron.
+    """
+
+    embedding: float = 0.0
+    weights: float = 0.0
+    attention: float = 0.0
+    inner: float = 0.0
+    perceptron: float = 0.0
+
+
+class Form(NamedTuple):
+    """Form of a transformer's blocks.
+
+    Attributes:
+      heads: Heads A of the attention; they divide the width D.
+      hidden: Width inside the perceptron; 4 D if None.
+      activation: Activation of the perceptron.
+      gated: Whether the perceptron is gated: activation(W1 x) * (W3 x) goes into its last layer.
+      norm_first: Whether norms stand before the two parts (as in GPT-2) instead of after the shortcuts (as in BERT).
+      epsilon: Added to the variance in the norms.
+      dropout: Rates of dropout.
+      norm_bias: Whether norms have a bias.
+      attention_bias: Whether the attention's layers have one.
+      perceptron_bias: Whether the perceptron's layers have one.
+    """
+
+    heads: int
+    hidden: int | None = None
+    activation: Callable[[jax.Array], jax.Array] = gelu
+    gated: bool = False
+    norm_first: bool = False
+    epsilon: float = 1e-12
+    dropout: Dropouts = Dropouts()
+    norm_bias: bool = True
+    attention_bias: bool = True
+    perceptron_bias: bool = True
+
+    def norm(self, name: str) -> nn.LayerNorm:
+        """Layer norm of this form, as a submodule of the module that is being called.
+
+        Args:
+          name: The submodule's name.
+
+        Returns:
+          The module.
+        """
+        return nn.LayerNorm(epsilon=self.epsilon, use_bias=self.norm_bias, name=name)
+
+
+class Attention(nn.Module):
+    """Self-attention of several heads.
+
+    Attributes:
+      form: Form of the block.
+      rotary: Base of the rotary positions, which turn queries and keys; none if None.
+    """
+
+    form: Form
+    rotary: float | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, allowed: jax.Array | None, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """[B, L, D], [B, 1, L or 1, L] -> [B, L, D] and its scores [B, A, L, L] and queries, keys, values."""
+        B, L, D = x.shape
+        A, bias = self.form.heads, self.form.attention_bias
+        qkv = [Dense(D, use_bias=bias, kernel_init=INIT, name=name)(x) for name in ("query", "key", "value")]
+        q, k, v = (y.reshape(B, L, A, D // A).transpose(0, 2, 1, 3) for y in qkv)  # [B, A, L, D / A]
+        if self.rotary is not None:
+            tables = rotary_tables(L, D // A, self.rotary)
+            q, k = rotate(q, tables), rotate(k, tables)
+            qkv[:2] = (y.transpose(0, 2, 1, 3).reshape(B, L, D) for y in (q, k))
+        scores = (q / math.sqrt(D // A)) @ k.swapaxes(2, 3)
+        if allowed is not None:
+            # Finite, so that a row without any allowed token is uniform instead of NaN.
+            scores = jnp.where(allowed, scores, jnp.finfo(scores.dtype).min)
+        weights = nn.Dropout(self.form.dropout.weights, deterministic=not train)(nn.softmax(scores))
+        mixed = (weights @ v).transpose(0, 2, 1, 3).reshape(B, L, D)
+        return Dense(D, use_bias=bias, kernel_init=INIT, name="out")(mixed), {
+            "attention": scores,
+            "qkv": jnp.stack(qkv, axis=1),
+        }
+
+
+class Block(nn.Module):
+    """Attention and a two-layer perceptron, each with a shortcut and a layer norm.
+
+    Attributes:
+      form: Its form.
+      rotary: As in `Attention`.
+      first_norm: Whether there is a norm before the attention, if norms come first.
+    """
+
+    form: Form
+    rotary: float | None = None
+    first_norm: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array, allowed: jax.Array | None, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """[B, L, D], and [B, 1, L or 1, L] or None if all are allowed -> [B, L, D] and the attention's features."""
+        form, rates = self.form, self.form.dropout
+        attend = Attention(form, self.rotary, name="attention")
+        norm1: Callable[[jax.Array], jax.Array] = form.norm("norm1") if self.first_norm else lambda x: x
+        norm2 = form.norm("norm2")
+
+        def drop(rate: float, x: jax.Array) -> jax.Array:
+            return nn.Dropout(rate, deterministic=not train)(x)
+
+        y, features = attend(norm1(x) if form.norm_first else x, allowed, train)
+        y = drop(rates.attention, y)
+        x = x + y if form.norm_first else norm1(x + y)
+        y = perceptron(
+            norm2(x) if form.norm_first else x,
+            INIT,
+            hidden=form.hidden,
+            activation=form.activation,
+            gated=form.gated,
+            bias=form.perceptron_bias,
+            inside=lambda y: drop(rates.inner, y),
+        )
+        y = drop(rates.perceptron, y)
+        return (x + y if form.norm_first else norm2(x + y)), features
+
+
+def check_heads(width: int, heads: int) -> None:
+    """Raises ValueError if the heads do not divide the width.
+
+    Args:
+      width: D.
+      heads: Heads of the attention.
+
+    Raises:
+      ValueError: If they do not divide it.
+    """
+    if heads < 1 or width % heads:
+        raise ValueError(f"{heads} heads do not divide the width {width}: choose a multiple of {heads}.")
+
+
+def block_features(number: int, x: jax.Array, inner: dict[str, jax.Array]) -> dict[str, Any]:
+    """Features of one block by their names.
+
+    Args:
+      number: The block's number i.
+      x: Its output [B, L, D].
+      inner: Features of its attention.
+
+    Returns:
+      `block<i>`, `attention<i>`, `qkv<i>`.
+    """
+    return {f"block{number}": x, **{f"{name}{number}": feature for name, feature in inner.items()}}
