@@ -4,6 +4,7 @@
 imported only by the first call that needs them.
 """
 
+from jaxkd.data.alignment import NO_LABEL, Carried, Pool, carry_tokens, label_tokens, pool_tokens, shared_characters
 from jaxkd.data.open import Spec, open_source
 from jaxkd.data.pipeline import (
     Batches,
@@ -19,42 +20,57 @@ from jaxkd.data.readers.digits import prepare_digits
 from jaxkd.data.source import Source, in_memory, labels_of, statistics, table, with_fields
 from jaxkd.data.subsets import few_labels, of_classes
 from jaxkd.data.suitability import check_disjoint, check_task, check_unit_pixels
+from jaxkd.data.tags import Entity, Scheme, entities_of, in_characters, split_words, tag_names, tag_words
 from jaxkd.data.texts import Texts, open_texts
 from jaxkd.data.tokenise import from_tokens, tokenise
 from jaxkd.data.tokenizer import Encoded, Tokenizer, open_tokenizer, train_tokenizer
 from jaxkd.data.tokens import SEPARATOR, VOCABULARY, Transform, encode_bytes
 
 __all__ = [
+    "NO_LABEL",
     "SEPARATOR",
     "VOCABULARY",
     "Batches",
+    "Carried",
     "Encoded",
+    "Entity",
     "HostBatch",
+    "Pool",
+    "Scheme",
     "Source",
     "Spec",
     "Texts",
     "Tokenizer",
     "Transform",
     "bundles",
+    "carry_tokens",
     "check_disjoint",
     "check_task",
     "check_unit_pixels",
     "chosen_batches",
     "encode_bytes",
+    "entities_of",
     "eval_batches",
     "few_labels",
     "from_tokens",
+    "in_characters",
     "in_memory",
+    "label_tokens",
     "labels_of",
     "of_classes",
     "open_source",
     "open_texts",
     "open_tokenizer",
+    "pool_tokens",
     "prefetch",
     "prepare_digits",
+    "shared_characters",
+    "split_words",
     "statistics",
     "steps_per_epoch",
     "table",
+    "tag_names",
+    "tag_words",
     "tokenise",
     "train_batches",
     "train_tokenizer",

@@ -30,6 +30,7 @@ from jaxkd.metrics.classification import (
 from jaxkd.metrics.fidelity import DISTILLATION, agreement, agreement_at, kl_to_teacher, linear_cka, total_variation
 from jaxkd.metrics.ignored import ignoring
 from jaxkd.metrics.regression import R2, REGRESSION, RootMean, mae, r2, rmse
+from jaxkd.metrics.spans import SpanF1, span_f1
 from jaxkd.types import Metric
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "Metric",
     "PerClass",
     "RootMean",
+    "SpanF1",
     "accuracy",
     "agreement",
     "agreement_at",
@@ -69,6 +71,7 @@ __all__ = [
     "per_class",
     "r2",
     "rmse",
+    "span_f1",
     "top_k",
     "total_variation",
     "values",
