@@ -21,6 +21,7 @@ from jaxkd.data.source import Source, in_memory, labels_of, statistics, table, w
 from jaxkd.data.subsets import few_labels, of_classes
 from jaxkd.data.suitability import check_disjoint, check_task, check_unit_pixels
 from jaxkd.data.tags import Entity, Scheme, entities_of, in_characters, split_words, tag_names, tag_words
+from jaxkd.data.tasks import join_tasks
 from jaxkd.data.texts import Texts, open_texts
 from jaxkd.data.tokenise import from_tokens, tokenise
 from jaxkd.data.tokenizer import Encoded, Tokenizer, open_tokenizer, train_tokenizer
@@ -55,6 +56,7 @@ __all__ = [
     "from_tokens",
     "in_characters",
     "in_memory",
+    "join_tasks",
     "label_tokens",
     "labels_of",
     "of_classes",

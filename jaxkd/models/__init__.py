@@ -2,7 +2,7 @@
 
 from jaxkd.models.adapters import from_linen, init
 from jaxkd.models.combine import cached, ensemble, join, mean_logits, mean_probabilities, no_teacher, with_head
-from jaxkd.models.heads import at_head, keep_head, with_heads
+from jaxkd.models.heads import at_head, with_heads
 from jaxkd.models.inherit import inherit, take_blocks
 from jaxkd.models.nnx_modules import from_nnx
 from jaxkd.models.precision import Int8, cast, from_int8, in_dtype, to_int8
@@ -52,7 +52,6 @@ __all__ = [
     "inherit",
     "init",
     "join",
-    "keep_head",
     "keep_top_k",
     "language_model",
     "lenet",

@@ -19,10 +19,11 @@ def with_heads(model: Model, *, feature: str = "pooled", **classes: int) -> Mode
     logits_<name> = feature W_name + b_name
 
     Its own logits stay as they are. A term reads the others as `student.logits_<name>`; `at_head` makes them the
-    logits, to evaluate the other task.
+    logits, to evaluate the other task. `models.inherit(models.init(model, key, batch), trained, fresh="^heads/new")`
+    starts all but one head with trained variables.
 
     Args:
-      model: Any model whose params are a dict, such as a classifier of the present task.
+      model: Any model whose params are a dict, such as an encoder of sentences or a classifier of another task.
       feature: Name of the feature [B, ..., D] that all last layers read.
       **classes: Name of a task -> its number of classes K.
 
@@ -83,34 +84,6 @@ def at_head(model: Model, name: str) -> Model:
         return outputs._replace(logits=_feature(outputs, f"logits_{name}"), head=None), state
 
     return Model(model.init, apply)
-
-
-def keep_head(trained: Variables, name: str, *, head: str = "head") -> Variables:
-    """Variables of a trained classifier whose last layer becomes that of a named task, as `with_heads` keeps it.
-
-    `models.inherit(models.init(student, key, batch), models.keep_head(trained, "old"))` starts a student
-    `with_heads(classifier, old=6)` from a classifier of the old task: only its last layer for the new one begins anew.
-
-    Args:
-      trained: The classifier's variables.
-      name: The task's name.
-      head: Entry of the params that is the last layer: {"kernel": [D, K], "bias": [K]}.
-
-    Returns:
-      The same variables with the last layer also at `heads/<name>`.
-
-    Raises:
-      ValueError: If there is no such last layer.
-    """
-    trained = as_variables(trained)
-    layer = trained.params.get(head)
-    if not isinstance(layer, dict) or layer.keys() != {"kernel", "bias"}:
-        raise ValueError(
-            f"the params have no last layer {head!r} of a kernel and a bias: they have {', '.join(trained.params)}; "
-            "name it with head=."
-        )
-    heads = {**trained.params.get(HEADS, {}), name: layer}
-    return trained._replace(params={**trained.params, HEADS: heads})
 
 
 def _feature(outputs: Outputs, name: str) -> jax.Array:

@@ -33,30 +33,31 @@ CLASSIFIER, OLD = Model(lambda key, batch: made(1), apply), made(0)
 
 @pytest.fixture(scope="module")
 def student():
-    """A student with the old classifier's last layer and a third one, and its start."""
-    model = models.with_heads(CLASSIFIER, old=3, other=2)
-    return model, models.inherit(model.init(KEY, BATCH), models.keep_head(OLD, "old"), fresh="^head/|other")
+    """The trained classifier with two further last layers, and its start."""
+    model = models.with_heads(CLASSIFIER, new=3, other=2)
+    return model, models.inherit(model.init(KEY, BATCH), OLD, fresh="^heads/")
 
 
-def test_the_kept_head_gives_the_old_logits_and_the_own_one_begins_anew(student):
+def test_the_further_heads_begin_anew_and_the_classifier_stays(student):
     model, start = student
     expected = CLASSIFIER.apply(OLD, BATCH, None, False)[0].logits
     outputs, _ = model.apply(start, BATCH, None, False)
-    np.testing.assert_allclose(outputs.features["logits_old"], expected, rtol=1e-6)
-    np.testing.assert_array_equal(
-        models.at_head(model, "old").apply(start, BATCH, None, False)[0].logits, outputs.features["logits_old"]
-    )
-    assert outputs.features["logits_other"].shape == (len(expected), 2)
-    assert np.abs(outputs.logits - expected).max() > 1e-3
-    assert np.abs(start.params["heads"]["other"]["kernel"]).max() > 0
-    assert start.params["heads"]["old"] is not start.params["head"]
+    np.testing.assert_array_equal(outputs.logits, expected)
+    new = outputs.features["logits_new"]
+    head = start.params["heads"]["new"]
+    np.testing.assert_allclose(new, outputs.features["pooled"] @ head["kernel"], rtol=1e-6)
+    np.testing.assert_array_equal(models.at_head(model, "new").apply(start, BATCH, None, False)[0].logits, new)
+    assert outputs.features["logits_other"].shape == (8, 2)
+    other = model.init(jax.random.key(1), BATCH).params["heads"]
+    assert np.abs(other["new"]["kernel"] - head["kernel"]).max() > 0
+    assert np.abs(start.params["heads"]["other"]["kernel"] - head["kernel"][:, :2]).max() > 0
 
 
 def test_learning_without_forgetting_keeps_the_old_answers_and_plain_tuning_does_not(student):
     model, start = student
     term = objectives.weighted(
-        label=objectives.from_labels(losses.cross_entropy),
-        old=objectives.from_outputs(losses.kd, "student.logits_old", "teacher.logits", temperature=2.0),
+        label=objectives.from_outputs(losses.cross_entropy, "student.logits_new", "batch.label"),
+        old=objectives.from_logits(losses.kd, temperature=2.0),
     )
     parts = (model, CLASSIFIER, term, optax.sgd(0.5))
     begin = train.init_state(*parts, key=KEY, batch=BATCH, teacher_variables=OLD, student_variables=start)
@@ -72,7 +73,7 @@ def test_learning_without_forgetting_keeps_the_old_answers_and_plain_tuning_does
         after = Variables(state.params["student"], state.state["student"])
         assert_trees_equal(after.params["heads"]["other"], start.params["heads"]["other"])
         assert values[-1] < 0.8 * values[0]
-        answers = model.apply(after, BATCH, None, False)[0].features["logits_old"]
+        answers = model.apply(after, BATCH, None, False)[0].logits
         return float(np.mean(losses.kd(answers, before, temperature=2.0)))
 
     assert moved(1.0) < 0.5 * moved(0.0)
@@ -87,5 +88,3 @@ def test_what_does_not_fit_is_a_sentence():
         models.with_heads(CLASSIFIER, old=2).apply(OLD, BATCH, None, False)
     with pytest.raises(ValueError, match="no feature 'logits_old'"):
         models.at_head(CLASSIFIER, "old").apply(OLD, BATCH, None, False)
-    with pytest.raises(ValueError, match=r"no last layer 'top' .* name it with head="):
-        models.keep_head(OLD, "old", head="top")
