@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 import jax
 import numpy as np
 
+from jaxkd.data import buckets
 from jaxkd.data.checks import is_text, is_whole
 from jaxkd.data.source import Source
 from jaxkd.data.tokens import Transform
@@ -95,8 +96,10 @@ def train_batches(
 ) -> Batches:
     """Endless shuffled batches with random access: `batches[k]` depends on (seed, k) alone.
 
-    Each epoch has its own order and drops the rows that do not fill a batch. All processes compute the same order, and
-    each reads only its own rows: the batches of all processes, concatenated, are the batch that one process would read.
+    Each epoch has its own order and drops the rows that do not fill a batch. The batches of a source with length
+    buckets have rows of one bucket each, but for what remains of shorter ones, and are cut to its length. All processes
+    compute the same order, and each reads only its own rows: the batches of all processes, concatenated, are the batch
+    that one process would read.
 
     Args:
       source: The source.
@@ -167,6 +170,8 @@ def eval_batches(
 ) -> Batches:
     """Batches for evaluation: each row exactly once and in order, the last batch padded.
 
+    Rows of a source with length buckets come bucket after bucket, each batch cut to the length of its bucket.
+
     Args:
       source: The source.
       batch_size: Rows of a batch over all processes, B.
@@ -182,10 +187,14 @@ def eval_batches(
       ValueError: If the processes do not divide the batch.
     """
     own_rows = _own_rows(source, batch_size, process_index, process_count)
+    order, lengths = buckets.in_order(source, batch_size) if source.buckets else (np.zeros(0, int), None)
 
     def read(k: int) -> HostBatch:
-        rows = np.arange(k * batch_size, (k + 1) * batch_size)[own_rows]
-        return _read(source, np.minimum(rows, source.size - 1), transform, view=0, mask=rows < source.size)
+        places = np.arange(k * batch_size, (k + 1) * batch_size)[own_rows]
+        rows, length = np.minimum(places, source.size - 1), None
+        if lengths is not None:
+            rows, length = order[rows], int(lengths[k])
+        return _read(source, rows, transform, view=0, mask=places < source.size, length=length)
 
     return Batches(-(-source.size // batch_size), read)
 
@@ -318,16 +327,24 @@ class _Shuffled(Batches):
         self._steps = steps_per_epoch(source, batch_size)
 
         @functools.lru_cache(maxsize=2)  # threads that read ahead need two epochs where one ends
-        def order(epoch: int) -> np.ndarray:
+        def order(epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
             # RandomState's permutation is frozen for good. Grain's own shuffle takes 80 us of Python an index, this
             # 0.1 us.
-            return np.random.RandomState(np.random.Philox(key=[seed, epoch])).permutation(source.size)
+            random = np.random.RandomState(np.random.Philox(key=[seed, epoch]))
+            return (
+                buckets.shuffled(source, batch_size, random)
+                if source.buckets
+                else (
+                    random.permutation(source.size),
+                    None,
+                )
+            )
 
         self._order = order
 
     def read_batch(self, k: int) -> HostBatch:
         """Batch k, whose arrays are [B / processes, ...]."""
-        return _read(self._source, self._rows(k), self._transform, view=self._view(k))
+        return self._read_cut(k, self._length([k]))
 
     def read_bundle(self, span: range) -> HostBatch:
         """Several batches, stacked along the second axis.
@@ -335,16 +352,27 @@ class _Shuffled(Batches):
         Their rows are read in one call, unless targets or a transform depend on the single batches.
         """
         if self._source.targets is not None or self._transform is not None:
-            return _stacked([self.read_batch(k) for k in span])
+            return _stacked([self._read_cut(k, self._length(span)) for k in span])
         rows = np.stack([self._rows(k) for k in span], axis=1)
         views = np.broadcast_to(np.array([self._view(k) for k in span], np.int32), rows.shape)
-        flat = {**_read(self._source, rows.ravel(), None, view=0), "view": views.ravel()}
+        flat = {**_read(self._source, rows.ravel(), None, view=0, length=self._length(span)), "view": views.ravel()}
         return {field: values.reshape(*rows.shape, *values.shape[1:]) for field, values in flat.items()}
+
+    def _read_cut(self, k: int, length: int | None) -> HostBatch:
+        """Batch k, cut to a length."""
+        return _read(self._source, self._rows(k), self._transform, view=self._view(k), length=length)
+
+    def _length(self, numbers: Sequence[int]) -> int | None:
+        """Length of the longest of some batches, the same in all processes; None without buckets."""
+        lengths = [self._order(k // self._steps)[1] for k in numbers]
+        return max(
+            (int(x[k % self._steps]) for k, x in zip(numbers, lengths, strict=True) if x is not None), default=None
+        )
 
     def _rows(self, k: int) -> np.ndarray:
         """This process's rows of batch k."""
         epoch, step = divmod(k, self._steps)
-        return self._order(epoch)[step * self._batch_size : (step + 1) * self._batch_size][self._own_rows]
+        return self._order(epoch)[0][step * self._batch_size : (step + 1) * self._batch_size][self._own_rows]
 
     def _view(self, k: int) -> int:
         """View of batch k: its epoch, modulo the number of views if that is limited."""
@@ -373,13 +401,20 @@ def _own_rows(source: Source, batch_size: int, index: int | None, count: int | N
 
 
 def _read(
-    source: Source, rows: np.ndarray, transform: Transform | None, *, view: int, mask: np.ndarray | None = None
+    source: Source,
+    rows: np.ndarray,
+    transform: Transform | None,
+    *,
+    view: int,
+    mask: np.ndarray | None = None,
+    length: int | None = None,
 ) -> HostBatch:
-    """Batch of some rows: reads them, adds `view` and `mask`, applies the transform, refuses texts."""
+    """Batch of some rows: reads them, cuts them, adds `view` and `mask`, applies the transform, refuses texts."""
     measure = _MEASURE.get()
     with measure("read"):
         targets = source.targets(rows, view) if source.targets is not None else {}
         batch: HostBatch = source.read(rows) | targets | {"view": np.full(len(rows), view, np.int32)}
+        batch = batch if length is None else buckets.cut(batch, source.per_token, length)
     if mask is not None:
         batch = {**batch, "mask": mask}
     if transform is not None:

@@ -38,6 +38,9 @@ class Source:
         [B, K]. "unlabelled": there is no `label`.
       drawn: `id` of each row, increasing, int32 [size], if they are not consecutive; None if they are.
       class_names: Name of each class, [num_classes], or empty if they have none.
+      lengths: Number of tokens of each row, int32 [size], if batches are to be cut to lengths; else None.
+      buckets: Increasing lengths that batches are cut to, of which the last is that of the fields; empty for no cut.
+      per_token: Names of the fields [B, L, ...] that have a value for each token.
     """
 
     name: str
@@ -52,6 +55,9 @@ class Source:
     task: Task = "classification"
     drawn: np.ndarray | None = dataclasses.field(default=None, compare=False)
     class_names: tuple[str, ...] = ()
+    lengths: np.ndarray | None = dataclasses.field(default=None, compare=False)
+    buckets: tuple[int, ...] = ()
+    per_token: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.views is not None and self.views < 1:

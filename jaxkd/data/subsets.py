@@ -90,4 +90,5 @@ def _rows(source: Source, rows: np.ndarray, number: np.ndarray, num_classes: int
         start=0,
         drawn=None,
         class_names=tuple(names),
+        lengths=None if source.lengths is None else source.lengths[rows],
     )

@@ -85,7 +85,8 @@ def predict(context: Context, model: Model, variables: Variables, source: data.S
       source: The rows.
 
     Returns:
-      ids int32 [N] and logits [N, ..., K], NumPy arrays in the source's order.
+      ids int32 [N] and logits [N, ..., K], NumPy arrays in the source's order; those of tokens, [N, L, K], are 0 beyond
+      the length that a row was padded to.
     """
 
     def logits(state: Any, variables: Variables, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -98,7 +99,16 @@ def predict(context: Context, model: Model, variables: Variables, source: data.S
         jax.device_get(step(None, placed, batch))
         for batch in data.prefetch(data.eval_batches(source, PER_DEVICE * plan.mesh.size), plan.place)
     ]
-    return (
-        np.concatenate([ids[mask] for _, ids, mask in rows]),
-        np.concatenate([values[mask] for values, _, mask in rows]),
+    ids = np.concatenate([ids[mask] for _, ids, mask in rows])
+    order = np.argsort(ids)  # length buckets come one after the other
+    return ids[order], _joined([values[mask] for values, _, mask in rows])[order]
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """Logits of all batches; those of tokens, whose number differs between batches, are filled up with zeros."""
+    if parts[0].ndim < 3:
+        return np.concatenate(parts)
+    length = max(part.shape[1] for part in parts)
+    return np.concatenate(
+        [np.pad(part, [(0, 0), (0, length - part.shape[1])] + [(0, 0)] * (part.ndim - 2)) for part in parts]
     )

@@ -10,10 +10,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from jaxkd import data
+from jaxkd.data.buckets import choose_buckets
 from jaxkd.data.checks import listing
 from jaxkd.data.splits import say
 from jaxkd.data.text_files import TextSpec, splits_of_texts
 from jaxkd.data.texts import Texts
+from jaxkd.data.tokenise import encode_texts, from_tokens
 from jaxkd.experiment.config import Config
 from jaxkd.experiment.domains import COUNT, Domain
 from jaxkd.experiment.flags import DATA, NETWORKS, TRAINING, flag
@@ -212,13 +214,25 @@ def tokenised(
       vocabulary: Number of tokens that the network has embeddings of; that of the tokenizer if None.
 
     Returns:
-      A source for each split.
+      A source for each split, all with the same buckets; their number is logged as a warning. The tokens are kept in
+      the run's folder, so that a run that goes on does not tokenise again.
 
     Raises:
       ValueError: As `data.tokenise` says.
     """
-    options: dict[str, Any] = {"max_length": config.max_length, "too_long": config.too_long, "vocabulary": vocabulary}
-    return [data.tokenise(one, tokenizer, buckets=config.buckets, **options) for one in texts]
+    options: dict[str, Any] = {"max_length": config.max_length, "too_long": config.too_long}
+    options["folder"] = Path(config.root) / config.name / "tokens"
+    encoded = [encode_texts(one, tokenizer, **options) for one in texts]
+    lengths = [np.array([len(row) for row in one.tokens]) for one in encoded]
+    longest = max(x.max() for x in lengths)
+    buckets = choose_buckets(np.append(lengths[0], longest), config.buckets, config.max_length)
+    if len(buckets) > 1:
+        say(f"texts are padded to {listing(list(map(str, buckets)))} tokens, so a step has {len(buckets)} programs.")
+    size = vocabulary or tokenizer.size
+    return [
+        from_tokens(one, tokens, pad=tokenizer.pad, vocabulary=size, buckets=buckets)
+        for one, tokens in zip(texts, encoded, strict=True)
+    ]
 
 
 def _place(config: TextConfig) -> TextSpec:
