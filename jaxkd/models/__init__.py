@@ -2,6 +2,7 @@
 
 from jaxkd.models.adapters import from_linen, init
 from jaxkd.models.combine import cached, ensemble, join, mean_logits, mean_probabilities, no_teacher, with_head
+from jaxkd.models.frozen import freeze, frozen, thaw
 from jaxkd.models.heads import at_head, with_heads
 from jaxkd.models.inherit import inherit, take_blocks
 from jaxkd.models.nnx_modules import from_nnx
@@ -44,9 +45,11 @@ __all__ = [
     "count_parameters",
     "ensemble",
     "first_token",
+    "freeze",
     "from_int8",
     "from_linen",
     "from_nnx",
+    "frozen",
     "imagenet_resnet",
     "in_dtype",
     "inherit",
@@ -71,6 +74,7 @@ __all__ = [
     "spread_tail",
     "take_blocks",
     "text_cnn",
+    "thaw",
     "to_int8",
     "top_k",
     "unbiased_variance",
