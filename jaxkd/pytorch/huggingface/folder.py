@@ -48,7 +48,7 @@ def read_config(folder: Path) -> dict[str, Any]:
       ValueError: If it is no JSON object, does not say what kind of network it is, or says that the weights are
         quantised.
     """
-    config = _read_object(folder / CONFIG)
+    config = _read(folder / CONFIG, dict)
     if not isinstance(config.get("model_type"), str):
         raise ValueError(
             f"{folder / CONFIG} has no 'model_type', such as \"bert\": take the file that was published with the "
@@ -121,67 +121,64 @@ def check_vocabulary(folder: Path, rows: int) -> None:
         )
 
 
-def read_pooling(folder: Path) -> tuple[str | None, bool]:
-    """Reads how a sentence-transformers folder makes one vector of a sentence.
+def read_pooling(folder: Path) -> str | None:
+    """Reads how a sentence-transformers folder makes one vector of a text.
 
     Args:
       folder: The folder.
 
     Returns:
-      "mean" or "cls", None if the folder does not say; and True if it says that vectors are normalised.
+      "mean" or "cls"; None if the folder does not say.
 
     Raises:
       OSError: If a file cannot be read.
       ValueError: If it pools in another way, or has further layers.
     """
-    modules = folder / "modules.json"
-    types = [str(m.get("type", "")).rpartition(".")[2] for m in _read_list(modules)] if modules.is_file() else []
+    path = folder / "modules.json"
+    modules = _read(path, list) if path.is_file() else []
+    types = [str(x.get("type", "")).rpartition(".")[2] if isinstance(x, dict) else "nothing" for x in modules]
     if others := [kind for kind in types if kind not in ("Transformer", "Pooling", "Normalize")]:
         raise ValueError(
-            f"{modules} has {', '.join(others)} after the network, which are not computed here: give a folder of "
+            f"{path} has {', '.join(others)} after the network, which is not computed here: give a folder of "
             "Transformer, Pooling and Normalize alone."
         )
     path = folder / "1_Pooling" / CONFIG
     if not path.is_file():
-        return None, "Normalize" in types
-    config = _read_object(path)
+        return None
+    config = _read(path, dict)
     on = [name.removeprefix("pooling_mode_") for name, x in config.items() if name.startswith("pooling_mode_") and x]
     if isinstance(mode := config.get("pooling_mode"), str):  # as later versions write it
         on = [mode]
     ways = {"mean_tokens": "mean", "mean": "mean", "cls_token": "cls", "cls": "cls"}
     if len(on) != 1 or on[0] not in ways:
         raise ValueError(
-            f"{path} pools by {', '.join(on) or 'nothing'}, and here are mean_tokens and cls_token alone: pass "
+            f"{path} pools by {' and '.join(on) or 'nothing'}, and here are mean_tokens and cls_token alone: pass "
             'pool="mean" or "cls" if one of them is meant.'
         )
-    return ways[on[0]], "Normalize" in types
+    return ways[on[0]]
 
 
-def read_max_length(folder: Path, config: Mapping[str, Any]) -> int:
-    """Reads the longest sequence that a network is meant for.
+def read_max_length(folder: Path) -> int:
+    """Reads the longest sequence that the tokenizer of a folder is meant for.
 
-    It is `max_seq_length` of sentence-transformers, or else `model_max_length` of the tokenizer; both at most the
-    number of the network's positions. A truncation that `tokenizer.json` states is not followed, as the libraries that
-    publish such folders do not follow it either.
+    It is `max_seq_length` of sentence-transformers, or else `model_max_length` of the tokenizer. A truncation that
+    `tokenizer.json` states does not count: the libraries that publish such folders replace it by these numbers.
 
     Args:
       folder: The folder.
-      config: Its configuration.
 
     Returns:
-      Number of tokens, special ones among them.
+      Number of tokens, special ones among them; sys.maxsize if no file says.
 
     Raises:
       OSError: If a file cannot be read.
       ValueError: If a file is no JSON.
     """
-    longest = config.get("max_position_embeddings")
-    positions = longest if isinstance(longest, int) else sys.maxsize
     for file, field in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
-        told = _read_object(folder / file).get(field) if (folder / file).is_file() else None
+        told = _read(folder / file, dict).get(field) if (folder / file).is_file() else None
         if isinstance(told, int) and told > 0:
-            return min(told, positions)
-    return positions
+            return told
+    return sys.maxsize
 
 
 def _check_formats(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -219,7 +216,7 @@ def _read_index(folder: Path, name: str) -> dict[str, np.ndarray]:
 
 def _read_map(path: Path) -> dict[str, str]:
     """Tensor -> file name of its shard."""
-    places = _read_object(path).get("weight_map")
+    places = _read(path, dict).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise ValueError(f"{path} has no 'weight_map' from tensors to files: fetch it again.")
     odd = [place for place in places.values() if not isinstance(place, str) or Path(place).name != place]
@@ -232,7 +229,7 @@ def _tokens(folder: Path) -> tuple[str, int] | None:
     """The tokenizer's file, and one more than its highest token; None if there is none."""
     path = folder / "tokenizer.json"
     if path.is_file():
-        held = _read_object(path)
+        held = _read(path, dict)
         model = held.get("model")
         vocabulary = model.get("vocab") if isinstance(model, dict) else None
         if not isinstance(vocabulary, dict | list):
@@ -247,27 +244,17 @@ def _tokens(folder: Path) -> tuple[str, int] | None:
     return None
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    value = _read(path)
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no JSON object: fetch it again.")
-    return value
-
-
-def _read_list(path: Path) -> list[dict[str, Any]]:
-    value = _read(path)
-    if not isinstance(value, list) or not all(isinstance(x, dict) for x in value):
-        raise ValueError(f"{path} holds no list of JSON objects: fetch it again.")
-    return value
-
-
-def _read(path: Path) -> Any:
+def _read(path: Path, kind: type) -> Any:
+    """Content of a JSON file: an object (dict) or a list."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise OSError(f"cannot read {path} ({error.strerror or error}): make it a readable file.") from error
+        raise type(error)(f"cannot read {path} ({error.strerror or error}): make it a readable file.") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON ({error}): fetch it again.") from error
+    if not isinstance(value, kind):
+        raise ValueError(f"{path} should hold a JSON {'object' if kind is dict else 'list'}: fetch it again.")
+    return value
 
 
 def _some(names: Sequence[str]) -> str:

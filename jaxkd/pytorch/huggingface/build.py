@@ -1,0 +1,242 @@
+"""A network of a `config.json` with its weights: prefixes, heads that begin anew, and what does not fit."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxkd import models
+from jaxkd.pytorch.huggingface import networks
+from jaxkd.pytorch.huggingface.folder import CONFIG
+from jaxkd.pytorch.huggingface.networks import Network
+from jaxkd.pytorch.huggingface.settings import Settings
+from jaxkd.pytorch.names import Rule, place, prefixes
+from jaxkd.pytorch.weights import MisfitError, import_weights
+from jaxkd.pytorch.weights import num_classes as classes_of
+from jaxkd.types import Model, Variables, leaf_name
+
+_LOG = logging.getLogger(__name__)
+_BATCH = {name: jax.ShapeDtypeStruct((1, 2), kind) for name, kind in (("tokens", jnp.int32), ("token_mask", bool))}
+_BUFFERS = re.compile(r"(.*\.)?(position_ids|token_type_ids|inv_freq|n_averaged)")
+"""Tensors that are no weights: numbers that a network counts out itself."""
+_UNUSED = (
+    r"^(pooler|classifier|pre_classifier|head|cls|lm_head|qa_outputs|score|decoder|predictions"
+    r"|vocab_(transform|layer_norm|projector)|(discriminator|generator)_(predictions|lm_head))\."
+)
+"""Tensors of the heads of other tasks, which a network may leave out."""
+_OF_A_TASK = re.compile(r"For[A-Z]\w*$")
+"""End of the name of a class with a head: BertForTokenClassification."""
+
+
+class Pretrained(NamedTuple):
+    """A published network.
+
+    Attributes:
+      model: The model.
+      variables: Its weights.
+      config: Its `config.json`, as it is after a choice of layers or classes.
+      rules: Names of its tensors in PyTorch, without the prefix of the encoder, and here.
+      folder: Where its files are.
+      prefix: What stood before the names of the encoder's tensors, such as "bert.".
+      max_length: Longest sequence of tokens that it is meant for, special ones among them.
+      notes: Sentences on what was left aside or begins anew; they are logged too.
+    """
+
+    model: Model
+    variables: Variables
+    config: Mapping[str, Any]
+    rules: Sequence[Rule]
+    folder: Path
+    prefix: str
+    max_length: int
+    notes: tuple[str, ...] = ()
+
+
+class Head(NamedTuple):
+    """The head that a network should have.
+
+    Attributes:
+      num_classes: K; that of the file if None.
+      key: PRNG key, if it may begin anew.
+    """
+
+    num_classes: int | None = None
+    key: jax.Array | None = None
+
+
+def build(
+    make: Callable[..., Network],
+    config: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    *,
+    head: Head | None = None,
+    layers: Sequence[int] | None = None,
+    prefix: str | None = None,
+    folder: Path = Path(),
+    notes: Sequence[str] = (),
+) -> Pretrained:
+    """Builds the network of a config and gives it its weights.
+
+    Args:
+      make: (config, num_classes=K), or without a head (config, pooler=True or False), -> the network.
+      config: Content of `config.json`.
+      tensors: Name -> array.
+      head: The head; none if None.
+      layers: As for `encoder`.
+      prefix: As for `encoder`.
+      folder: Where they are, for messages.
+      notes: Sentences on what was left aside before.
+
+    Returns:
+      The network.
+
+    Raises:
+      ValueError: If config and weights do not fit each other.
+    """
+    first, said = make(config, **({"pooler": True} if head is None else {"num_classes": 1})), list(notes)
+    rules = first.rules
+    tensors, below = _without_prefix(folder, rules, tensors, prefix)
+    if below:
+        said.append(f"its tensors are taken without their prefix {below}")
+    options: dict[str, Any]
+    if head is None:
+        poolers = [rule for rule in rules if rule.ours == "pooler"]
+        options = {"pooler": any(place(poolers, name) for name in tensors)}
+    else:
+        tensors = _without_foreign_head(config, first, rules, tensors, head, said)
+        options = {"num_classes": _count_classes(folder, config, rules, tensors, head)}
+    network = make(config, **options)
+    variables = _imported(folder, network.model, rules, tensors, head, said)
+    if layers is not None:
+        config = networks.with_layers(config, layers)
+        variables, network = models.take_blocks(variables, layers), make(config, **options)
+    config = {**config, "architectures": [network.architecture]}
+    if head is not None:
+        config = _with_labels(config, options["num_classes"])
+    for note in said:
+        _LOG.info("%s: %s", folder, note)
+    longest = networks.family_of(config).encoder(Settings(config)).max_length
+    return Pretrained(network.model, variables, config, network.rules, folder, below, longest, tuple(said))
+
+
+def _without_prefix(
+    folder: Path, rules: Sequence[Rule], tensors: Mapping[str, np.ndarray], prefix: str | None
+) -> tuple[dict[str, np.ndarray], str]:
+    """Tensors without what stands before the encoder's names; of "module.bert.", heads have "module." alone."""
+    found = prefixes(rules, tensors) if prefix is None else {prefix: 1}
+    if len(found) > 1:
+        ways = ", ".join(map(repr, found))
+        raise ValueError(f"{folder} holds networks below each of {ways}: choose by prefix= one of them.")
+    below = next(iter(found))
+    parts = below.split(".")
+    outer = [".".join(parts[:n]) + "." for n in range(len(parts) - 1, 0, -1)]
+
+    def cut(name: str) -> str:
+        return name.removeprefix(next((way for way in outer if name.startswith(way)), ""))
+
+    return {cut(name): x for name, x in tensors.items()}, below
+
+
+def _without_foreign_head(
+    config: Mapping[str, Any],
+    network: Network,
+    rules: Sequence[Rule],
+    tensors: dict[str, np.ndarray],
+    head: Head,
+    notes: list[str],
+) -> dict[str, np.ndarray]:
+    """Tensors without a head of another task, or of another number of classes than is asked for."""
+    kind = next((x for x in config.get("architectures") or () if isinstance(x, str)), "")
+    task, own = _OF_A_TASK.search(kind), _OF_A_TASK.search(network.architecture)
+    count = _classes_of_file(rules, tensors)
+    if count is None:
+        return tensors
+    if task and own and task[0] != own[0]:
+        notes.append(f"the head of its {kind} is left out")
+    elif head.num_classes not in (None, count):
+        notes.append(f"its last layer of {count} classes is left out")
+    else:
+        return tensors
+    return {name: x for name, x in tensors.items() if not _is_last(rules, name)}
+
+
+def _classes_of_file(rules: Sequence[Rule], tensors: Mapping[str, np.ndarray]) -> int | None:
+    held = any(_is_last(rules, name) and np.ndim(x) == 2 for name, x in tensors.items())
+    return classes_of(rules, tensors, prefix="") if held else None
+
+
+def _count_classes(
+    folder: Path, config: Mapping[str, Any], rules: Sequence[Rule], tensors: Mapping[str, np.ndarray], head: Head
+) -> int:
+    """Number of classes: that which is asked for, or of the file's head, or of its config."""
+    labels = config.get("id2label")
+    told = len(labels) if isinstance(labels, Mapping) else config.get("num_labels")
+    count = next((n for n in (head.num_classes, _classes_of_file(rules, tensors), told) if n is not None), None)
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ValueError(
+            f"{folder} has no head of such a classifier, and num_classes={count} is no number of classes: pass a whole "
+            "number of at least 1."
+        )
+    return count
+
+
+def _is_last(rules: Sequence[Rule], name: str) -> bool:
+    return any(path.startswith("head/") for p in place(rules, name) for path in p.paths)
+
+
+def _with_labels(config: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """The config with names of that many classes: its own if they are as many."""
+    names = config.get("id2label")
+    rest = {name: x for name, x in config.items() if name != "num_labels"}
+    if isinstance(names, Mapping) and len(names) == count:
+        return rest
+    made = {str(i): f"LABEL_{i}" for i in range(count)}
+    return {**rest, "id2label": made, "label2id": {label: int(i) for i, label in made.items()}}
+
+
+def _imported(
+    folder: Path,
+    model: Model,
+    rules: Sequence[Rule],
+    tensors: Mapping[str, np.ndarray],
+    head: Head | None,
+    notes: list[str],
+) -> Variables:
+    """Variables of the model, where layers behind the encoder begin anew if the file has nothing of them."""
+    like = jax.eval_shape(model.init, jax.random.key(0), _BATCH)
+    wanted = {leaf_name(path) for path, _ in jax.tree.leaves_with_path(like.params)}
+    placed = {n: next((p.paths for p in place(rules, n) if wanted.issuperset(p.paths)), ()) for n in tensors}
+    # A head of another shape has names of its own below those of this one: classifier.dense, classifier.out_proj.
+    spare = [n for n, paths in placed.items() if not paths and re.search(_UNUSED, n)]
+    if spare:
+        parts = sorted({".".join(name.split(".")[:-1]) for name in spare})
+        shown = f"{', '.join(parts[:6])}{' ...' if len(parts) > 6 else ''}"
+        notes.append(f"tensors that this network has no use for are left out: {shown}")
+    spare += [n for n, paths in placed.items() if not paths and _BUFFERS.fullmatch(n)]
+    layers = {path.rpartition("/")[0] for path in wanted if not path.startswith("encoder/")}
+    held = {path.rpartition("/")[0] for paths in placed.values() for path in paths}
+    anew = sorted(layers - held)
+    key = head.key if head is not None else None
+    if anew:
+        if key is None:
+            raise ValueError(
+                f"the weights in {folder} have no {' and no '.join(anew)} of such a network, which therefore would "
+                "begin anew: pass the PRNG key for that, key=jax.random.key(0)."
+            )
+        notes.append(f"{' and '.join(anew)} begin anew, for the file has no weights of them")
+    kept = {name: x for name, x in tensors.items() if name not in spare}
+    fresh = f"^({'|'.join(map(re.escape, anew))})/" if anew else None
+    try:
+        return import_weights(model, rules, kept, _BATCH, prefix="", fresh=fresh, key=key)
+    except MisfitError as error:
+        raise ValueError(
+            f"the weights in {folder} do not fit its {CONFIG}: {error.listed}; give the two files that were published "
+            "together."
+        ) from error
