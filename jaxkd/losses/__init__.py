@@ -14,6 +14,7 @@ from jaxkd.losses import (
     cross_tokenizer,
     dense,
     divergences,
+    embeddings,
     flows,
     hints,
     logits,
@@ -32,6 +33,7 @@ from jaxkd.losses.correlation import *
 from jaxkd.losses.cross_tokenizer import *
 from jaxkd.losses.dense import *
 from jaxkd.losses.divergences import *
+from jaxkd.losses.embeddings import *
 from jaxkd.losses.flows import *
 from jaxkd.losses.hints import *
 from jaxkd.losses.logits import *
@@ -58,6 +60,7 @@ __all__ += flows.__all__
 __all__ += transformers.__all__
 __all__ += relations.__all__
 __all__ += contrastive.__all__
+__all__ += embeddings.__all__
 __all__ += dense.__all__
 __all__ += binary.__all__
 __all__ += regression.__all__

@@ -79,6 +79,7 @@ FEATURES: dict[str, Method] = {
     "dark_rank_soft": Method(make.on_pooled(losses.dark_rank_soft, alpha=1e-3)),
     "cosine": Method(make.on_pooled(losses.cosine, **make.TO_TEACHER)),
     "hint": Method(make.on_stage(losses.hint, **make.TO_TEACHER)),
+    "candidates_kl": Method(make.on_pooled(losses.candidates_kl)),
     "info_nce": Method(make.on_pooled(losses.info_nce, **make.TO_128)),
     "clip": Method(make.on_pooled(losses.clip, **make.TO_128)),
     "info_nce_queue": Method(lambda pair: objectives.info_nce_queue(student="pooled", teacher="pooled")),
