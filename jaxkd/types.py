@@ -30,6 +30,12 @@ ROW = "row"
 BY_VIEW = "by_view"
 """Entry of a table on the device: name -> [N, V, ...], the fields that each view of an example has of its own."""
 
+BY_TOKEN = "by_token"
+"""Entry of a table on the device: name -> [N, L, ...], the fields that batches cut to the length of `TOKEN_MASK`."""
+
+TOKEN_MASK = "token_mask"
+"""Field of a batch of tokens: bool [B, L], false on padding."""
+
 WHOLE = "whole"
 """Field of a micro-batch that holds the `Whole` batch, so that means over examples are those of the whole batch."""
 

@@ -19,6 +19,7 @@ import numpy as np
 from jaxkd import data, models, parallel
 from jaxkd.cache import fingerprints, shards
 from jaxkd.cache.manifest import Manifest, check_same, read_manifest, stem, write_manifest
+from jaxkd.data import buckets
 from jaxkd.parallel import processes
 from jaxkd.runs.progress import Progress
 from jaxkd.types import RESERVED, Batch, Model, Prepare, Variables, as_variables
@@ -75,7 +76,8 @@ def write_targets(
 
     Raises:
       ValueError: In one sentence: the folder holds other targets (the message names the difference), the preparation
-        mixes the examples of a batch, an output is NaN, a feature is missing, or a shard cannot be written.
+        mixes the examples of a batch, an output is NaN, a feature is missing, an output has a value for each token of
+        a source with several length buckets, or a shard cannot be written.
       OSError: If the manifest cannot be written.
     """
     if views < 1:
@@ -89,10 +91,9 @@ def write_targets(
             f"batch_size is {batch_size}: give a positive multiple of {jax.process_count()}, the number of processes."
         )
     outputs = functools.partial(_targets, teacher, prepare, top_k, tuple(features))
-    folder = Path(path)
-    manifest = _begin(
-        folder, source, prepare, jax.eval_shape(outputs, teacher_variables, _one(source)), made_with, rows
-    )
+    folder, shapes = Path(path), jax.eval_shape(outputs, teacher_variables, _one(source))
+    _check_lengths(source, shapes, functools.partial(jax.eval_shape, outputs, teacher_variables))
+    manifest = _begin(folder, source, prepare, shapes, made_with, rows)
     choices = list(_choices(_missing(folder, manifest, views), own_size))
     teacher_variables = plan.put(teacher_variables)
     plan = plan if plan.axis_name is None else parallel.with_jit(plan.mesh)
@@ -140,6 +141,22 @@ def _targets(
 def _one(source: data.Source) -> Batch:
     """Batch of the source's first row."""
     return {**source.read(np.zeros(1, np.int64)), "view": np.zeros(1, np.int32)}
+
+
+def _check_lengths(
+    source: data.Source,
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    shapes_of: Callable[[Batch], Mapping[str, jax.ShapeDtypeStruct]],
+) -> None:
+    """Refuses outputs of tokens where batches are cut to lengths, which no target follows."""
+    if len(source.buckets) < 2:
+        return
+    shorter = shapes_of(buckets.cut(_one(source), source.per_token, source.buckets[0]))
+    if varying := [name for name, x in shapes.items() if x.shape != shorter[name].shape]:
+        raise ValueError(
+            f"`{varying[0]}` of the teacher has a value for each token, but batches of {source.name} are cut to "
+            f"{len(source.buckets)} lengths: make the source with one bucket (--buckets 1), or use the live teacher."
+        )
 
 
 def _begin(

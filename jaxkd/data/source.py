@@ -11,7 +11,7 @@ import numpy as np
 from jaxkd.data.checks import check_int32, is_whole
 from jaxkd.data.labels import ADVICE, Task, read_labels
 from jaxkd.kernels.rows import take
-from jaxkd.types import BY_VIEW
+from jaxkd.types import BY_TOKEN, BY_VIEW, TOKEN_MASK
 
 _CHUNK = 512
 
@@ -84,14 +84,29 @@ def table(source: Source) -> tuple[dict[str, Any], Source]:
     Returns:
       The table, name -> array [size, ...] in the source's order, with the source's targets, if it has any, as arrays
       [size, views, ...] under `jaxkd.types.BY_VIEW`; and a source with the same rows in the same order, whose only
-      field is `row`, int32 indices into the table.
+      field is `row`, int32 indices into the table. If the source has length buckets, its fields of tokens stand under
+      `jaxkd.types.BY_TOKEN`, and the other source has `token_mask` too, whose length is that of the batch.
     """
     fields: dict[str, Any] = _fields(source)
     if source.targets is not None:
         rows = np.arange(source.size)
         views = [source.targets(rows, view) for view in range(source.views or 1)]
         fields[BY_VIEW] = {field: np.stack([view[field] for view in views], axis=1) for field in views[0]}
-    return fields, dataclasses.replace(source, read=lambda rows: {"row": np.asarray(rows, np.int32)}, targets=None)
+    if len(source.buckets) < 2 or TOKEN_MASK not in source.per_token:
+        rows_alone = dataclasses.replace(source, read=_row, targets=None, lengths=None, buckets=(), per_token=())
+        return fields, rows_alone
+    mask = fields.pop(TOKEN_MASK)
+    fields[BY_TOKEN] = {field: fields.pop(field) for field in source.per_token if field != TOKEN_MASK}
+
+    def read(rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {**_row(rows), TOKEN_MASK: take(mask, rows)}
+
+    return fields, dataclasses.replace(source, read=read, targets=None, per_token=(TOKEN_MASK,))
+
+
+def _row(rows: np.ndarray) -> dict[str, np.ndarray]:
+    """The numbers of rows as a field."""
+    return {"row": np.asarray(rows, np.int32)}
 
 
 def in_memory(source: Source) -> Source:

@@ -40,6 +40,8 @@ def join_tasks(**sources: Source) -> Source:
     }
     dtypes = {field: np.result_type(*(x[field].dtype for x in examples.values())) for field in shapes}
     joined, parts = " + ".join(source.name for source in sources.values()), list(sources.values())
+    lengths = [source.lengths for source in parts if source.buckets]
+    cut = [x for x in lengths if x is not None] if len(lengths) == len(parts) else None
     bounds = np.cumsum([0, *(source.size for source in parts)])
 
     def read(rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -62,6 +64,8 @@ def join_tasks(**sources: Source) -> Source:
         start=0,
         drawn=None,
         class_names=(),
+        lengths=None if cut is None else np.concatenate(cut),
+        buckets=() if cut is None else tuple(sorted({bound for source in parts for bound in source.buckets})),
     )
 
 

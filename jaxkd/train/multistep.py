@@ -8,10 +8,11 @@ from typing import Any, TypeAlias, TypeVar
 import jax
 import jax.numpy as jnp
 
-from jaxkd.types import BY_VIEW, ROW, Batch, Metrics, StepFn, TrainState
+from jaxkd.types import BY_TOKEN, BY_VIEW, ROW, TOKEN_MASK, Batch, Metrics, StepFn, TrainState
 
 Table: TypeAlias = Mapping[str, Any]
-"""Fields of all rows of a source, on the device: name -> [N, ...], and under `BY_VIEW` name -> [N, V, ...]."""
+"""Fields of all rows of a source, on the device: name -> [N, ...], under `BY_VIEW` name -> [N, V, ...], and under
+`BY_TOKEN` name -> [N, L, ...]."""
 
 Results = TypeVar("Results")
 
@@ -75,7 +76,9 @@ def from_table(step: Callable[[Any, Any, Batch], Results]) -> Callable[[Any, tup
     def run(state: Any, known: tuple[Any, Table], batch: Batch) -> Results:
         teacher_variables, table = known
         rows, rest = batch[ROW], {name: value for name, value in batch.items() if name != ROW}
-        fields = {name: values[rows] for name, values in table.items() if name != BY_VIEW}
+        fields = {name: values[rows] for name, values in table.items() if name not in (BY_VIEW, BY_TOKEN)}
+        for name, values in table.get(BY_TOKEN, {}).items():
+            fields[name] = jax.lax.slice_in_dim(values[rows], 0, batch[TOKEN_MASK].shape[-1], axis=rows.ndim)
         of_views = {name: values[rows, batch["view"]] for name, values in table.get(BY_VIEW, {}).items()}
         return step(state, teacher_variables, {**fields, **of_views, **rest})
 
