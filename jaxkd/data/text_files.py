@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from jaxkd.data import checks
-from jaxkd.data.readers import arrow, delimited, lines, tfds
+from jaxkd.data.readers import arrow, conll, delimited, lines, tfds
 from jaxkd.data.readers.columns import Columns
 
 WHOLE = "all"
@@ -25,6 +25,7 @@ READERS: Mapping[str, Callable[[Path], Columns]] = {
     "jsonl": lines.read_jsonl,
     "lines": lines.read_plain,
     "parquet": arrow.read_parquet,
+    "conll": conll.read_conll,
 }
 """Kind of a single file -> its reader."""
 

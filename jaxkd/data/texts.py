@@ -96,6 +96,7 @@ def open_texts(
         - "jsonl:PATH", one object a line;
         - "lines:PATH", one text a line, without labels;
         - "parquet:PATH";
+        - "conll:PATH", a tagged word a line (`entities` and `words` are then among the fields);
         - "hf:FOLDER" that `datasets.save_to_disk` has made, or that has Parquet files named by their splits; or, where
           there is a network, "hf:ORGANISATION/NAME" or "hf:ORGANISATION/NAME/CONFIGURATION" of a set on the hub;
         - "tfds:NAME";
