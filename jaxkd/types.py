@@ -49,6 +49,10 @@ Schedule: TypeAlias = Callable[[jax.Array], jax.Array]
 """Step -> value, as optax schedules are."""
 
 
+TEACHER = "teacher"
+"""Field of a training batch that holds the teacher's `Variables`, for students that run parts of their teacher."""
+
+
 class Outputs(NamedTuple):
     """Outputs of a model.
 
@@ -113,10 +117,17 @@ class Model(NamedTuple):
 
     init:  (key, batch) -> Variables
     apply: (variables, batch, key | None, train) -> (Outputs, new_state)
+
+    Attributes:
+      init: See above.
+      apply: See above.
+      reads_teacher: Whether it is a student that runs parts of its teacher: a training step then gives it the teacher's
+        variables in the batch's field `TEACHER`, without a gradient and without a copy in the state.
     """
 
     init: Callable[[jax.Array, Batch], Variables]
     apply: Callable[[Variables, Batch, jax.Array | None, bool], tuple[Outputs, PyTree]]
+    reads_teacher: bool = False
 
 
 class Term(NamedTuple):

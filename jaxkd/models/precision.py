@@ -44,7 +44,7 @@ def in_dtype(model: Model, dtype: DTypeLike = jnp.bfloat16, *, keep: str = HEAD)
         outputs, state = model.apply(low, fields, key, train)
         return outputs, jax.tree.map(lambda new, old: new.astype(old.dtype), state, variables.state)
 
-    return Model(model.init, apply)
+    return model._replace(apply=apply)
 
 
 def cast(variables: Variables, dtype: DTypeLike = jnp.bfloat16, *, keep: str = HEAD) -> Variables:

@@ -118,7 +118,7 @@ def _make_term_gradients(
     student: Model, teacher: Model, term: Term, prepare: Prepare
 ) -> Callable[..., dict[str, PyTree]]:
     """(state, teacher_variables, batch) -> name -> gradient of its weighted term in the student's params."""
-    inputs_of, objective = make_inputs(teacher, prepare=prepare), make_objective(student, term)
+    inputs_of, objective = make_inputs(teacher, prepare=prepare, student=student), make_objective(student, term)
 
     def term_gradients(state: TrainState, teacher_variables: Variables, batch: Batch) -> dict[str, PyTree]:
         inputs = inputs_of(teacher_variables, batch)

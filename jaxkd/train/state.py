@@ -13,12 +13,26 @@ from jaxkd.keys import fold_name, is_key, typed_key
 from jaxkd.labels import check_range
 from jaxkd.train.checks import check_kinds, check_optimizer, check_outputs, check_rows, explained
 from jaxkd.train.optimizers import begin_optimizer
-from jaxkd.types import Batch, Model, Prepare, PyTree, Term, TrainState, Variables, as_variables
+from jaxkd.types import TEACHER, Batch, Model, Prepare, PyTree, Term, TrainState, Variables, as_variables
 
 
 def unprepared(batch: Batch) -> Batch:
     """The batch as it is: the preparation of batches that need none."""
     return batch
+
+
+def with_teacher(student: Model, rows: Batch, teacher_variables: Variables) -> Batch:
+    """The rows that a student is trained on, with the teacher's variables if it reads them.
+
+    Args:
+      student: The student.
+      rows: The prepared rows.
+      teacher_variables: The teacher's variables.
+
+    Returns:
+      The same rows, or the rows and the field `TEACHER`; no gradient passes into it.
+    """
+    return {**rows, TEACHER: jax.lax.stop_gradient(teacher_variables)} if student.reads_teacher else rows
 
 
 def check_parts(
@@ -55,7 +69,10 @@ def check_parts(
         ready = prepare(batch)
         rows = check_rows(ready)
         with explained("student"):
-            student_out = check_outputs(student.apply(student.init(key, ready), ready, key, True), rows)
+            student_out = check_outputs(
+                student.apply(student.init(key, ready), with_teacher(student, ready, teacher_variables), key, True),
+                rows,
+            )
         with explained("teacher"):
             teacher_out = check_outputs(teacher.apply(teacher_variables, ready, None, False), rows)
         with explained("term", student_out, teacher_out):
@@ -156,7 +173,8 @@ def begin_state(
     start = None if student_variables is None else as_variables(student_variables)
     key, teacher_variables = typed_key(key), as_variables(teacher_variables)
     variables = student.init(fold_name(key, "student"), batch) if start is None else start
-    student_out, _ = jax.eval_shape(lambda v: student.apply(v, batch, key, True), variables)
+    rows = with_teacher(student, batch, teacher_variables)
+    student_out, _ = jax.eval_shape(lambda v: student.apply(v, rows, key, True), variables)
     teacher_out, _ = jax.eval_shape(lambda v: teacher.apply(v, batch, None, False), teacher_variables)
     owned = term.init(fold_name(key, "term"), student_out, teacher_out, _shapes(batch))
     params = {"student": variables.params, "term": owned.params}

@@ -15,7 +15,7 @@ from jaxkd.train.accumulation import Gradients, TakeGradients, accumulated, chec
 from jaxkd.train.checks import check_average, check_decay, check_kinds, check_metrics, check_optimizer, check_rows
 from jaxkd.train.devices import gathered, mean_over_devices, on_own_rows
 from jaxkd.train.optimizers import updates_of
-from jaxkd.train.state import unprepared
+from jaxkd.train.state import unprepared, with_teacher
 from jaxkd.types import (
     Batch,
     Metric,
@@ -67,7 +67,7 @@ class Step:
 
 
 def make_inputs(
-    teacher: Model, *, prepare: Prepare = unprepared, axis_name: str | None = None
+    teacher: Model, *, prepare: Prepare = unprepared, axis_name: str | None = None, student: Model | None = None
 ) -> Callable[[Variables, Batch], StepInputs]:
     """Makes the half of a step that does not depend on a student: preparation and the teacher's forward pass.
 
@@ -76,6 +76,7 @@ def make_inputs(
       prepare: Augmentation and normalisation of a batch, on the device.
       axis_name: Axis of `parallel.compile_pmap`. The networks then see the rows of one device each; the term sees all
         of them, gathered, so that losses that couple the batch stay right. None under `jit`, which needs no gathering.
+      student: The student that is trained, which may read the teacher's variables; None if none is.
 
     Returns:
       (teacher_variables, batch) -> inputs; no gradient passes into them.
@@ -84,8 +85,10 @@ def make_inputs(
     def inputs(teacher_variables: Variables, batch: Batch) -> StepInputs:
         check_rows(batch)
         rows = _with_finite_padding(prepare(batch))
-        teacher_out, _ = teacher.apply(as_variables(teacher_variables), rows, None, False)
-        return StepInputs(rows, *gathered(jax.lax.stop_gradient((teacher_out, rows)), axis_name))
+        known = as_variables(teacher_variables)
+        teacher_out, _ = teacher.apply(known, rows, None, False)
+        own = rows if student is None else with_teacher(student, rows, known)
+        return StepInputs(own, *gathered(jax.lax.stop_gradient((teacher_out, rows)), axis_name))
 
     return inputs
 
@@ -185,7 +188,9 @@ def make_train_step(
     measures = check_metrics(metrics)
     check_decay(ema_decay)
     check_micro_batches(term, micro_batches, approximate)
-    inputs: Callable[[Variables, Batch], Any] = make_inputs(teacher, prepare=prepare, axis_name=axis_name)
+    inputs: Callable[[Variables, Batch], Any] = make_inputs(
+        teacher, prepare=prepare, axis_name=axis_name, student=student
+    )
     objective = make_objective(on_own_rows(student, axis_name), term)
 
     def gradients(state: TrainState, inputs: StepInputs) -> Gradients:
@@ -196,7 +201,7 @@ def make_train_step(
 
     take: TakeGradients = gradients
     if micro_batches > 1:
-        one = make_inputs(teacher, axis_name=axis_name)
+        one = make_inputs(teacher, axis_name=axis_name, student=student)
         inputs, take = accumulated(prepare, one, gradients, micro_batches, approximate)
 
     def update(state: TrainState, inputs: Any) -> tuple[TrainState, Metrics]:

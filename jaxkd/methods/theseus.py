@@ -1,0 +1,189 @@
+"""BERT-of-Theseus: a transformer whose modules are replaced, one after the other by chance, by smaller ones.
+
+The predecessor of N blocks is cut into S modules of N / S blocks. Each has a successor of one block. In the first
+phase every training batch runs through a mixture of both, drawn anew, and the successors alone are trained by the
+loss of the task; in the second phase the successor is trained by itself:
+
+    student = theseus.replacing(predecessor, successor, optax.linear_schedule(0.5, 1.0, 1000))
+    term = objectives.from_labels(losses.cross_entropy)
+    phase 1: student with the teacher `predecessor`, start theseus.begin(start), theseus.blocks_only(optimizer)
+    phase 2: `successor` from theseus.finish(variables of phase 1), with any optimizer
+
+The predecessor is the teacher of the step: its variables are an argument of the compiled program, and stand in no
+checkpoint. Evaluated, the student is the successor alone.
+
+Reference:
+  Xu, Zhou, Ge, Wei, Zhou, "BERT-of-Theseus: Compressing BERT by Progressive Module Replacing", EMNLP 2020,
+  https://arxiv.org/abs/2002.02925
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxkd.keys import fold_name
+from jaxkd.models.blocks import Run, block_params, block_runs, count_blocks, replaced_blocks
+from jaxkd.train.optimizers import by_path
+from jaxkd.types import TEACHER, Batch, Model, Outputs, PyTree, Schedule, Variables, as_variables
+
+_BLOCKS = "encoder/block"
+
+
+def replacing(
+    predecessor: Model, successor: Model, probability: float | jax.Array | Schedule = 0.5, *, blocks: str = _BLOCKS
+) -> Model:
+    """Student of the first phase: each module of the predecessor is replaced by its successor with a probability.
+
+    x_{m+1} = r_m scc_m(x_m) + (1 - r_m) prd_m(x_m),  r_m ~ Bernoulli(p), one draw for each module and training batch
+
+    Embeddings and last layers are the successor's own, in training as in evaluation. The branch that was not drawn
+    is not computed, except in stacks of students that are computed side by side (`vmap`).
+
+    Args:
+      predecessor: The teacher, of N blocks; its variables come from the step, so give the same model to it as teacher.
+      successor: The network that is trained, of S blocks; S divides N.
+      probability: p, a number, or a schedule of the number of training batches so far, such as
+        `optax.linear_schedule(b, 1.0, steps)` for the paper's min(1, b + k t). It is kept within 0..1.
+      blocks: Path of the blocks in the params of both, without their numbers.
+
+    Returns:
+      A model with the successor's params; its state has the successor's, the number of training batches, and p where
+      it is a number. Evaluated it is the successor.
+
+    Raises:
+      ValueError: If the probability is a number outside 0..1; when the step is made, if S does not divide N, or blocks
+        of the two differ in shape.
+    """
+    if not callable(probability) and not isinstance(probability, jax.core.Tracer) and not 0 <= probability <= 1:
+        raise ValueError(f"the probability of replacement is {probability}: give a number from 0 to 1, or a schedule.")
+
+    def init(key: jax.Array, batch: Batch) -> Variables:
+        return begin(successor.init(key, batch), probability)
+
+    def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
+        params, state = as_variables(variables)
+        own = Variables(params, state["successor"])
+        batch, teacher = {name: x for name, x in batch.items() if name != TEACHER}, batch.get(TEACHER)
+        if not train:
+            outputs, changed = successor.apply(own, batch, key, False)
+            return outputs, {**state, "successor": changed}
+        if teacher is None or key is None:
+            missing = "the variables of its predecessor" if teacher is None else "a key"
+            raise ValueError(
+                f"this student of BERT-of-Theseus needs {missing}: train it by train.make_train_step or "
+                "experiment.train_phase, with the predecessor as the teacher."
+            )
+        count = state["batches"]
+        p = probability(count) if callable(probability) else state["probability"]
+        modules = _Modules(predecessor, params, as_variables(teacher), batch, blocks)
+        drawn = jax.random.bernoulli(fold_name(key, "replaced"), jnp.clip(p, 0, 1), (modules.count,))
+        with replaced_blocks(modules.mixed(drawn, fold_name(key, "predecessor"), key), blocks):
+            outputs, changed = successor.apply(own, batch, key, True)
+        return outputs, {**state, "successor": changed, "batches": count + 1}
+
+    return Model(init, apply, reads_teacher=True)
+
+
+class _Modules:
+    """The predecessor's modules and their successors, checked to fit each other.
+
+    Attributes:
+      count: S.
+    """
+
+    def __init__(self, predecessor: Model, params: PyTree, teacher: Variables, batch: Batch, path: str) -> None:
+        numbers = {"successor": count_blocks(params, path), "predecessor": count_blocks(teacher.params, path)}
+        self.count, total = numbers.values()
+        if total % self.count:
+            raise ValueError(
+                f"the successor has {self.count} blocks and the predecessor {total}: give a divisor of {total}, so "
+                "that each successor replaces as many blocks."
+            )
+        self._each = total // self.count
+        self._own = [block_params(params, m, path) for m in range(self.count)]
+        self._old = [_fitting(block_params(teacher.params, i, path), self._own[0], i) for i in range(total)]
+        self._runs = block_runs(predecessor, teacher, batch, path)
+
+    def mixed(self, drawn: jax.Array, old_key: jax.Array, own_key: jax.Array) -> Any:
+        """A function that computes one module in place of a successor's block, as `drawn` [S] says."""
+
+        def replace(m: int, run: Run, x: jax.Array, *rest: Any, **keywords: Any) -> Any:
+            def successor(x: jax.Array) -> Any:
+                return run(self._own[m], jax.random.fold_in(own_key, m), x, *rest, **keywords)
+
+            def predecessor(x: jax.Array) -> Any:
+                result: Any = x
+                for i in range(m * self._each, (m + 1) * self._each):
+                    key = jax.random.fold_in(old_key, i)
+                    result = self._runs[i](self._old[i], key, x, *rest, **keywords)
+                    x = result[0] if isinstance(result, tuple) else result
+                return result
+
+            shapes = [jax.tree.map(jnp.shape, jax.eval_shape(way, x)) for way in (successor, predecessor)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"module {m} of the predecessor gives {shapes[1]} and its successor {shapes[0]}: give both the "
+                    "same width and the same number of heads."
+                )
+            return jax.lax.cond(drawn[m], successor, predecessor, x)
+
+        return replace
+
+
+def _fitting(block: PyTree, like: PyTree, number: int) -> PyTree:
+    """A block of the predecessor in the format in which the successor computes."""
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (block, like)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"block {number} of the predecessor has other weights than the successor's blocks ({shapes[0]} and "
+            f"{shapes[1]}): give both the same layout, width and heads, and the teacher's weights as floating numbers."
+        )
+    return jax.tree.map(lambda x, own: jax.lax.stop_gradient(x).astype(own.dtype), block, like)
+
+
+def begin(successor_variables: Variables, probability: float | jax.Array | Schedule = 0.5) -> Variables:
+    """Variables of `replacing`'s student with those of the successor.
+
+    Args:
+      successor_variables: The successor's first variables: the predecessor's embeddings and last layers, and its first
+        S blocks, as in the authors' code.
+      probability: As given to `replacing`.
+
+    Returns:
+      The variables, for `student_variables=` or `start=`.
+    """
+    params, state = as_variables(successor_variables)
+    counted = {"successor": state, "batches": jnp.zeros((), jnp.int32)}
+    return Variables(
+        params, counted if callable(probability) else {**counted, "probability": jnp.asarray(probability, jnp.float32)}
+    )
+
+
+def finish(variables: Variables) -> Variables:
+    """Variables of the successor after the first phase, with which the second one starts.
+
+    Args:
+      variables: Those of `replacing`'s student.
+
+    Returns:
+      The successor's.
+    """
+    params, state = as_variables(variables)
+    return Variables(params, state["successor"])
+
+
+def blocks_only(optimizer: optax.GradientTransformation, *, blocks: str = _BLOCKS) -> optax.GradientTransformation:
+    """Optimizer of the first phase: embeddings and last layers stay as they are, as the predecessor's.
+
+    Args:
+      optimizer: The optax transformation of the blocks.
+      blocks: Path of the blocks in the params, without their numbers.
+
+    Returns:
+      The transformation of all params; those that stay have no moments.
+    """
+    return by_path({rf"^student/{blocks}\d|^term/": optimizer}, optax.set_to_zero())
