@@ -17,6 +17,15 @@ from jaxkd.models.text.decoder import language_model
 from jaxkd.models.text.embedding import with_embedding
 from jaxkd.models.text.gru import bigru
 from jaxkd.models.text.pooling import first_token, mean_of_tokens, sentence_embeddings
+from jaxkd.models.text.static import (
+    in_basis,
+    narrowed,
+    principal_basis,
+    static_embeddings,
+    to_basis,
+    token_weights,
+    zipf_weights,
+)
 from jaxkd.models.top_k import KEPT, keep_top_k, spread_tail, top_k
 from jaxkd.models.views import at_resolution, with_channels, with_classes
 from jaxkd.models.vision.convnet import convnet
@@ -51,6 +60,7 @@ __all__ = [
     "from_nnx",
     "frozen",
     "imagenet_resnet",
+    "in_basis",
     "in_dtype",
     "inherit",
     "init",
@@ -64,7 +74,9 @@ __all__ = [
     "mlp",
     "mobilenet_v1",
     "mobilenet_v2",
+    "narrowed",
     "no_teacher",
+    "principal_basis",
     "resnet",
     "reuse_classifier",
     "sentence_embeddings",
@@ -72,10 +84,13 @@ __all__ = [
     "shufflenet_v2",
     "size",
     "spread_tail",
+    "static_embeddings",
     "take_blocks",
     "text_cnn",
     "thaw",
+    "to_basis",
     "to_int8",
+    "token_weights",
     "top_k",
     "unbiased_variance",
     "vgg",
@@ -86,4 +101,5 @@ __all__ = [
     "with_embedding",
     "with_head",
     "with_heads",
+    "zipf_weights",
 ]
