@@ -14,6 +14,7 @@ from jaxkd.data.readers.columns import Columns, shortened
 from jaxkd.data.splits import first_few, say
 
 _WHOLE = re.compile(r"[+-]?\d{1,18}")
+_FLOAT = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?")
 _FEW = 50  # classes, up to which even a file of as many rows is taken for one of classes
 _KINDS = {"whole": "whole numbers", "float": "numbers", "word": "words", "bool": "booleans"}
 
@@ -138,12 +139,9 @@ def _kind(value: Any) -> str:
         return "whole" if isinstance(value, int) else "float"
     if not isinstance(value, str):
         return "other"
-    if _WHOLE.fullmatch(value.strip()):
+    if _WHOLE.fullmatch(value):
         return "whole"
-    try:
-        return "float" if math.isfinite(float(value)) and value.strip()[:1] in "+-.0123456789" else "word"
-    except ValueError:
-        return "word"
+    return "float" if _FLOAT.fullmatch(value) else "word"
 
 
 def _numbers(columns: Columns, field: str, values: Sequence[Any], names: Sequence[str] | None) -> np.ndarray:

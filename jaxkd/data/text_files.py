@@ -33,6 +33,7 @@ SETS = ("hf", "tfds")
 """Kinds of places that have splits of their own."""
 
 _EXAMPLE = "such as tsv:PATH of a file whose first line is label<TAB>sentence"
+_LINES = "lines:"
 _COMPRESSED = (".xz", ".gz", ".bz2")
 
 
@@ -51,7 +52,8 @@ def read_split(spec: TextSpec, split: str, data_dir: str | None = None) -> tuple
       ValueError: If the place is of no known kind, has no such split, or cannot be read.
       ImportError: If a package is missing.
     """
-    match = checks.SPLIT.fullmatch(split.strip())
+    if (match := checks.SPLIT.fullmatch(split.strip())) is None:
+        checks.split_rows("the set", split, {})  # raises
     base = match["name"].strip() if match else split
     if isinstance(spec, Mapping):
         sets = _sets(spec)
@@ -70,6 +72,35 @@ def read_split(spec: TextSpec, split: str, data_dir: str | None = None) -> tuple
     if "{split}" in place and not path.is_file() and (names := splits_of_texts(spec)):
         raise ValueError(f"{place} has no split {base!r}, no file {path}: it has {checks.listing(names)}.")
     return READERS[kind](path), Path(place).name, base if "{split}" in place else WHOLE
+
+
+def with_file(columns: Columns, field: str | None, split: str) -> Columns:
+    """Adds the lines of another file as a field, such as labels that stand in a file of their own.
+
+    Args:
+      columns: Columns of the texts.
+      field: "lines:PATH", in which "{split}" stands for the split's name; of anything else nothing is added.
+      split: The split or a slice of it.
+
+    Returns:
+      The columns, with one of the name `field`.
+
+    Raises:
+      ValueError: If the file cannot be read, or has more or fewer lines than there are texts.
+    """
+    if field is None or not field.startswith(_LINES) or field in columns.values:
+        return columns
+    base = split.partition("[")[0].strip()
+    found = lines.read_plain(checks.path_of(field.removeprefix(_LINES).replace("{split}", base)))
+    own, size = found.values["text"], len(next(iter(columns.values.values())))
+    if len(own) != size:
+        last = min(len(own), size)
+        more = found.place(last) if len(own) > size else columns.place(last)
+        raise ValueError(
+            f"{found.name} has {len(own)} lines but {columns.name} has {size} texts, so {more} has no partner, and "
+            "lines before it may be out of step: give one line for each text."
+        )
+    return columns._replace(values={**columns.values, field: own})
 
 
 def splits_of_texts(spec: TextSpec, data_dir: str | None = None) -> list[str]:

@@ -13,7 +13,7 @@ from jaxkd.data.labels import Task
 from jaxkd.data.naming import number_labels
 from jaxkd.data.readers.fields import choose_fields, texts_of
 from jaxkd.data.splits import draw, is_percentage, say_missing
-from jaxkd.data.text_files import WHOLE, TextSpec, read_split
+from jaxkd.data.text_files import WHOLE, TextSpec, read_split, with_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +106,10 @@ def open_texts(
       split: "train", "train[:90%]", "all[100:200]", ... Percentages are drawn from each class in proportion, always
         the same rows; row numbers count in the file's order.
       text: Field of the texts; guessed from usual names if None.
-      pair: Field of a second text; guessed beside names that come in pairs, such as `premise`, if None.
-      label: Field of the labels; guessed from usual names if None, and there may be none.
+      pair: Field of a second text; guessed beside names that come in pairs, such as `premise`, if None. Or "lines:PATH"
+        of a file with one text a line, in step with the first.
+      label: Field of the labels; guessed from usual names if None, and there may be none. Or "lines:PATH" of a file
+        with one label a line.
       class_names: Names of the classes in their order, such as those of the training split; those that occur if None,
         whole numbers in their order, words in that of the alphabet. Empty if labels are numbers to regress on.
       relabel: Label as it stands in the file -> the label to use, such as `lambda label: label.split(":")[0]`.
@@ -124,6 +126,8 @@ def open_texts(
     if not isinstance(split, str):
         raise ValueError(f"split is {split!r}: give a name such as 'train' or 'train[:90%]'.")
     columns, name, base = read_split(spec, split, data_dir)
+    for field in (pair, label):
+        columns = with_file(columns, field, split)
     chosen = choose_fields(columns, text, pair, label)
     size = len(next(iter(columns.values.values())))
     base, start, stop = checks.split_rows(name, split, {base: size})

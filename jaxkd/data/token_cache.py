@@ -75,7 +75,7 @@ def _read(file: Path, size: int) -> Encoded | None:
     if not file.exists():
         return None
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             lengths, (cut, empty) = arrays["lengths"], arrays["counts"]
             ends = np.cumsum(lengths)
             flat = (arrays["tokens"].astype(np.int32), arrays["segments"].astype(np.int32))

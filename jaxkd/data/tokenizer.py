@@ -237,7 +237,13 @@ def train_tokenizer(
     """
     package = _package()
     inner = package.Tokenizer(package.models.BPE(unk_token="[UNK]"))
-    inner.normalizer = package.normalizers.BertNormalizer(lowercase=lowercase)
+    inner.normalizer = package.normalizers.Sequence(
+        [
+            package.normalizers.BertNormalizer(lowercase=lowercase),
+            package.normalizers.Replace(package.Regex(r"\s+"), " "),
+            package.normalizers.Strip(),
+        ]
+    )
     # Not the "##" of BERT, in the order of whose pieces the package's training differs from process to process.
     inner.pre_tokenizer = package.pre_tokenizers.Sequence(
         [package.pre_tokenizers.Metaspace(), package.pre_tokenizers.Punctuation()]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jaxkd.experiment.flags import DATA, DEVICES, NETWORKS, RUN, TRAINING, Devices, StepOptions, flag
     from jaxkd.experiment.launcher import keep_programs, launch
     from jaxkd.experiment.teachers import Keep, cached_teacher
+    from jaxkd.experiment.texts import TextConfig
     from jaxkd.experiment.trained import Network, load_network
     from jaxkd.experiment.trainer import train_phase, variables_of
 
@@ -29,6 +30,7 @@ _FILES = {
     "flags": ("DATA", "DEVICES", "NETWORKS", "RUN", "TRAINING", "Devices", "StepOptions", "flag"),
     "launcher": ("keep_programs", "launch"),
     "teachers": ("Keep", "cached_teacher"),
+    "texts": ("TextConfig",),
     "trained": ("Network", "load_network"),
     "trainer": ("train_phase", "variables_of"),
 }

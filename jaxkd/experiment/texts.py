@@ -40,8 +40,10 @@ class TextConfig(Config):
         DATA,
     )
     text_field: str | None = flag(None, "field of the texts; one with a usual name if absent, such as sentence", DATA)
-    pair_field: str | None = flag(None, "field of second texts, for tasks of pairs; none if absent", DATA)
-    label_field: str | None = flag(None, "field of the labels; one with a usual name if absent, such as label", DATA)
+    pair_field: str | None = flag(None, "field of second texts, for tasks of pairs, or lines:PATH", DATA)
+    label_field: str | None = flag(
+        None, "field of the labels, or lines:PATH; one with a usual name if absent, such as label", DATA
+    )
     train_split: str | None = flag(None, "split of the training texts, such as train[:90%]; chosen if absent", DATA)
     validation_split: str | None = flag(None, "split that is evaluated during training; chosen if absent", DATA)
     test_split: str | None = flag(None, "split that is evaluated once, after a training; chosen if absent", DATA)
@@ -264,7 +266,7 @@ def _chosen_splits(config: TextConfig) -> tuple[str, str, str]:
             f"--source {config.source} has the splits {listing(names)}: name the one to evaluate on by --test-split."
         )
     train, validation, test = (one if one is not None else other for one, other in zip(given, usual, strict=True))
-    if (train, validation, test) != ("train", validation, "test") or "[" in (validation or ""):
+    if any(one is None and "[" in other for one, other in zip(given, usual, strict=True)) or test == validation:
         say(f"the splits are {train} to train on, {validation} for validation, and {test} to test on.")
     return train, validation or "", test or ""
 

@@ -21,7 +21,13 @@ FILES += ("benchmarks/crash", "benchmarks/loop_overhead")
 
 def configurations():
     """All dataclasses of flags: those of the library, and those of the experiments."""
-    yield from (experiment.Config, experiment.ImageConfig, experiment.SweepConfig, experiment.Devices)
+    yield from (
+        experiment.Config,
+        experiment.ImageConfig,
+        experiment.SweepConfig,
+        experiment.Devices,
+        experiment.TextConfig,
+    )
     path = list(sys.path)
     for name in FILES:
         file = FOLDER / f"{name}.py"
@@ -140,7 +146,7 @@ def test_flags_of_processes_that_contradict_each_other(values, message):
     ],
 )
 def test_experiments_refuse_what_their_flags_alone_show(name, values, message):
-    kind = ALL[4 + FILES.index(name)]
+    kind = ALL[5 + FILES.index(name)]
     config = kind(**values)
     with pytest.raises(ValueError, match=message):
         (config.named if hasattr(config, "named") else config.check)()

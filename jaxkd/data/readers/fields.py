@@ -65,9 +65,16 @@ def choose_fields(columns: Columns, text: str | None, pair: str | None, label: s
     if text is None:
         usual = [lower[name] for name in _TEXTS if name in lower]
         text = _first(columns, "texts", "--text-field", usual, (pair, label))
-    if text is None:  # one field beside the label can be nothing else
+    if text is None and label is not None:  # one field beside the label can be nothing else
         rest = [name for name in have if name not in (pair, label)]
-        text = rest[0] if len(rest) == 1 and (label is not None or len(have) == 1) else None
+        text = rest[0] if len(rest) == 1 else None
+    if text is None and len(have) == 1:
+        other = next((f"write {kind}:PATH" for sign, kind in ((",", "csv"), ("\t", "tsv")) if sign in have[0]), None)
+        other = "part its fields by tabs or commas" if other is None and ";" in have[0] else other
+        raise ValueError(
+            f"{columns.name} has one field only, which its first line names {shortened(have[0])}: "
+            f"{other or 'write lines:PATH if each line is a text, or name the field sentence'}."
+        )
     if text is None:
         raise ValueError(
             f"{columns.name} has no field with a usual name of texts, such as sentence or text: it has "
