@@ -51,6 +51,7 @@ __all__ = [
     "Network",
     "StepOptions",
     "SweepConfig",
+    "TextConfig",
     "cached_teacher",
     "check_choice",
     "check_domains",
