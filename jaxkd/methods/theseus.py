@@ -6,8 +6,8 @@ loss of the task; in the second phase the successor is trained by itself:
 
     student = theseus.replacing(predecessor, successor, optax.linear_schedule(0.5, 1.0, 1000))
     term = objectives.from_labels(losses.cross_entropy)
-    phase 1: student with the teacher `predecessor`, start theseus.begin(start), theseus.blocks_only(optimizer)
-    phase 2: `successor` from theseus.finish(variables of phase 1), with any optimizer
+    phase 1: `student`, its teacher `predecessor`, from theseus.begin(first variables of the successor, schedule)
+    phase 2: `successor`, from theseus.finish(variables of phase 1)
 
 The predecessor is the teacher of the step: its variables are an argument of the compiled program, and stand in no
 checkpoint. Evaluated, the student is the successor alone.
@@ -19,18 +19,20 @@ Reference:
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
+from jaxkd import models
 from jaxkd.keys import fold_name
-from jaxkd.models.blocks import Run, block_params, block_runs, count_blocks, replaced_blocks
-from jaxkd.train.optimizers import by_path
+from jaxkd.models.blocks import Block, block_params, count_blocks, find_blocks, replaced_blocks
 from jaxkd.types import TEACHER, Batch, Model, Outputs, PyTree, Schedule, Variables, as_variables
 
 _BLOCKS = "encoder/block"
+_COUNTED = ("batches", "probability")
+"""Entries of the state that are not the successor's."""
 
 
 def replacing(
@@ -40,8 +42,8 @@ def replacing(
 
     x_{m+1} = r_m scc_m(x_m) + (1 - r_m) prd_m(x_m),  r_m ~ Bernoulli(p), one draw for each module and training batch
 
-    Embeddings and last layers are the successor's own, in training as in evaluation. The branch that was not drawn
-    is not computed, except in stacks of students that are computed side by side (`vmap`).
+    Embeddings and last layers are the successor's, which the predecessor lends it; they are not trained. The branch
+    that was not drawn is not computed, except in stacks of students that are computed side by side (`vmap`).
 
     Args:
       predecessor: The teacher, of N blocks; its variables come from the step, so give the same model to it as teacher.
@@ -51,8 +53,8 @@ def replacing(
       blocks: Path of the blocks in the params of both, without their numbers.
 
     Returns:
-      A model with the successor's params; its state has the successor's, the number of training batches, and p where
-      it is a number. Evaluated it is the successor.
+      A model whose params are the successor's blocks; its state has all else of the successor, the number of training
+      batches, and p where it is a number. Evaluated it is the successor.
 
     Raises:
       ValueError: If the probability is a number outside 0..1; when the step is made, if S does not divide N, or blocks
@@ -61,16 +63,19 @@ def replacing(
     if not callable(probability) and not isinstance(probability, jax.core.Tracer) and not 0 <= probability <= 1:
         raise ValueError(f"the probability of replacement is {probability}: give a number from 0 to 1, or a schedule.")
 
+    whole = models.frozen(successor, _rest(blocks))
+
     def init(key: jax.Array, batch: Batch) -> Variables:
-        return begin(successor.init(key, batch), probability)
+        return begin(successor.init(key, batch), probability, blocks=blocks)
 
     def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
         params, state = as_variables(variables)
-        own = Variables(params, state["successor"])
+        counted = {name: x for name, x in state.items() if name in _COUNTED}
+        own = Variables(params, {name: x for name, x in state.items() if name not in _COUNTED})
         batch, teacher = {name: x for name, x in batch.items() if name != TEACHER}, batch.get(TEACHER)
         if not train:
-            outputs, changed = successor.apply(own, batch, key, False)
-            return outputs, {**state, "successor": changed}
+            outputs, changed = whole.apply(own, batch, key, False)
+            return outputs, {**changed, **counted}
         if teacher is None or key is None:
             missing = "the variables of its predecessor" if teacher is None else "a key"
             raise ValueError(
@@ -82,8 +87,8 @@ def replacing(
         modules = _Modules(predecessor, params, as_variables(teacher), batch, blocks)
         drawn = jax.random.bernoulli(fold_name(key, "replaced"), jnp.clip(p, 0, 1), (modules.count,))
         with replaced_blocks(modules.mixed(drawn, fold_name(key, "predecessor"), key), blocks):
-            outputs, changed = successor.apply(own, batch, key, True)
-        return outputs, {**state, "successor": changed, "batches": count + 1}
+            outputs, changed = whole.apply(own, batch, key, True)
+        return outputs, {**changed, **counted, "batches": count + 1}
 
     return Model(init, apply, reads_teacher=True)
 
@@ -105,21 +110,27 @@ class _Modules:
             )
         self._each = total // self.count
         self._own = [block_params(params, m, path) for m in range(self.count)]
-        self._old = [_fitting(block_params(teacher.params, i, path), self._own[0], i) for i in range(total)]
-        self._runs = block_runs(predecessor, teacher, batch, path)
+        self._old = [_in_dtype_of(self._own[0], block_params(teacher.params, i, path)) for i in range(total)]
+        self._blocks = find_blocks(predecessor, teacher, batch, path)
 
     def mixed(self, drawn: jax.Array, old_key: jax.Array, own_key: jax.Array) -> Any:
         """A function that computes one module in place of a successor's block, as `drawn` [S] says."""
 
-        def replace(m: int, run: Run, x: jax.Array, *rest: Any, **keywords: Any) -> Any:
+        def replace(m: int, block: Block, x: jax.Array, *rest: Any, **keywords: Any) -> Any:
+            for i in range(m * self._each, (m + 1) * self._each):
+                if self._blocks[i].shapes != block.shapes:
+                    raise ValueError(
+                        f"block {i} of the predecessor reads arrays of shapes {self._blocks[i].shapes}, but block {m} "
+                        f"of the successor {block.shapes}: give both the same width and kinds of attention."
+                    )
+
             def successor(x: jax.Array) -> Any:
-                return run(self._own[m], jax.random.fold_in(own_key, m), x, *rest, **keywords)
+                return block(self._own[m], jax.random.fold_in(own_key, m), x, *rest, **keywords)
 
             def predecessor(x: jax.Array) -> Any:
                 result: Any = x
                 for i in range(m * self._each, (m + 1) * self._each):
-                    key = jax.random.fold_in(old_key, i)
-                    result = self._runs[i](self._old[i], key, x, *rest, **keywords)
+                    result = self._blocks[i](self._old[i], jax.random.fold_in(old_key, i), x, *rest, **keywords)
                     x = result[0] if isinstance(result, tuple) else result
                 return result
 
@@ -134,33 +145,37 @@ class _Modules:
         return replace
 
 
-def _fitting(block: PyTree, like: PyTree, number: int) -> PyTree:
+def _in_dtype_of(own: PyTree, block: PyTree) -> PyTree:
     """A block of the predecessor in the format in which the successor computes."""
-    shapes = [jax.tree.map(jnp.shape, tree) for tree in (block, like)]
-    if shapes[0] != shapes[1]:
+    dtype = jax.tree.leaves(own)[0].dtype
+    if any(not jnp.issubdtype(x.dtype, jnp.floating) for x in jax.tree.leaves(block)):
         raise ValueError(
-            f"block {number} of the predecessor has other weights than the successor's blocks ({shapes[0]} and "
-            f"{shapes[1]}): give both the same layout, width and heads, and the teacher's weights as floating numbers."
+            "the predecessor's weights are integers (int8), but its blocks are run as they are: give it as floating "
+            "numbers, --teacher-weights float32 or bfloat16."
         )
-    return jax.tree.map(lambda x, own: jax.lax.stop_gradient(x).astype(own.dtype), block, like)
+    return jax.tree.map(lambda x: jax.lax.stop_gradient(x).astype(dtype), block)
 
 
-def begin(successor_variables: Variables, probability: float | jax.Array | Schedule = 0.5) -> Variables:
+def begin(
+    successor_variables: Variables, probability: float | jax.Array | Schedule = 0.5, *, blocks: str = _BLOCKS
+) -> Variables:
     """Variables of `replacing`'s student with those of the successor.
 
     Args:
       successor_variables: The successor's first variables: the predecessor's embeddings and last layers, and its first
         S blocks, as in the authors' code.
       probability: As given to `replacing`.
+      blocks: As given to `replacing`.
 
     Returns:
       The variables, for `student_variables=` or `start=`.
     """
-    params, state = as_variables(successor_variables)
-    counted = {"successor": state, "batches": jnp.zeros((), jnp.int32)}
-    return Variables(
-        params, counted if callable(probability) else {**counted, "probability": jnp.asarray(probability, jnp.float32)}
-    )
+    count_blocks(as_variables(successor_variables).params, blocks)
+    params, state = models.freeze(successor_variables, _rest(blocks))
+    counted = {"batches": jnp.zeros((), jnp.int32)}
+    if not callable(probability):
+        counted["probability"] = jnp.asarray(probability, jnp.float32)
+    return Variables(params, {**state, **counted})
 
 
 def finish(variables: Variables) -> Variables:
@@ -173,17 +188,9 @@ def finish(variables: Variables) -> Variables:
       The successor's.
     """
     params, state = as_variables(variables)
-    return Variables(params, state["successor"])
+    return models.thaw(Variables(params, {name: x for name, x in state.items() if name not in _COUNTED}))
 
 
-def blocks_only(optimizer: optax.GradientTransformation, *, blocks: str = _BLOCKS) -> optax.GradientTransformation:
-    """Optimizer of the first phase: embeddings and last layers stay as they are, as the predecessor's.
-
-    Args:
-      optimizer: The optax transformation of the blocks.
-      blocks: Path of the blocks in the params, without their numbers.
-
-    Returns:
-      The transformation of all params; those that stay have no moments.
-    """
-    return by_path({rf"^student/{blocks}\d|^term/": optimizer}, optax.set_to_zero())
+def _rest(blocks: str) -> str:
+    """Pattern of the paths of everything but the blocks."""
+    return rf"^(?!{re.escape(blocks)}\d)"

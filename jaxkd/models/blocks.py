@@ -9,14 +9,12 @@ from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from jaxkd.types import Batch, Model, PyTree, Variables
 
-Run: TypeAlias = Callable[..., Any]
-"""(params, key | None, *arguments, **keywords) -> the results of a block."""
-
 Replace: TypeAlias = Callable[..., Any]
-"""(number, run, *arguments, **keywords) -> results in place of a block's."""
+"""(number, block, *arguments, **keywords) -> results in place of those of a `Block`."""
 
 _BLOCKS = "encoder/block"
 
@@ -57,7 +55,7 @@ def block_params(params: PyTree, number: int, path: str = _BLOCKS) -> PyTree:
     return _at(params, f"{path}{number}")
 
 
-def block_runs(model: Model, variables: Variables, batch: Batch, path: str = _BLOCKS) -> dict[int, Run]:
+def find_blocks(model: Model, variables: Variables, batch: Batch, path: str = _BLOCKS) -> dict[int, Block]:
     """The blocks of a network of Linen modules as pure functions, found on shapes alone.
 
     Args:
@@ -67,30 +65,37 @@ def block_runs(model: Model, variables: Variables, batch: Batch, path: str = _BL
       path: Path of the blocks, without their numbers.
 
     Returns:
-      Number -> function of the block.
+      Number -> block.
     """
-    found: dict[int, Run] = {}
+    found: dict[int, Block] = {}
 
-    def note(number: int, run: Run, *arguments: Any, **keywords: Any) -> Any:
-        found[number] = run
-        return run.inside(*arguments, **keywords)  # type: ignore[attr-defined]
+    def note(number: int, block: Block, *arguments: Any, **keywords: Any) -> Any:
+        found[number] = block
+        return block.inside(*arguments, **keywords)
 
     with replaced_blocks(note, path):
         jax.eval_shape(lambda v, b: model.apply(v, b, None, False)[0], variables, dict(batch))
     return found
 
 
-class _Run:
-    """A block as a function, which may be called inside `lax.cond` and the like.
+class Block:
+    """A block as a pure function, which may be called inside `lax.cond` and the like.
+
+    Args:
+      module: The block.
+      inside: The block as its network calls it, with the network's own params.
+      given: Its arguments there.
 
     Attributes:
-      inside: The block as the network calls it, with the network's own params.
+      inside: See above.
+      shapes: Shapes of its arguments there.
     """
 
-    def __init__(self, module: nn.Module, inside: Callable[..., Any]) -> None:
-        self._module, self.inside = module.clone(parent=None), inside
+    def __init__(self, module: nn.Module, inside: Callable[..., Any], given: PyTree) -> None:
+        self._module, self.inside, self.shapes = module.clone(parent=None), inside, jax.tree.map(jnp.shape, given)
 
     def __call__(self, params: PyTree, key: jax.Array | None, *arguments: Any, **keywords: Any) -> Any:
+        """Results for other params, with the key of its dropout."""
         rngs = None if key is None else {"dropout": key}
         return self._module.apply({"params": params}, *arguments, rngs=rngs, **keywords)
 
@@ -100,8 +105,7 @@ def replaced_blocks(replace: Replace, path: str = _BLOCKS) -> Iterator[None]:
     """Context in which networks of Linen modules have their blocks computed by a function.
 
     Args:
-      replace: (number, run, *arguments, **keywords) -> results; `run(params, key, *arguments, **keywords)` is the
-        block.
+      replace: (number, block, *arguments, **keywords) -> results in place of the block's.
       path: Path of the blocks, without their numbers.
 
     Yields:
@@ -112,7 +116,7 @@ def replaced_blocks(replace: Replace, path: str = _BLOCKS) -> Iterator[None]:
         match = re.fullmatch(rf"{re.escape(path)}(\d+)", "/".join(context.module.path))
         if context.method_name != "__call__" or match is None:
             return inside(*arguments, **keywords)
-        return replace(int(match[1]), _Run(context.module, inside), *arguments, **keywords)
+        return replace(int(match[1]), Block(context.module, inside, arguments), *arguments, **keywords)
 
     with nn.intercept_methods(intercept):
         yield

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from jaxkd.models.frozen import FROZEN
 from jaxkd.types import Batch, Model, Outputs, PyTree, Variables, as_variables, leaf_name
 
 HEAD = r"(^|/)head(s|_distillation)?(/|$)"
@@ -39,9 +40,13 @@ def in_dtype(model: Model, dtype: DTypeLike = jnp.bfloat16, *, keep: str = HEAD)
 
     def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
         variables = as_variables(variables)
-        low = Variables(_map_params(variables.params, lambda x: x.astype(dtype), keep), variables.state)
+        low, state = _map_params(variables.params, lambda x: x.astype(dtype), keep), variables.state
+        still = {FROZEN: state[FROZEN]} if isinstance(state, dict) and FROZEN in state else {}
+        if still:  # params that are not trained are computed with as those that are, and stay as they are
+            state = {**state, FROZEN: _map_params(still[FROZEN], lambda x: x.astype(dtype), keep)}
         fields = {name: _floating(x, lambda x: x.astype(dtype)) for name, x in batch.items()}
-        outputs, state = model.apply(low, fields, key, train)
+        outputs, state = model.apply(Variables(low, state), fields, key, train)
+        state = {**state, **still} if still else state
         return outputs, jax.tree.map(lambda new, old: new.astype(old.dtype), state, variables.state)
 
     return model._replace(apply=apply)

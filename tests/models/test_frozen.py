@@ -65,3 +65,12 @@ def test_nothing_is_computed_backward_through_frozen_layers():
 def test_a_pattern_that_freezes_nothing_or_everything_is_refused(variables, pattern, which):
     with pytest.raises(ValueError, match=f"freezes {which}: .*head/bias"):
         models.freeze(variables, pattern)
+
+
+def test_frozen_params_are_computed_with_in_the_format_of_the_others_and_stay_exact():
+    model = models.mlp(3, hidden=(4,))
+    batch = {"image": np.ones((2, 5), np.float32)}
+    variables = models.freeze(models.init(model, jax.random.key(0), batch), "^dense1/")
+    out, state = models.in_dtype(models.frozen(model, "^dense1/")).apply(variables, batch, None, False)
+    assert out.features["pooled"].dtype == jnp.bfloat16
+    jax.tree.map(np.testing.assert_array_equal, state, variables.state)

@@ -51,8 +51,8 @@ def with_embedding(variables: Variables, table: ArrayLike, *, path: str = _PATH)
         centred = teacher_table - teacher_table.mean(axis=0)
         table = centred @ np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :D]
 
-    An optimizer trains it on; `train.optimizers.by_path({"student/token/": optax.set_to_zero()}, ...)` keeps it as it
-    is, and costs neither a gradient nor moments of the table.
+    An optimizer trains it on. `models.frozen(student, "^token/")` keeps it as it is, which costs neither a gradient
+    nor moments of the table.
 
     Args:
       variables: The student's.
