@@ -25,7 +25,9 @@ def run(config, tensors, inputs):
     wide = any(np.asarray(x).dtype == np.float64 for x in tensors.values())
     with jax.enable_x64(True) if wide else contextlib.nullcontext():
         heads = {found[0] for name in tensors if (found := re.search(r"(pre_)?classifier\.\w+|\bpooler\b", name))}
-        make, head = _maker(config, heads)
+        make = _maker(config, heads)
+        rows = [len(x) for name, x in tensors.items() if re.search(r"classifier(\.out_proj)?\.weight$", name)]
+        head = build.Head(rows[0]) if rows else None
         network = build.build(make, config, tensors, head=head)
         outputs, hidden = _applied(network, **inputs)
     pooler = (
@@ -34,10 +36,10 @@ def run(config, tensors, inputs):
     return {"hidden_states": hidden, **pooler, **({"logits": outputs.logits} if head else {})}
 
 
-def embed(sentences):
-    """Sentences longer than the encoder's `max_seq_length` of 256 tokens are cut to it."""
+def embed(sentences, max_length=None):
+    """Longer sentences are cut to the folder's `max_seq_length` of 256 tokens, as sentence-transformers does."""
     network, tokenizer = _teacher()
-    encoded = tokenizer(sentences, max_length=network.max_length)
+    encoded = tokenizer(sentences, max_length=max_length or network.max_length)
     lengths = np.array([len(row) for row in encoded.tokens])
     mask = np.arange(lengths.max()) < lengths[:, None]
     ids = np.full(mask.shape, tokenizer.pad, np.int32)
@@ -60,10 +62,10 @@ def _teacher():
 def _maker(config, heads):
     """Maker of the network that has these heads: "classifier.weight" without a pooler is one of tokens."""
     if not any("classifier" in head for head in heads):
-        return networks.encoder, None
+        return networks.encoder
     told = [kind for kind in config.get("architectures") or () if "Classification" in kind]
     per_token = "Token" in told[0] if told else heads == {"classifier.weight"}
-    return networks.token_classifier if per_token else networks.classifier, build.Head()
+    return networks.token_classifier if per_token else networks.classifier
 
 
 def _applied(network, input_ids, attention_mask, token_type_ids=None):

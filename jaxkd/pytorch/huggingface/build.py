@@ -17,7 +17,7 @@ from jaxkd.pytorch.huggingface import networks
 from jaxkd.pytorch.huggingface.folder import CONFIG
 from jaxkd.pytorch.huggingface.networks import Network
 from jaxkd.pytorch.huggingface.settings import Settings
-from jaxkd.pytorch.names import Rule, place, prefixes
+from jaxkd.pytorch.names import Rule, names_of, place, prefixes
 from jaxkd.pytorch.weights import MisfitError, import_weights
 from jaxkd.pytorch.weights import num_classes as classes_of
 from jaxkd.types import Model, Variables, leaf_name
@@ -31,6 +31,7 @@ _UNUSED = (
     r"|vocab_(transform|layer_norm|projector)|(discriminator|generator)_(predictions|lm_head))\."
 )
 """Tensors of the heads of other tasks, which a network may leave out."""
+_SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "max_position_embeddings")
 _OF_A_TASK = re.compile(r"For[A-Z]\w*$")
 """End of the name of a class with a head: BertForTokenClassification."""
 
@@ -113,8 +114,10 @@ def build(
         tensors = _without_foreign_head(config, first, rules, tensors, head, said)
         options = {"num_classes": _count_classes(folder, config, rules, tensors, head)}
     network = make(config, **options)
-    variables = _imported(folder, network.model, rules, tensors, head, said)
+    variables = _imported(folder, config, network.model, rules, tensors, head, said)
     if layers is not None:
+        if isinstance(layers, str | int):
+            raise ValueError(f"{layers=} should be numbers of layers, such as (1, 3, 5).")
         config = networks.with_layers(config, layers)
         variables, network = models.take_blocks(variables, layers), make(config, **options)
     config = {**config, "architectures": [network.architecture]}
@@ -135,13 +138,18 @@ def _without_prefix(
         ways = ", ".join(map(repr, found))
         raise ValueError(f"{folder} holds networks below each of {ways}: choose by prefix= one of them.")
     below = next(iter(found))
+    if not any(name.startswith(below) for name in tensors):
+        raise ValueError(f"no tensor's name in {folder} begins with {prefix=}: they are {', '.join([*tensors][:8])}.")
     parts = below.split(".")
-    outer = [".".join(parts[:n]) + "." for n in range(len(parts) - 1, 0, -1)]
+    outer = tuple(".".join(parts[:n]) + "." for n in range(len(parts) - 1, 0, -1))
 
-    def cut(name: str) -> str:
-        return name.removeprefix(next((way for way in outer if name.startswith(way)), ""))
+    def is_of_another(name: str) -> bool:
+        """Tells whether a tensor belongs to a network below another prefix than the one that is asked for."""
+        tails = (name[dot.end() :] for dot in re.finditer(r"\.", name))
+        return not name.startswith(outer) and (len(outer) > 1 or any(place(rules, tail) for tail in tails))
 
-    return {cut(name): x for name, x in tensors.items()}, below
+    kept = [name for name in tensors if prefix is None or not is_of_another(name)]
+    return {n.removeprefix(next((way for way in outer if n.startswith(way)), "")): tensors[n] for n in kept}, below
 
 
 def _without_foreign_head(
@@ -176,14 +184,18 @@ def _count_classes(
     folder: Path, config: Mapping[str, Any], rules: Sequence[Rule], tensors: Mapping[str, np.ndarray], head: Head
 ) -> int:
     """Number of classes: that which is asked for, or of the file's head, or of its config."""
-    labels = config.get("id2label")
+    given, own, labels = head.num_classes, _classes_of_file(rules, tensors), config.get("id2label")
     told = len(labels) if isinstance(labels, Mapping) else config.get("num_labels")
-    count = next((n for n in (head.num_classes, _classes_of_file(rules, tensors), told) if n is not None), None)
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+    if given is not None and (not isinstance(given, int) or isinstance(given, bool) or given < 1):
+        raise ValueError(f"num_classes={given!r} should be a whole number of at least 1, or None for that of the file.")
+    if own is not None and given is None and told not in (None, own):
         raise ValueError(
-            f"{folder} has no head of such a classifier, and num_classes={count} is no number of classes: pass a whole "
-            "number of at least 1."
+            f"{folder / CONFIG} names {told} classes but the last layer of the weights has {own}: give the two files "
+            "that were published together."
         )
+    count = next((n for n in (given, own, told) if n is not None), None)
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"{folder} has no head of such a classifier and says no number of classes: pass num_classes.")
     return count
 
 
@@ -203,6 +215,7 @@ def _with_labels(config: Mapping[str, Any], count: int) -> dict[str, Any]:
 
 def _imported(
     folder: Path,
+    config: Mapping[str, Any],
     model: Model,
     rules: Sequence[Rule],
     tensors: Mapping[str, np.ndarray],
@@ -225,18 +238,24 @@ def _imported(
     anew = sorted(layers - held)
     key = head.key if head is not None else None
     if anew:
-        if key is None:
+        if not isinstance(key, jax.Array):
+            names = [n.theirs for layer in anew for n in names_of(rules, f"{layer}/kernel")[:1]]
+            why = f" ({'; '.join(notes)})" if notes else ""
             raise ValueError(
-                f"the weights in {folder} have no {' and no '.join(anew)} of such a network, which therefore would "
-                "begin anew: pass the PRNG key for that, key=jax.random.key(0)."
+                f"the weights in {folder} have no {' and no '.join(names)} for this network{why}: to begin "
+                f"{' and '.join(anew)} anew, pass key=jax.random.key(0)."
             )
-        notes.append(f"{' and '.join(anew)} begin anew, for the file has no weights of them")
+        notes.append(f"what the file has no weights of begins anew: {', '.join(anew)}")
     kept = {name: x for name, x in tensors.items() if name not in spare}
     fresh = f"^({'|'.join(map(re.escape, anew))})/" if anew else None
     try:
         return import_weights(model, rules, kept, _BATCH, prefix="", fresh=fresh, key=key)
     except MisfitError as error:
+        lacking = [name for name in _SIZES if name not in config]
+        assumed = f"; {CONFIG} does not say {', '.join(lacking)}" if lacking and "dim" not in config else ""
         raise ValueError(
-            f"the weights in {folder} do not fit its {CONFIG}: {error.listed}; give the two files that were published "
-            "together."
+            f"the weights in {folder} do not fit its {CONFIG}: {error.listed}{assumed}; give the two files that were "
+            "published together."
         ) from error
+    except ValueError as error:
+        raise ValueError(f"the weights in {folder} cannot be taken: {error}") from error

