@@ -16,6 +16,7 @@ from jaxkd.data.pipeline import (
     steps_per_epoch,
     train_batches,
 )
+from jaxkd.data.pseudo import pseudo_labels
 from jaxkd.data.readers.digits import prepare_digits
 from jaxkd.data.source import Source, in_memory, labels_of, statistics, table, with_fields
 from jaxkd.data.subsets import few_labels, of_classes
@@ -66,6 +67,7 @@ __all__ = [
     "pool_tokens",
     "prefetch",
     "prepare_digits",
+    "pseudo_labels",
     "shared_characters",
     "split_words",
     "statistics",

@@ -170,8 +170,9 @@ def begin(
     Returns:
       The variables, for `student_variables=` or `start=`.
     """
-    count_blocks(as_variables(successor_variables).params, blocks)
-    params, state = models.freeze(successor_variables, _rest(blocks))
+    whole = models.thaw(successor_variables)
+    count_blocks(whole.params, blocks)
+    params, state = models.freeze(whole, _rest(blocks))
     counted = {"batches": jnp.zeros((), jnp.int32)}
     if not callable(probability):
         counted["probability"] = jnp.asarray(probability, jnp.float32)

@@ -25,6 +25,9 @@ def frozen(model: Model, pattern: str) -> Model:
 
     Returns:
       A model of the same outputs, with its frozen params in the state under `FROZEN`.
+
+    Raises:
+      ValueError: By the model, if it is given variables without frozen params.
     """
 
     def init(key: jax.Array, batch: Batch) -> Variables:
@@ -32,6 +35,11 @@ def frozen(model: Model, pattern: str) -> Model:
 
     def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
         variables = as_variables(variables)
+        if FROZEN not in variables.state:
+            raise ValueError(
+                f"the variables have no frozen params: make them by models.freeze(variables, {pattern!r}), or give the "
+                "model that is not frozen."
+            )
         outputs, state = model.apply(thaw(variables), batch, key, train)
         return outputs, {**state, FROZEN: variables.state[FROZEN]}
 

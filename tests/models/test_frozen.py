@@ -67,6 +67,11 @@ def test_a_pattern_that_freezes_nothing_or_everything_is_refused(variables, patt
         models.freeze(variables, pattern)
 
 
+def test_variables_without_frozen_params_get_a_sentence(variables):
+    with pytest.raises(ValueError, match="no frozen params: make them by models"):
+        models.frozen(MODEL, PATTERN).apply(variables, BATCH, None, False)
+
+
 def test_frozen_params_are_computed_with_in_the_format_of_the_others_and_stay_exact():
     model = models.mlp(3, hidden=(4,))
     batch = {"image": np.ones((2, 5), np.float32)}
