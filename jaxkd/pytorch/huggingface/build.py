@@ -240,7 +240,8 @@ def _imported(
     if anew:
         if not isinstance(key, jax.Array):
             names = [n.theirs for layer in anew for n in names_of(rules, f"{layer}/kernel")[:1]]
-            why = f" ({'; '.join(notes)})" if notes else ""
+            aside = [note for note in notes if note.endswith(" is left out")]
+            why = f" ({'; '.join(aside)})" if aside else ""
             raise ValueError(
                 f"the weights in {folder} have no {' and no '.join(names)} for this network{why}: to begin "
                 f"{' and '.join(anew)} anew, pass key=jax.random.key(0)."
