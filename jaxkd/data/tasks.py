@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
+from jaxkd.data.buckets import choose_buckets, lengths_of
 from jaxkd.data.checks import check_rows, is_text
 from jaxkd.data.source import Source
 from jaxkd.data.suitability import check_task
@@ -19,7 +21,8 @@ def join_tasks(**sources: Source) -> Source:
 
     Args:
       **sources: Name of a task -> its source, with integer labels and without targets. All have the same fields; a
-        field that is longer in one of them, such as `tokens`, is padded with zeros in the others.
+        field that is longer in one of them, such as `tokens`, is padded with zeros in the others. If one has length
+        buckets, all have.
 
     Returns:
       A source of all their rows, one task after the other. Each row has its source's fields, `id`, the number of the
@@ -40,8 +43,6 @@ def join_tasks(**sources: Source) -> Source:
     }
     dtypes = {field: np.result_type(*(x[field].dtype for x in examples.values())) for field in shapes}
     joined, parts = " + ".join(source.name for source in sources.values()), list(sources.values())
-    lengths = [source.lengths for source in parts if source.buckets]
-    cut = [x for x in lengths if x is not None] if len(lengths) == len(parts) else None
     bounds = np.cumsum([0, *(source.size for source in parts)])
 
     def read(rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -64,9 +65,17 @@ def join_tasks(**sources: Source) -> Source:
         start=0,
         drawn=None,
         class_names=(),
-        lengths=None if cut is None else np.concatenate(cut),
-        buckets=() if cut is None else tuple(sorted({bound for source in parts for bound in source.buckets})),
+        **_cuts(parts),
     )
+
+
+def _cuts(parts: list[Source]) -> dict[str, Any]:
+    """Lengths and buckets of the joined rows; as many buckets as the source with most of them."""
+    if not any(source.buckets for source in parts):
+        return {}
+    lengths = np.concatenate([lengths_of(source) for source in parts])
+    most, count = max(source.buckets[-1] for source in parts), max(len(source.buckets) for source in parts)
+    return {"lengths": lengths, "buckets": choose_buckets(lengths, count, most)}
 
 
 def _gaps(shape: tuple[int, ...], wanted: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -90,6 +99,9 @@ def _check_alike(one: Source, fields: dict[str, np.ndarray], other: Source, othe
     if different := sorted(fields.keys() ^ others.keys()):
         has, lacks = (one, other) if different[0] in fields else (other, one)
         raise ValueError(f"{has.name} has the field `{different[0]}` but {lacks.name} has not: give the same fields.")
+    if bool(one.buckets) != bool(other.buckets):
+        has, lacks = (one, other) if one.buckets else (other, one)
+        raise ValueError(f"{has.name} has buckets of lengths but {lacks.name} has not: tokenise both alike.")
     for field, values in fields.items():
         if values.ndim != others[field].ndim:
             raise ValueError(

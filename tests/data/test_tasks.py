@@ -56,6 +56,24 @@ def test_a_term_of_one_task_sees_none_of_the_others_labels():
     assert found == pytest.approx(float(np.mean(losses.cross_entropy(z[7:], batch["label"][7:]))), rel=1e-6)
 
 
+def test_batches_of_tasks_with_buckets_are_cut_to_common_ones():
+    texts = {"sentence": ["a b", "a", "b a b a"] * 4 + ["a b a b a b a b a b a"], "label": [0, 1, 0] * 4 + [1]}
+    tokenizer = data.train_tokenizer(texts["sentence"], 50)
+    short, long = (data.open_texts(texts, f"all[{rows}]") for rows in ("4:12", "8:13"))
+    parts = [data.tokenise(one, tokenizer, max_length=20, buckets=2) for one in (short, long)]
+    joined = data.join_tasks(old=parts[0], new=parts[1])
+    assert joined.buckets == parts[1].buckets
+    assert len(joined.buckets) == 2
+    whole, found = joined.read(np.arange(13)), data.eval_batches(joined, 4)
+    widths = [batch["tokens"].shape[1] for batch in found]
+    assert widths == [joined.buckets[0]] * 3 + [joined.buckets[1]]
+    for batch, width in zip(found, widths, strict=True):
+        np.testing.assert_array_equal(batch["tokens"], whole["tokens"][batch["id"], :width])
+        assert not whole["token_mask"][batch["id"], width:].any()
+    with pytest.raises(ValueError, match=r"has buckets of lengths but .* has not: tokenise both alike"):
+        data.join_tasks(old=parts[0], new=dataclasses.replace(parts[1], buckets=()))
+
+
 def test_what_does_not_go_together_is_a_sentence():
     with pytest.raises(ValueError, match=r"the tasks are \['old'\]: give at least two sources"):
         data.join_tasks(old=OLD)

@@ -30,10 +30,10 @@ def arguments(path, folder, images):
     """Flags that keep an experiment within the test's folder."""
     if path.stem == "digits":
         return ["--root", folder, "--data-dir", folder / "data"]
+    if path.stem == "imagenet" or path.parent.name == "text":
+        return ["--root", folder]
     if path.stem in ("image_kd", "run", "transfer"):
         return ["--root", folder, "--source", images]
-    if path.stem == "imagenet":
-        return ["--root", folder]
     if path.stem == "every_method":
         return ["--out", folder / "out.json", "--source", images]
     return ["--out", folder if path.stem == "all" else folder / "out.json"]
