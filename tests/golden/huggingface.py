@@ -76,4 +76,6 @@ def _applied(network, input_ids, attention_mask, token_type_ids=None):
         outputs, _ = jax.jit(network.model.apply, static_argnums=(2, 3))(network.variables, batch, None, False)
     blocks = sum(name.startswith("block") for name in outputs.features)
     outputs = jax.tree.map(np.asarray, outputs)
-    return outputs, [outputs.features[name] for name in ("embedding", *(f"block{i}" for i in range(blocks)))]
+    return outputs, [
+        outputs.features[name] for name in ("embedding", *(f"block{i}" for i in range(blocks - 1)), "tokens")
+    ]

@@ -120,13 +120,52 @@ def build(
             raise ValueError(f"{layers=} should be numbers of layers, such as (1, 3, 5).")
         config = networks.with_layers(config, layers)
         variables, network = models.take_blocks(variables, layers), make(config, **options)
-    config = {**config, "architectures": [network.architecture]}
-    if head is not None:
-        config = _with_labels(config, options["num_classes"])
     for note in said:
         _LOG.info("%s: %s", folder, note)
+    return _pretrained(network, variables, config, options.get("num_classes"), folder, below, said)
+
+
+def untrained(
+    config: Mapping[str, Any], num_classes: int | None = None, *, per_token: bool = False, key: jax.Array
+) -> Pretrained:
+    """Makes a network of a `config.json` with random weights, such as a student that `save` is to write.
+
+    Args:
+      config: Content of `config.json`: `model_type`, `vocab_size` and sizes, with transformers' defaults for the rest.
+      num_classes: K; an encoder without a head if None.
+      per_token: Whether each token is classified instead of the text.
+      key: PRNG key.
+
+    Returns:
+      The network.
+
+    Raises:
+      ValueError: If the family is unknown, or a value of the config has no meaning.
+    """
+    if num_classes is None:
+        network = networks.encoder(config)
+    else:
+        network = (networks.token_classifier if per_token else networks.classifier)(config, num_classes)
+    batch = {name: np.ones(x.shape, x.dtype) for name, x in _BATCH.items()}
+    variables = models.init(network.model, key, batch)
+    return _pretrained(network, variables, config, num_classes, Path(), "", ())
+
+
+def _pretrained(
+    network: Network,
+    variables: Variables,
+    config: Mapping[str, Any],
+    num_classes: int | None,
+    folder: Path,
+    prefix: str,
+    notes: Sequence[str],
+) -> Pretrained:
+    """All of it, with a config that says the network's class and classes."""
+    own = {**config, "architectures": [network.architecture]}
+    if num_classes is not None:
+        own = _with_labels(own, num_classes)
     longest = networks.family_of(config).encoder(Settings(config)).max_length
-    return Pretrained(network.model, variables, config, network.rules, folder, below, longest, tuple(said))
+    return Pretrained(network.model, variables, own, network.rules, folder, prefix, longest, tuple(notes))
 
 
 def _without_prefix(
