@@ -1,7 +1,8 @@
-"""Data: sources of examples from arrays, folders, TFDS or scikit-learn's digits, and pipelines that batch them.
+"""Data: sources of examples from arrays, folders, texts, TFDS or scikit-learn's digits, and pipelines that batch them.
 
-`open_source` opens any of them; `train_batches`, `eval_batches` and `prefetch` read it. Grain, TFDS and ArrayRecord are
-imported only by the first call that needs them.
+`open_source` opens any of them but texts, which `open_texts` reads and `tokenise` makes a source of; `train_batches`,
+`eval_batches` and `prefetch` read it. Grain, TFDS, ArrayRecord, tokenizers and pyarrow are imported only by the first
+call that needs them.
 """
 
 from jaxkd.data.alignment import NO_LABEL, Carried, Pool, carry_tokens, label_tokens, pool_tokens, shared_characters
