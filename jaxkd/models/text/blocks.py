@@ -86,23 +86,26 @@ class Attention(nn.Module):
     rotary: float | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, allowed: jax.Array | None, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """[B, L, D], [B, 1, L or 1, L] -> [B, L, D] and its scores [B, A, L, L] and queries, keys, values."""
+    def __call__(
+        self, x: jax.Array, allowed: jax.Array | None, train: bool, bias: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """As of `Block`; the features are scores [B, A, L, L] and queries, keys, values [B, 3, L, D]."""
         B, L, D = x.shape
-        A, bias = self.form.heads, self.form.attention_bias
-        qkv = [Dense(D, use_bias=bias, kernel_init=INIT, name=name)(x) for name in ("query", "key", "value")]
+        A, biased = self.form.heads, self.form.attention_bias
+        qkv = [Dense(D, use_bias=biased, kernel_init=INIT, name=name)(x) for name in ("query", "key", "value")]
         q, k, v = (y.reshape(B, L, A, D // A).transpose(0, 2, 1, 3) for y in qkv)  # [B, A, L, D / A]
         if self.rotary is not None:
             tables = rotary_tables(L, D // A, self.rotary)
             q, k = rotate(q, tables), rotate(k, tables)
             qkv[:2] = (y.transpose(0, 2, 1, 3).reshape(B, L, D) for y in (q, k))
         scores = (q / math.sqrt(D // A)) @ k.swapaxes(2, 3)
+        scores = scores if bias is None else scores + bias
         if allowed is not None:
             # Finite, so that a row without any allowed token is uniform instead of NaN.
             scores = jnp.where(allowed, scores, jnp.finfo(scores.dtype).min)
         weights = nn.Dropout(self.form.dropout.weights, deterministic=not train)(nn.softmax(scores))
         mixed = (weights @ v).transpose(0, 2, 1, 3).reshape(B, L, D)
-        return Dense(D, use_bias=bias, kernel_init=INIT, name="out")(mixed), {
+        return Dense(D, use_bias=biased, kernel_init=INIT, name="out")(mixed), {
             "attention": scores,
             "qkv": jnp.stack(qkv, axis=1),
         }
@@ -122,8 +125,20 @@ class Block(nn.Module):
     first_norm: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array, allowed: jax.Array | None, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """[B, L, D], and [B, 1, L or 1, L] or None if all are allowed -> [B, L, D] and the attention's features."""
+    def __call__(
+        self, x: jax.Array, allowed: jax.Array | None, train: bool, bias: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Gives [B, L, D] and the attention's features.
+
+        Args:
+          x: [B, L, D].
+          allowed: [B, 1, L or 1, L], or None if all tokens see each other.
+          train: Whether dropout acts.
+          bias: Added to the scores, [1, A, L, L], or None.
+
+        Returns:
+          Its output and the features.
+        """
         form, rates = self.form, self.form.dropout
         attend = Attention(form, self.rotary, name="attention")
         norm1: Callable[[jax.Array], jax.Array] = form.norm("norm1") if self.first_norm else lambda x: x
@@ -132,7 +147,7 @@ class Block(nn.Module):
         def drop(rate: float, x: jax.Array) -> jax.Array:
             return nn.Dropout(rate, deterministic=not train)(x)
 
-        y, features = attend(norm1(x) if form.norm_first else x, allowed, train)
+        y, features = attend(norm1(x) if form.norm_first else x, allowed, train, bias)
         y = drop(rates.attention, y)
         x = x + y if form.norm_first else norm1(x + y)
         y = perceptron(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxkd.models.adapters import rematerialised
 from jaxkd.models.layers import Dense
 from jaxkd.models.text.blocks import INIT, Block, Form, block_features
-from jaxkd.models.text.positions import allowed_pairs, numbers_after, sinusoids
+from jaxkd.models.text.positions import allowed_pairs, distance_buckets, numbers_after, sinusoids
 
 
 class Embed(nn.Module):
@@ -51,6 +51,7 @@ class Encoder(nn.Module):
       pad: Number of the padding token, after which positions begin (as in RoBERTa); they begin at 0 if None.
       fixed_positions: Whether the position embeddings are sinusoids that training leaves alone.
       rotary: Base of the rotary positions of each block, which take the place of position embeddings; none if empty.
+      distances: Number of embeddings of distances, which all blocks add to their scores (as in MPNet); none if 0.
       windows: Largest distance at which each block's tokens see each other, or None; any if empty.
       embedding_norm: Whether there is a norm after the embeddings.
       first_norm: Whether the first block has a norm before its attention, if norms come first.
@@ -68,6 +69,7 @@ class Encoder(nn.Module):
     pad: int | None = None
     fixed_positions: bool = False
     rotary: tuple[float, ...] = ()
+    distances: int = 0
     windows: tuple[int | None, ...] = ()
     embedding_norm: bool = True
     first_norm: bool = True
@@ -85,16 +87,17 @@ class Encoder(nn.Module):
             )
         x = self._embed(tokens, segments, train)
         features = {"embedding": x}
+        bias = self._distances(tokens.shape[1]) if self.distances else None
         for number in range(self.layers):
             window = self.windows[number] if self.windows else None
             rotary = self.rotary[number] if self.rotary else None
             options = {"rotary": rotary, "first_norm": self.first_norm or number > 0, "name": f"block{number}"}
 
-            def block(self: Encoder, x: jax.Array, allowed: jax.Array, options: Any = options) -> Any:
-                return Block(self.form, **options)(x, allowed, train)
+            def block(self: Encoder, x: jax.Array, allowed: jax.Array, bias: Any, options: Any = options) -> Any:
+                return Block(self.form, **options)(x, allowed, train, bias)
 
             allowed = allowed_pairs(mask, causal=self.causal, window=window)
-            x, inner = rematerialised(block, self.remat)(self, x, allowed)
+            x, inner = rematerialised(block, self.remat)(self, x, allowed, bias)
             features |= block_features(number, x, inner)
         if self.form.norm_first:
             x = self.form.norm("norm")(x)
@@ -115,6 +118,11 @@ class Encoder(nn.Module):
             x = self.form.norm("embedding_norm" if self.form.norm_first else "norm")(x)
         x = nn.Dropout(self.form.dropout.embedding, deterministic=not train)(x)
         return x if width == self.width else Dense(self.width, kernel_init=INIT, name="project")(x)
+
+    def _distances(self, length: int) -> jax.Array:
+        """Bias of the scores by distance [1, A, L, L]."""
+        buckets = jnp.asarray(distance_buckets(length))
+        return Embed(self.distances, self.form.heads, name="distance")(buckets).transpose(2, 0, 1)[None]
 
     def _positions(self, tokens: jax.Array, width: int) -> jax.Array:
         """Tokens [B, L] -> position embeddings [B or 1, L, width]."""

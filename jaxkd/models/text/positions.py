@@ -98,3 +98,26 @@ def allowed_pairs(mask: jax.Array, *, causal: bool = False, window: int | None =
         distance = np.abs(np.arange(L)[:, None] - np.arange(L)[None])
         allowed = allowed & (distance <= window)[None, None]
     return allowed
+
+
+def distance_buckets(length: int) -> np.ndarray:
+    """Numbers of the distances between tokens, as in MPNet and T5: 32, half of them for tokens that come after.
+
+    Of 16 numbers the first 8 are single distances, the others grow with the logarithm up to 128 and beyond.
+
+    Args:
+      length: L.
+
+    Returns:
+      int32 [L, L], (who looks, who is seen) -> 0..31.
+
+    Reference:
+      Raffel et al., "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer", JMLR 2020,
+      https://arxiv.org/abs/1910.10683
+    """
+    ahead = np.arange(length)[None] - np.arange(length)[:, None]
+    distance = np.abs(ahead)
+    # In float32, in which powers of two fall on the side where published networks were trained.
+    logarithm = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(8)) / np.float32(np.log(16))
+    large = np.minimum(8 + (logarithm * np.float32(8)).astype(np.int32), 15)
+    return (np.where(ahead > 0, 16, 0) + np.where(distance < 8, distance, large)).astype(np.int32)

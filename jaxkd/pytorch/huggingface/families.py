@@ -92,6 +92,18 @@ _BERT_RULES = _named(
         **_AFTER_ATTENTION,
     },
 )
+_MPNET_RULES = (
+    Rule("encoder.relative_attention_bias", "encoder/distance"),
+    *_named(
+        _EMBEDDINGS,
+        "encoder.layer.{i}",
+        {
+            **{f"attention.attn.{part[0]}": f"attention/{part}" for part in ("query", "key", "value", "out")},
+            "attention.LayerNorm": "norm1",
+            **_AFTER_ATTENTION,
+        },
+    ),
+)
 _DISTILBERT_RULES = _named(
     _EMBEDDINGS,
     "transformer.layer.{i}",
@@ -135,11 +147,20 @@ def _roberta(settings: Settings) -> Encoder:
     """Positions begin after the padding token's number, which takes as many rows of the table."""
     pad = settings.whole("pad_token_id", 1, least=0)
     rows = settings.whole("max_position_embeddings", 512, least=pad + 2)
-    return _bert(settings, vocabulary=settings.whole("vocab_size", 50265), max_length=rows - pad - 1, pad=pad)
+    return _bert(settings.filled(vocab_size=50265), max_length=rows - pad - 1, pad=pad)
+
+
+def _mpnet(settings: Settings) -> Encoder:
+    """RoBERTa's positions, whose padding is always 1, and embeddings of distances; no segments."""
+    rows = settings.whole("max_position_embeddings", 512, least=3)
+    distances = settings.whole("relative_attention_num_buckets", 32, least=32)
+    own = settings.filled(vocab_size=30527)
+    return _bert(own, max_length=rows - 2, pad=1, segments=0, distances=distances)
 
 
 def _electra(settings: Settings) -> Encoder:
-    return _bert(settings, embedding_width=settings.whole("embedding_size", 128))
+    own = settings.filled(hidden_size=256, num_attention_heads=4, intermediate_size=1024)
+    return _bert(own, embedding_width=own.whole("embedding_size", 128))
 
 
 def _distilbert(settings: Settings) -> Encoder:
@@ -177,6 +198,15 @@ def _roberta_texts(settings: Settings) -> Head:
     return Head(rate, Pooler(dropout=rate), _DENSE_AND_LAST)
 
 
+def _mpnet_texts(settings: Settings) -> Head:
+    rate = settings.rate("hidden_dropout_prob", 0.1)
+    return Head(rate, Pooler(dropout=rate), _DENSE_AND_LAST)
+
+
+def _mpnet_tokens(settings: Settings) -> Head:
+    return Head(settings.rate("hidden_dropout_prob", 0.1), None, (_LAST,))
+
+
 def _electra_texts(settings: Settings) -> Head:
     rate = _bert_rate(settings)
     return Head(rate, Pooler(gelu, dropout=rate), _DENSE_AND_LAST)
@@ -193,6 +223,7 @@ def _distilbert_tokens(settings: Settings) -> Head:
 
 BERT = Family("Bert", "bert.", _bert, _BERT_RULES, _POOLER, _bert_texts, _bert_tokens)
 ROBERTA = Family("Roberta", "roberta.", _roberta, _BERT_RULES, _POOLER, _roberta_texts, _bert_tokens)
+MPNET = Family("MPNet", "mpnet.", _mpnet, _MPNET_RULES, _POOLER, _mpnet_texts, _mpnet_tokens)
 ELECTRA = Family("Electra", "electra.", _electra, _BERT_RULES, None, _electra_texts, _bert_tokens)
 DISTILBERT = Family(
     "DistilBert", "distilbert.", _distilbert, _DISTILBERT_RULES, None, _distilbert_texts, _distilbert_tokens

@@ -9,7 +9,7 @@ import jax
 
 from jaxkd.models.text.heads import Pooler, TextClassifier, text_model
 from jaxkd.models.text.pooling import each_token, first_token, mean_of_tokens, sentence_embeddings
-from jaxkd.pytorch.huggingface.families import BERT, DISTILBERT, ELECTRA, ROBERTA, Family, Head
+from jaxkd.pytorch.huggingface.families import BERT, DISTILBERT, ELECTRA, MPNET, ROBERTA, Family, Head
 from jaxkd.pytorch.huggingface.modernbert import MODERNBERT, layer_types
 from jaxkd.pytorch.huggingface.settings import Settings, check_plain_encoder
 from jaxkd.pytorch.names import Rule
@@ -21,6 +21,7 @@ FAMILIES: Mapping[str, Family] = {
     "distilbert": DISTILBERT,
     "electra": ELECTRA,
     "modernbert": MODERNBERT,
+    "mpnet": MPNET,
     "roberta": ROBERTA,
     "xlm-roberta": ROBERTA._replace(name="XLMRoberta"),
 }

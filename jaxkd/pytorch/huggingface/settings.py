@@ -50,6 +50,17 @@ class Settings:
             raise TypeError(f"a config.json holds names and values but this is a {type(config).__name__}: {config!r}.")
         self._config = config
 
+    def filled(self, **defaults: Any) -> Settings:
+        """The values with other defaults than those that a family shares with BERT.
+
+        Args:
+          **defaults: Key -> value where the file is silent.
+
+        Returns:
+          The values.
+        """
+        return Settings({**defaults, **{key: x for key, x in self._config.items() if x is not None}})
+
     def get(self, key: str, default: Any) -> Any:
         """Value of a key, or the default if it is missing or null.
 
