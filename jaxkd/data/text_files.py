@@ -175,10 +175,10 @@ def _in_memory(given: Mapping[str, Sequence[Any]]) -> Columns:
 def _from_tfds(place: str, split: str, data_dir: str | None) -> Columns:
     """Columns of a TFDS set of texts."""
     source = tfds.from_name(place, split, data_dir, None, None)
-    batch = source.read(np.arange(source.size))
-    values = {
-        field: [x.decode() if isinstance(x, bytes) else x for x in column.tolist()]
-        for field, column in batch.items()
-        if field != "id"
-    }
+    batch, values = source.read(np.arange(source.size)), {}
+    for field in [name for name in batch if name != "id"]:
+        try:
+            values[field] = [x.decode() if isinstance(x, bytes) else x for x in batch[field].tolist()]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"`{field}` of {source.name} is not UTF-8 ({error}): prepare the set anew.") from error
     return Columns(source.name, values, (), {"label": source.class_names} if source.class_names else {})

@@ -43,7 +43,8 @@ def from_name(
     """Opens a TFDS set by its name; the first use downloads and prepares it.
 
     Args:
-      name: Name with version or configuration, if any: "mnist", "mnist:3.0.1", "paws_wiki/labeled_final".
+      name: Name with version or configuration, if any: "mnist", "mnist:3.0.1", "paws_wiki/labeled_final"; or a prepared
+        folder.
       split: The split or a slice of it.
       data_dir: TFDS's data folder, or None for its default.
       num_classes: Number of classes, or None to take it from the label's feature.
@@ -63,7 +64,7 @@ def splits_of_name(name: str, data_dir: str | os.PathLike[str] | None) -> list[s
     """Lists the splits of a TFDS set, which is downloaded and prepared if it is not there yet.
 
     Args:
-      name: As `from_name` takes it.
+      name: As `from_name` takes it, or a prepared folder.
       data_dir: TFDS's data folder, or None for its default.
 
     Returns:
@@ -101,19 +102,27 @@ def from_folder(folder: Path, split: str, num_classes: int | None, frame: pictur
             raise ValueError(f"{folder} does not exist: {hint}")
         raise ValueError(f"{folder} is no prepared TFDS folder, it has no {INFO_FILE}: {hint}")
     with quiet():
-        import tensorflow_datasets as tfds
+        builder = _prepared(folder)
+        return _from_builder(builder.info.full_name, builder, split, num_classes, frame)
 
-        try:
-            builder = tfds.builder_from_directory(os.fspath(folder))
-            name = builder.info.full_name
-        except Exception as error:  # broken or very old metadata fail in many ways
-            raise ValueError(f"{folder} cannot be read by TFDS ({root_cause(error)}): prepare it anew.") from error
-        return _from_builder(name, builder, split, num_classes, frame)
+
+def _prepared(folder: Path) -> Any:
+    """TFDS's builder of a folder that is prepared."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_from_directory(os.fspath(folder))
+        builder.info.full_name  # noqa: B018  (which reads the metadata)
+    except Exception as error:  # broken or very old metadata fail in many ways
+        raise ValueError(f"{folder} cannot be read by TFDS ({root_cause(error)}): prepare it anew.") from error
+    return builder
 
 
 def _builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
-    """TFDS's builder of a set that is prepared."""
+    """TFDS's builder of a set that is prepared, by its name or its folder."""
     with quiet():
+        if (Path(name).expanduser() / INFO_FILE).exists():
+            return _prepared(Path(name).expanduser())
         import tensorflow_datasets as tfds
 
         _register_all()

@@ -8,8 +8,9 @@ import types
 import numpy as np
 import pytest
 
-from jaxkd.data import encode_bytes, eval_batches, open_source, prefetch, train_batches
+from jaxkd.data import encode_bytes, eval_batches, open_source, open_texts, prefetch, train_batches
 from jaxkd.data.readers import tfds
+from jaxkd.data.text_files import splits_of_texts
 
 
 def test_prepared_folder_gives_images_labels_and_plain_numbers(picture_folder, pictures, capfd):
@@ -63,6 +64,15 @@ def test_sentences_without_a_transform_get_a_sentence(sentence_folder):
     batches = eval_batches(open_source(sentence_folder), 4, process_index=0, process_count=1)
     with pytest.raises(ValueError, match="holds texts, which no device takes: give a transform such as"):
         batches[0]
+
+
+def test_sentences_are_texts(sentence_folder):
+    assert splits_of_texts(f"tfds:{sentence_folder}") == ["train", "test"]
+    texts = open_texts(f"tfds:{sentence_folder}", "train[:50%]")
+    assert (len(texts), texts.class_names, texts.labels.sum()) == (5, ("no", "yes"), 2)
+    assert [(len(one), other) for one, other in zip(texts.texts, texts.pairs, strict=True)] == [
+        (i, f"h{i}") for i in texts.ids
+    ]
 
 
 def test_hidden_labels_get_a_sentence(sentence_folder):
