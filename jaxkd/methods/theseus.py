@@ -6,7 +6,7 @@ loss of the task; in the second phase the successor is trained by itself:
 
     student = theseus.replacing(predecessor, successor, optax.linear_schedule(0.5, 1.0, 1000))
     term = objectives.from_labels(losses.cross_entropy)
-    phase 1: `student`, its teacher `predecessor`, from theseus.begin(first variables of the successor, schedule)
+    phase 1: `student`, its teacher `predecessor`, from theseus.begin(first variables of the successor)
     phase 2: `successor`, from theseus.finish(variables of phase 1)
 
 The predecessor is the teacher of the step: its variables are an argument of the compiled program, and stand in no
@@ -31,8 +31,8 @@ from jaxkd.models.blocks import Block, block_params, count_blocks, find_blocks, 
 from jaxkd.types import TEACHER, Batch, Model, Outputs, PyTree, Schedule, Variables, as_variables
 
 _BLOCKS = "encoder/block"
-_COUNTED = ("batches", "probability")
-"""Entries of the state that are not the successor's."""
+_COUNT = "batches"
+"""Entry of the state that is not the successor's: the number of training batches so far."""
 
 
 def replacing(
@@ -43,7 +43,8 @@ def replacing(
     x_{m+1} = r_m scc_m(x_m) + (1 - r_m) prd_m(x_m),  r_m ~ Bernoulli(p), one draw for each module and training batch
 
     Embeddings and last layers are the successor's, which the predecessor lends it; they are not trained. The branch
-    that was not drawn is not computed, except in stacks of students that are computed side by side (`vmap`).
+    that was not drawn is not computed, except in stacks of students that are computed side by side (`vmap`). Each
+    micro-batch counts as a batch and has draws of its own; under `pmap` each device has.
 
     Args:
       predecessor: The teacher, of N blocks; its variables come from the step, so give the same model to it as teacher.
@@ -53,8 +54,8 @@ def replacing(
       blocks: Path of the blocks in the params of both, without their numbers.
 
     Returns:
-      A model whose params are the successor's blocks; its state has all else of the successor, the number of training
-      batches, and p where it is a number. Evaluated it is the successor.
+      A model whose params are the successor's blocks; its state has all else of the successor, and the number of
+      training batches. Evaluated it is the successor.
 
     Raises:
       ValueError: If the probability is a number outside 0..1; when the step is made, if S does not divide N, or blocks
@@ -62,33 +63,29 @@ def replacing(
     """
     if not callable(probability) and not isinstance(probability, jax.core.Tracer) and not 0 <= probability <= 1:
         raise ValueError(f"the probability of replacement is {probability}: give a number from 0 to 1, or a schedule.")
-
     whole = models.frozen(successor, _rest(blocks))
 
     def init(key: jax.Array, batch: Batch) -> Variables:
-        return begin(successor.init(key, batch), probability, blocks=blocks)
+        return begin(successor.init(key, batch), blocks=blocks)
 
     def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
-        params, state = as_variables(variables)
-        counted = {name: x for name, x in state.items() if name in _COUNTED}
-        own = Variables(params, {name: x for name, x in state.items() if name not in _COUNTED})
+        own, count = _parts(variables)
         batch, teacher = {name: x for name, x in batch.items() if name != TEACHER}, batch.get(TEACHER)
         if not train:
             outputs, changed = whole.apply(own, batch, key, False)
-            return outputs, {**changed, **counted}
+            return outputs, {**changed, _COUNT: count}
         if teacher is None or key is None:
             missing = "the variables of its predecessor" if teacher is None else "a key"
             raise ValueError(
                 f"this student of BERT-of-Theseus needs {missing}: train it by train.make_train_step or "
                 "experiment.train_phase, with the predecessor as the teacher."
             )
-        count = state["batches"]
-        p = probability(count) if callable(probability) else state["probability"]
-        modules = _Modules(predecessor, params, as_variables(teacher), batch, blocks)
+        p = probability(count) if callable(probability) else probability
+        modules = _Modules(predecessor, own.params, as_variables(teacher), batch, blocks)
         drawn = jax.random.bernoulli(fold_name(key, "replaced"), jnp.clip(p, 0, 1), (modules.count,))
         with replaced_blocks(modules.mixed(drawn, fold_name(key, "predecessor"), key), blocks):
             outputs, changed = whole.apply(own, batch, key, True)
-        return outputs, {**changed, **counted, "batches": count + 1}
+        return outputs, {**changed, _COUNT: count + 1}
 
     return Model(init, apply, reads_teacher=True)
 
@@ -156,15 +153,12 @@ def _in_dtype_of(own: PyTree, block: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jax.lax.stop_gradient(x).astype(dtype), block)
 
 
-def begin(
-    successor_variables: Variables, probability: float | jax.Array | Schedule = 0.5, *, blocks: str = _BLOCKS
-) -> Variables:
+def begin(successor_variables: Variables, *, blocks: str = _BLOCKS) -> Variables:
     """Variables of `replacing`'s student with those of the successor.
 
     Args:
       successor_variables: The successor's first variables: the predecessor's embeddings and last layers, and its first
         S blocks, as in the authors' code.
-      probability: As given to `replacing`.
       blocks: As given to `replacing`.
 
     Returns:
@@ -173,10 +167,7 @@ def begin(
     whole = models.thaw(successor_variables)
     count_blocks(whole.params, blocks)
     params, state = models.freeze(whole, _rest(blocks))
-    counted = {"batches": jnp.zeros((), jnp.int32)}
-    if not callable(probability):
-        counted["probability"] = jnp.asarray(probability, jnp.float32)
-    return Variables(params, {**state, **counted})
+    return Variables(params, {**state, _COUNT: jnp.zeros((), jnp.int32)})
 
 
 def finish(variables: Variables) -> Variables:
@@ -188,8 +179,15 @@ def finish(variables: Variables) -> Variables:
     Returns:
       The successor's.
     """
+    return models.thaw(_parts(variables)[0])
+
+
+def _parts(variables: Variables) -> tuple[Variables, jax.Array]:
+    """Variables of the successor, and the number of training batches so far."""
     params, state = as_variables(variables)
-    return models.thaw(Variables(params, {name: x for name, x in state.items() if name not in _COUNTED}))
+    if _COUNT not in state:
+        raise ValueError("the variables are not those of a student of BERT-of-Theseus: make them by theseus.begin.")
+    return Variables(params, {name: x for name, x in state.items() if name != _COUNT}), state[_COUNT]
 
 
 def _rest(blocks: str) -> str:

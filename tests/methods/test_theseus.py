@@ -85,7 +85,7 @@ def started():
     """State and compiled step of the first phase; rate 1 shows the gradients."""
     student = theseus.replacing(PREDECESSOR, SUCCESSOR, SCHEDULE)
     parts = (student, PREDECESSOR, TERM, optax.sgd(1.0))
-    start = theseus.begin(successor(), SCHEDULE)
+    start = theseus.begin(successor())
     given = {"batch": BATCH, "teacher_variables": teacher(), "student_variables": start}
     state = train.init_state(*parts, key=jax.random.key(0), **given)
     return state, jax.jit(train.make_train_step(*parts, metrics={"distance": distance}))
@@ -153,8 +153,7 @@ def test_steps_draw_anew_follow_the_schedule_and_go_on_from_a_checkpoint(tmp_pat
 
 def test_evaluated_it_is_the_successor_alone():
     student = theseus.replacing(PREDECESSOR, SUCCESSOR, 0.3)
-    variables = theseus.begin(successor(), 0.3)
-    assert variables.state["probability"] == np.float32(0.3)
+    variables = theseus.begin(successor())
     out, state = student.apply(variables, BATCH, None, False)
     own, _ = SUCCESSOR.apply(successor(), BATCH, None, False)
     np.testing.assert_array_equal(out.logits, own.logits)
@@ -162,10 +161,10 @@ def test_evaluated_it_is_the_successor_alone():
     jax.tree.map(np.testing.assert_array_equal, theseus.finish(variables), successor())
 
 
-def test_blocks_of_berts_are_replaced_with_a_probability_from_the_state():
+def test_blocks_of_berts_are_replaced_in_bfloat16_too():
     student = models.in_dtype(theseus.replacing(*BERTS, 0.3))
     known, own = (jax.eval_shape(model.init, jax.random.key(0), BATCH) for model in BERTS)
-    variables = jax.eval_shape(lambda v: theseus.begin(v, 0.3), own)
+    variables = jax.eval_shape(theseus.begin, own)
 
     def run(variables, known):
         return student.apply(variables, {**BATCH, TEACHER: known}, jax.random.key(0), True)
@@ -194,5 +193,7 @@ def test_what_does_not_fit_gets_a_sentence():
         theseus.begin(Variables({"dense1": {}, "head": {}}, {}))
     with pytest.raises(ValueError, match="needs the variables of its predecessor"):
         student.apply(theseus.begin(successor()), BATCH, key, True)
+    with pytest.raises(ValueError, match="make them by theseus"):
+        student.apply(successor(), BATCH, key, True)
     with pytest.raises(ValueError, match=r"probability of replacement is 1\.5"):
         theseus.replacing(PREDECESSOR, SUCCESSOR, 1.5)
