@@ -12,6 +12,7 @@ from jaxkd.data.checks import is_whole
 if TYPE_CHECKING:
     from jaxkd.data.source import Source
 
+_CHOICES = 512  # lengths among which buckets are chosen, at a cost of their square
 _STEP = 8  # lengths are rounded up to multiples of it, which devices compute faster
 
 
@@ -31,7 +32,9 @@ def choose_buckets(lengths: np.ndarray, count: int, most: int | None = None) -> 
     """
     if not is_whole(count) or count < 1:
         raise ValueError(f"buckets is {count}: give a number of at least 1 (--buckets).")
-    rounded = np.minimum(-(-lengths // _STEP) * _STEP, lengths.max() if most is None else most)
+    longest = int(lengths.max())
+    step = _STEP * -(-longest // (_STEP * _CHOICES))
+    rounded = np.minimum(-(-lengths // step) * step, longest if most is None else most)
     ends, counts = np.unique(rounded, return_counts=True)
     before = np.concatenate([[0], np.cumsum(counts)])
     # best[j] = least number of padded tokens of the rows in the first j lengths, with the buckets so far.

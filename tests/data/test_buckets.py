@@ -8,7 +8,7 @@ import pytest
 
 from jaxkd import data, metrics, parallel, train
 from jaxkd.cache.write import write_targets
-from jaxkd.data.buckets import choose_buckets
+from jaxkd.data.buckets import choose_buckets, schedule
 from jaxkd.types import Model, Outputs, Variables
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -59,6 +59,15 @@ def test_buckets_with_the_least_padding():
         source(0)
     with pytest.raises(ValueError, match=r"buckets are \[8\] but the longest text of texts"):
         source((8,))
+
+
+def test_what_remains_of_short_rows_goes_with_longer_ones():
+    bucket = np.array([0, 2, 0, 1, 0, 2, 0])
+    rows, numbers = schedule(np.arange(7), bucket, 3, 3)
+    assert rows.tolist() == [0, 2, 4, 6, 3, 1, 5]
+    assert numbers.tolist() == [0, 2, 2]
+    rows, numbers = schedule(np.arange(5), np.array([0, 0, 0, 1, 0]), 3, 3)  # nothing is cut in the last one
+    assert (rows.tolist(), numbers.tolist()) == ([0, 1, 2, 4, 3], [0, 1])
 
 
 def test_an_epoch_has_each_row_once_in_batches_of_one_length():

@@ -124,9 +124,11 @@ def test_tokens_are_kept_and_found_again(tmp_path, monkeypatch, caplog):
                 assert own.dtype == np.int32
             assert (found.cut, found.empty) == (expected.cut, expected.empty)
             assert found.cut
+    assert max(map(len, token_cache.encode(TOKENIZER, TEXTS, **{**options, "max_length": 7}).tokens)) == 7
     with pytest.raises(ValueError, match="at most 8 are allowed"):
         token_cache.encode(TOKENIZER, TEXTS, too_long="refuse", **options)
     for file in (tmp_path / "tokens").iterdir():
+        assert file.suffix == ".npz"
         raw = bytearray(file.read_bytes())
         raw[len(raw) // 2] ^= 255
         file.write_bytes(raw[: 3 * len(raw) // 4])
