@@ -24,9 +24,13 @@ def run(config, tensors, inputs):
     """`inputs`: `input_ids`, `attention_mask`, perhaps `token_type_ids`, [B, L]; float64 if the tensors are."""
     wide = any(np.asarray(x).dtype == np.float64 for x in tensors.values())
     with jax.enable_x64(True) if wide else contextlib.nullcontext():
-        heads = {found[0] for name in tensors if (found := re.search(r"(pre_)?classifier\.\w+|\bpooler\b", name))}
+        heads = {
+            found[0]
+            for name in tensors
+            if (found := re.search(r"(pre_)?classifier\.\w+|\bpooler\b|\bhead\.dense", name))
+        }
         make = _maker(config, heads)
-        rows = [len(x) for name, x in tensors.items() if re.search(r"classifier(\.out_proj)?\.weight$", name)]
+        rows = [len(x) for name, x in tensors.items() if re.search(r"\bclassifier(\.out_proj)?\.weight$", name)]
         head = build.Head(rows[0]) if rows else None
         network = build.build(make, config, tensors, head=head)
         outputs, hidden = _applied(network, **inputs)
@@ -60,11 +64,11 @@ def _teacher():
 
 
 def _maker(config, heads):
-    """Maker of the network that has these heads: "classifier.weight" without a pooler is one of tokens."""
+    """Maker of the network that has these heads: a last layer without a pooler is one of tokens."""
     if not any("classifier" in head for head in heads):
         return networks.encoder
     told = [kind for kind in config.get("architectures") or () if "Classification" in kind]
-    per_token = "Token" in told[0] if told else heads == {"classifier.weight"}
+    per_token = "Token" in told[0] if told else heads <= {"classifier.weight", "classifier.bias"}
     return networks.token_classifier if per_token else networks.classifier
 
 
