@@ -48,8 +48,8 @@ def with_embedding(variables: Variables, table: ArrayLike, *, path: str = _PATH)
 
     A teacher's word embeddings, reduced to the student's width D by PCA:
 
-        centred = teacher_table - teacher_table.mean(axis=0)
-        table = centred @ np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :D]
+        basis = models.principal_basis(teacher_table, D)
+        variables = models.with_embedding(variables, models.to_basis(teacher_table, basis))
 
     An optimizer trains it on. `models.frozen(student, "^token/")` keeps it as it is, which costs neither a gradient
     nor moments of the table.
