@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxkd import data
@@ -223,7 +224,8 @@ def tokenised(
       ValueError: As `data.tokenise` says.
     """
     options: dict[str, Any] = {"max_length": config.max_length, "too_long": config.too_long}
-    options["folder"] = Path(config.root) / config.name / "tokens"
+    # A folder for each process: file names that are unique by the process's number are not where each has a container.
+    options["folder"] = Path(config.root) / config.name / "tokens" / str(jax.process_index())
     encoded = [encode_texts(one, tokenizer, **options) for one in texts]
     lengths = [np.array([len(row) for row in one.tokens]) for one in encoded]
     longest = max(x.max() for x in lengths)
