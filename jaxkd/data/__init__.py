@@ -7,6 +7,7 @@ call that needs them.
 
 from jaxkd.data.alignment import NO_LABEL, Carried, Pool, carry_tokens, label_tokens, pool_tokens, shared_characters
 from jaxkd.data.open import Spec, open_source
+from jaxkd.data.phrases import add_texts, draw_texts, phrases
 from jaxkd.data.pipeline import (
     Batches,
     HostBatch,
@@ -45,12 +46,14 @@ __all__ = [
     "Texts",
     "Tokenizer",
     "Transform",
+    "add_texts",
     "bundles",
     "carry_tokens",
     "check_disjoint",
     "check_task",
     "check_unit_pixels",
     "chosen_batches",
+    "draw_texts",
     "encode_bytes",
     "entities_of",
     "eval_batches",
@@ -65,6 +68,7 @@ __all__ = [
     "open_source",
     "open_texts",
     "open_tokenizer",
+    "phrases",
     "pool_tokens",
     "prefetch",
     "prepare_digits",
