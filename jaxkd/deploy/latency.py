@@ -60,6 +60,37 @@ def timed(call: Callable[[Input], Any], inputs: Sequence[Input], *, calls: int =
     return Latency(float(p50), float(p99))
 
 
+def answering(model: Model, variables: Variables) -> Callable[[Batch], np.ndarray]:
+    """Compiles a network for use: arrays on the host to logits on the host.
+
+    Args:
+      model: The network.
+      variables: Its variables, of one network and not of a stack.
+
+    Returns:
+      Prepared batch [B, ...] -> logits [B, ...], in evaluation mode; each new shape of a batch is compiled once.
+    """
+    placed = jax.device_put(variables)
+    answer = jax.jit(lambda variables, batch: model.apply(variables, batch, None, False)[0].logits)
+    return lambda batch: np.asarray(answer(placed, batch))
+
+
+def one_by_one(*batches: Batch) -> list[Batch]:
+    """Examples of batches, each as a batch of one.
+
+    Args:
+      *batches: Batches [B, ...].
+
+    Returns:
+      Batches [1, ...], in order.
+    """
+    return [
+        {name: np.asarray(values)[number : number + 1] for name, values in batch.items()}
+        for batch in batches
+        for number in range(len(next(iter(batch.values()))))
+    ]
+
+
 def latency(model: Model, variables: Variables, *batches: Batch, calls: int = 200) -> Latency:
     """Measures the time of one answer at batch 1 on the present device, from arrays on the host to logits on the host.
 
@@ -78,14 +109,7 @@ def latency(model: Model, variables: Variables, *batches: Batch, calls: int = 20
     Raises:
       ValueError: If there is no example, or no call.
     """
-    rows = [
-        {name: np.asarray(values)[number : number + 1] for name, values in batch.items()}
-        for batch in batches
-        for number in range(len(next(iter(batch.values()))))
-    ]
-    placed = jax.device_put(variables)
-    answer = jax.jit(lambda variables, batch: model.apply(variables, batch, None, False)[0].logits)
-    return timed(lambda row: np.asarray(answer(placed, row)), rows, calls=calls)
+    return timed(answering(model, variables), one_by_one(*batches), calls=calls)
 
 
 def parameter_bytes(variables: Variables) -> int:
