@@ -34,8 +34,8 @@ class Source:
       views: Number of views of each example: epoch e shows view e % views. None for a new view in every epoch.
       targets: (row numbers [B], view) -> fields that belong to one view of an example, such as a teacher's logits. The
         pipelines add them to batches. None if there are none.
-      task: "classification": `label` is int32 [B]. "multi_label": int32 [B, K], 0 or 1. "regression": float32 [B] or
-        [B, K]. "unlabelled": there is no `label`.
+      task: "classification": `label` is int32 [B], or [B, L] if it is of tokens. "multi_label": int32 [B, K], 0 or 1.
+        "regression": float32 [B] or [B, K]. "unlabelled": there is no `label`.
       drawn: `id` of each row, increasing, int32 [size], if they are not consecutive; None if they are.
       class_names: Name of each class, [num_classes], or empty if they have none.
       lengths: Number of tokens of each row, int32 [size], if batches are to be cut to lengths; else None.

@@ -169,7 +169,7 @@ def _in_memory(given: Mapping[str, Sequence[Any]]) -> Columns:
     if len(set(lengths.values())) > 1:
         pairs = checks.listing([f"`{field}` {length}" for field, length in lengths.items()])
         raise ValueError(f"the columns given have different numbers of rows ({pairs}): give one value a row.")
-    return Columns("the columns given", values)
+    return Columns("the mapping given", values)
 
 
 def _from_tfds(place: str, split: str, data_dir: str | None) -> Columns:

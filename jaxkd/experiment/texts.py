@@ -104,7 +104,7 @@ def open_texts_of(config: TextConfig, *, relabel: Callable[[Any], Any] | None = 
         names = opened[0].class_names if opened and labelled and opened[0].labels is not None else None
         opened.append(
             data.open_texts(
-                _place(config),
+                _place(config.source),
                 split,
                 text=config.text_field,
                 pair=config.pair_field,
@@ -137,10 +137,10 @@ def open_unlabelled(config: TextConfig, splits: Splits) -> Texts | None:
     """
     if config.unlabelled is None:
         return None
-    names = splits_of_texts(config.unlabelled, config.data_dir)
+    names = splits_of_texts(_place(config.unlabelled), config.data_dir)
     split = "train" if "train" in names else names[0]
     texts = data.open_texts(
-        config.unlabelled,
+        _place(config.unlabelled),
         split,
         text=config.text_field,
         pair=config.pair_field,
@@ -239,9 +239,9 @@ def tokenised(
     ]
 
 
-def _place(config: TextConfig) -> TextSpec:
-    """Place of the texts of `--source`."""
-    return sentences() if config.source == SENTENCES else config.source or ""
+def _place(place: str | None) -> TextSpec:
+    """Texts that a flag names: those made in memory, or a place."""
+    return sentences() if place == SENTENCES else place or ""
 
 
 def _chosen_splits(config: TextConfig) -> tuple[str, str, str]:
@@ -249,7 +249,7 @@ def _chosen_splits(config: TextConfig) -> tuple[str, str, str]:
     given = (config.train_split, config.validation_split, config.test_split)
     if None not in given:
         return given  # type: ignore[return-value]
-    names = splits_of_texts(_place(config), config.data_dir)
+    names = splits_of_texts(_place(config.source), config.data_dir)
     validation = next((name for name in _VALIDATION if name in names), None)
     test = "test" if "test" in names else None
     if len(names) == 1:

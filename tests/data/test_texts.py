@@ -161,10 +161,10 @@ def test_fields_by_usual_names_or_by_name(caplog):
     texts = data.open_texts(rows, text="hypothesis", label="idx")
     assert (texts.texts, texts.pairs, texts.class_names) == (["b"], None, ("7",))
     assert not caplog.messages
-    data.open_texts({"text": ["a"], "sentence": ["b"], "Label": ["x"], "class": ["y"]})
+    data.open_texts({"Review Text": ["a"], "sentence": ["b"], "Label": ["x"], "class-index": ["y"]})
     assert [m.partition(" (")[0] for m in caplog.messages] == [
-        "the columns given has several fields that may be its labels",
-        "the columns given has several fields that may be its texts",
+        "the mapping given has several fields that may be its labels",
+        "the mapping given has several fields that may be its texts",
     ]
     for name, flag in (("text", "--text-field"), ("pair", "--pair-field"), ("label", "--label-field")):
         with pytest.raises(ValueError, match=rf"no field 'x' \({flag}\): it has premise"):

@@ -82,6 +82,7 @@ def test_texts_that_stand_in_two_splits_are_counted_and_rows_refused(config, cap
     assert (len(texts), texts.task) == (18, "unlabelled")
     assert caplog.messages[1].startswith("2 of the 20 texts of a_{split}.tsv[train] also stand in the validation or")
     assert open_unlabelled(config(contents), splits) is None
+    assert len(open_unlabelled(given, splits)) == 96  # the sentences made in memory
     with pytest.raises(ValueError, match=r"all texts of --unlabelled .* are of the validation or test split"):
         open_unlabelled(dataclasses.replace(given, unlabelled=given.source.replace("{split}", "dev")), splits)
     with pytest.raises(ValueError, match="--train-split overlaps with a split to evaluate on"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,8 +12,20 @@ from jaxkd.data.splits import say
 
 _TEXTS = (
     *("text", "sentence", "sentences", "content", "review", "document", "query", "question", "title", "tweet"),
-    *("comment", "utterance", "message", "body", "caption", "headline", "description", "texts"),
+    *(
+        "comment",
+        "utterance",
+        "message",
+        "body",
+        "caption",
+        "headline",
+        "description",
+        "texts",
+        "review_text",
+        "reviewtext",
+    ),
 )
+_SEPARATORS = re.compile(r"[\s-]+")
 _PAIRS = (
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
@@ -23,7 +36,7 @@ _PAIRS = (
 )
 _LABELS = (
     *("label", "labels", "class", "category", "target", "sentiment", "score", "intent", "rating", "stars", "y"),
-    *("coarse_label", "label_text", "gold_label", "polarity", "topic"),
+    *("coarse_label", "label_text", "gold_label", "polarity", "topic", "class_index", "emotion"),
 )
 
 
@@ -54,7 +67,7 @@ def choose_fields(columns: Columns, text: str | None, pair: str | None, label: s
     for flag, name in (("--text-field", text), ("--pair-field", pair), ("--label-field", label)):
         if name is not None and name not in have:
             raise ValueError(f"{columns.name} has no field {name!r} ({flag}): it has {listing(have)}.")
-    lower = {name.lower(): name for name in reversed(have)}
+    lower = {_SEPARATORS.sub("_", name.lower()): name for name in reversed(have)}
     if label is None:
         label = _first(columns, "labels", "--label-field", [lower[n] for n in _LABELS if n in lower], (text, pair))
     if text is None and pair is None:
