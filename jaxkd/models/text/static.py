@@ -29,22 +29,26 @@ class StaticEmbeddings(nn.Module):
       vocabulary: Number of different tokens V.
       width: D.
       normalise: Whether the vectors have the length 1.
+      dropout: Rate at which tokens are left out in training.
     """
 
     vocabulary: int
     width: int
     normalise: bool = True
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, tokens: jax.Array, mask: jax.Array, train: bool) -> Outputs:
         """Tokens and mask [B, L] -> Outputs with sentence embeddings [B, D] as logits."""
+        kept = nn.Dropout(self.dropout, deterministic=not train)(jnp.ones(mask.shape)) > 0
+        mask = mask.astype(bool) & kept
         x = embed(tokens, mask, self.vocabulary, self.width)
         pooled = mean_of_tokens(x, mask)
         logits = unit_length(pooled) if self.normalise else pooled
         return Outputs(logits, {"embedding": x, "tokens": x, "pooled": pooled})
 
 
-def static_embeddings(*, vocabulary: int, width: int, normalise: bool = True) -> Model:
+def static_embeddings(*, vocabulary: int, width: int, normalise: bool = True, dropout: float = 0.0) -> Model:
     """Sentence embeddings that are the mean of their tokens' rows in a table, at length 1.
 
     unit( (1/L) sum_l E[w_l] ); weights of tokens are in the lengths of the rows, as in `token_weights`
@@ -56,6 +60,8 @@ def static_embeddings(*, vocabulary: int, width: int, normalise: bool = True) ->
       vocabulary: Number of different tokens V.
       width: D.
       normalise: Whether the vectors have the length 1.
+      dropout: Rate at which tokens are left out of the mean in training, 0..1: so that a text's vector does not lean on
+        a few of them, which a large table learns by heart.
 
     Returns:
       A model that reads `tokens`, integers [B, L], and `token_mask` [B, L], true on tokens that count, and returns
@@ -66,10 +72,12 @@ def static_embeddings(*, vocabulary: int, width: int, normalise: bool = True) ->
 
     Reference:
       Tulkens, van Dongen, "Model2Vec: Fast State-of-the-Art Static Embeddings", 2024,
-      https://github.com/MinishLab/model2vec
+      https://github.com/MinishLab/model2vec (token dropout: Iyyer, Manjunatha, Boyd-Graber, Daumé III, "Deep
+      Unordered Composition Rivals Syntactic Methods for Text Classification", ACL 2015,
+      https://aclanthology.org/P15-1162)
     """
     check_sizes(vocabulary=vocabulary, width=width)
-    return from_linen(StaticEmbeddings(vocabulary, width, normalise), inputs=("tokens", "token_mask"))
+    return from_linen(StaticEmbeddings(vocabulary, width, normalise, dropout), inputs=("tokens", "token_mask"))
 
 
 def narrowed(variables: Variables, width: int) -> Variables:
