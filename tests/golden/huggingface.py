@@ -33,7 +33,7 @@ def run(config, tensors, inputs):
         rows = [len(x) for name, x in tensors.items() if re.search(r"\bclassifier(\.out_proj)?\.weight$", name)]
         head = build.Head(rows[0]) if rows else None
         network = build.build(make, config, tensors, head=head)
-        outputs, hidden = _applied(network, **inputs)
+        outputs, hidden = _applied(network, *map(inputs.get, ("input_ids", "attention_mask", "token_type_ids")))
     pooler = (
         {"pooler": outputs.features["pooled"]} if "pooler" in heads and make is not networks.token_classifier else {}
     )

@@ -301,3 +301,13 @@ def test_what_is_saved_is_what_was_trained(folder, tmp_path, plain):
         with pytest.raises(ValueError, match=said):
             huggingface.save(tmp_path / "no", student, **wrong)
     assert not (tmp_path / "no").exists()
+
+
+def test_a_network_made_here_is_saved_without_the_files_of_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vocab.txt").write_text("a file of somebody else")
+    made = huggingface.untrained(CONFIG, key=jax.random.key(0))
+    saved = huggingface.save("made", made)
+    assert sorted(p.name for p in saved.iterdir()) == ["config.json", "model.safetensors"]
+    assert_trees_equal(huggingface.encoder("made").variables, made.variables)
+    assert huggingface.encoder("made").folder == tmp_path / "made"

@@ -44,7 +44,7 @@ class Pretrained(NamedTuple):
       variables: Its weights.
       config: Its `config.json`, as it is after a choice of layers or classes.
       rules: Names of its tensors in PyTorch, without the prefix of the encoder, and here.
-      folder: Where its files are.
+      folder: Where its files are; `Path()` if it was made here.
       prefix: What stood before the names of the encoder's tensors, such as "bert.".
       max_length: Longest sequence of tokens that it is meant for, special ones among them.
       notes: Sentences on what was left aside or begins anew; they are logged too.

@@ -42,7 +42,7 @@ def find(spec: str | os.PathLike[str]) -> Path:
         raise TypeError(f"{spec!r} should be a folder, package:NAME or the name org/name of a network on the hub.")
     if isinstance(spec, str) and spec.startswith(_PACKAGE):
         return _in_package(spec.removeprefix(_PACKAGE).strip())
-    folder = Path(spec).expanduser()
+    folder = Path(spec).expanduser().absolute()
     if os.fspath(spec) and folder.is_dir():
         return _checked(folder)
     if folder.is_file():

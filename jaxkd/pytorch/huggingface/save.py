@@ -44,7 +44,8 @@ def save(
     """Writes a network as `config.json`, `model.safetensors` and the files of its tokenizer.
 
     PyTorch's library loads the folder: `AutoModelForSequenceClassification.from_pretrained(folder)` a classifier,
-    `AutoModelForTokenClassification` one of tokens, `AutoModel` an encoder; sentence-transformers loads an embedder.
+    `AutoModelForTokenClassification` one of tokens, `AutoModel` an encoder, and sentence-transformers an embedder that came
+    from a folder of its own.
 
     Args:
       folder: The folder, which is made if it is not there. One that holds a network already has its files replaced.
@@ -77,7 +78,9 @@ def save(
         folder.mkdir(parents=True, exist_ok=True)
         for name in WEIGHTS[1:]:  # a shard's index or an older file would be another network beside this one
             (folder / name).unlink(missing_ok=True)
-        _copy_files(pretrained.folder, folder, tokenizer)
+        kept = (*(_TOKENIZER if tokenizer is None else ()), *(_SENTENCE if kind.endswith("Model") else ()))
+        if pretrained.folder != Path():  # of a network that was made here
+            _copy_files(pretrained.folder, folder, kept)
     if tokenizer is not None:
         tokenizer.save(folder / "tokenizer.json")
     write_json(folder / CONFIG, to_json(config))
@@ -85,13 +88,12 @@ def save(
     return folder
 
 
-def _copy_files(source: Path, folder: Path, tokenizer: Saves | None) -> None:
-    """Copies the files beside the weights that still hold of the network."""
-    if source.is_dir() and source.resolve() != folder.resolve():
-        for name in (*(_TOKENIZER if tokenizer is None else ()), *_SENTENCE):
-            if (source / name).is_file():
-                (folder / name).parent.mkdir(exist_ok=True)
-                shutil.copyfile(source / name, folder / name)
+def _copy_files(source: Path, folder: Path, names: Sequence[str]) -> None:
+    """Copies files beside the weights that still hold of the network."""
+    for name in names:
+        if (source / name).is_file() and source.resolve() != folder.resolve():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source / name, folder / name)
 
 
 def _labels(config: Mapping[str, Any], class_names: Sequence[str] | None) -> dict[str, Any]:
