@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from jaxkd.data.checks import is_whole, path_of
-from jaxkd.data.readers.columns import shortened
+from jaxkd.data.readers.columns import read_lines, shortened
 from jaxkd.files import prepare_file, write_atomically
 
 TooLong: TypeAlias = Literal["cut", "refuse"]
@@ -199,8 +199,9 @@ def open_tokenizer(place: str | os.PathLike[str]) -> Tokenizer:
     package, settings = _package(), _settings(folder)
     try:
         if file.suffix == ".txt":
+            tokens = {token: number for number, token in enumerate(read_lines(file))}
             lower = bool(settings.get("do_lower_case", True))
-            inner = package.implementations.BertWordPieceTokenizer(str(file), lowercase=lower)._tokenizer
+            inner = package.implementations.BertWordPieceTokenizer(tokens, lowercase=lower)._tokenizer
         else:
             inner = package.Tokenizer.from_file(str(file))
     except Exception as error:  # the package raises bare Exception
