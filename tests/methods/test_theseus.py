@@ -151,6 +151,17 @@ def test_steps_draw_anew_follow_the_schedule_and_go_on_from_a_checkpoint(tmp_pat
     assert held - own < 10  # a few counters: nothing of the predecessor
 
 
+def test_steps_of_every_kind_show_the_student_its_teacher():
+    term = objectives.weighted(label=TERM, kd=objectives.from_logits(losses.kd))
+    parts = (theseus.replacing(PREDECESSOR, SUCCESSOR), PREDECESSOR, term, optax.sgd(1.0))
+    given = {"batch": BATCH, "teacher_variables": teacher(), "student_variables": theseus.begin(successor())}
+    state = jax.eval_shape(lambda: train.init_state(*parts, key=jax.random.key(0), **given))
+    new, _ = jax.eval_shape(train.make_train_step(*parts, micro_batches=3), state, teacher(), BATCH)
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+    report = train.gradients.make_gradient_report(*parts[:3])
+    assert "gradient_cosine/kd" in jax.eval_shape(report, state, teacher(), BATCH)
+
+
 def test_evaluated_it_is_the_successor_alone():
     student = theseus.replacing(PREDECESSOR, SUCCESSOR, 0.3)
     variables = theseus.begin(successor())
