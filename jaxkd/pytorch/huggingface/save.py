@@ -44,8 +44,8 @@ def save(
     """Writes a network as `config.json`, `model.safetensors` and the files of its tokenizer.
 
     PyTorch's library loads the folder: `AutoModelForSequenceClassification.from_pretrained(folder)` a classifier,
-    `AutoModelForTokenClassification` one of tokens, `AutoModel` an encoder, and sentence-transformers an embedder that came
-    from a folder of its own.
+    `AutoModelForTokenClassification` one of tokens, `AutoModel` an encoder, and sentence-transformers an embedder that
+    came from a folder of its own.
 
     Args:
       folder: The folder, which is made if it is not there. One that holds a network already has its files replaced.
