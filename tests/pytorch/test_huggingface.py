@@ -161,7 +161,8 @@ def test_heads_begin_anew_with_a_key_and_a_note(folder, plain):
         ({INDEX: {"weight_map": MAP}}, {}, r"holds two networks, model.safetensors and the shards of"),
         ({"tokenizer.json": {"model": {"vocab": {"a": 11}}}}, {}, r"tokenizer.json has 12 tokens but .* has 11 rows"),
         ({"vocab.txt": "a\nb\n"}, {}, r"vocab.txt has 2 tokens but the embedding of the weights has 11 rows"),
-        ({"tokenizer.json": {}}, {}, r"tokenizer.json has no vocabulary"),
+        ({"tokenizer.json": {}}, {}, r"tokenizer.json has no vocabulary of numbered tokens"),
+        ({"tokenizer.json": {"model": {"vocab": {"a": "b"}}}}, {}, r"tokenizer.json has no vocabulary of numbered"),
     ],
 )
 def test_folders_that_lack_or_contradict_something_are_refused(folder, files, config, said):

@@ -200,7 +200,8 @@ def _without_foreign_head(
     notes: list[str],
 ) -> dict[str, np.ndarray]:
     """Tensors without a head of another task, or of another number of classes than is asked for."""
-    kind = next((x for x in config.get("architectures") or () if isinstance(x, str)), "")
+    classes = config.get("architectures")
+    kind = str(classes[0]) if isinstance(classes, list) and classes else ""
     task, own = _OF_A_TASK.search(kind), _OF_A_TASK.search(network.architecture)
     count = _classes_of_file(rules, tensors)
     if count is None:

@@ -233,15 +233,17 @@ def _tokens(folder: Path) -> tuple[str, int] | None:
         held = _read(path, dict)
         model = held.get("model")
         vocabulary = model.get("vocab") if isinstance(model, dict) else None
-        if not isinstance(vocabulary, dict | list):
-            raise ValueError(f"{path} has no vocabulary ('model', 'vocab'): fetch it again.")
-        ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else range(len(vocabulary))
-        added = [token["id"] for token in held.get("added_tokens") or () if isinstance(token, dict) and "id" in token]
-        return path.name, 1 + max((*ids, *added), default=-1)
+        listed = range(len(vocabulary)) if isinstance(vocabulary, list) else ()
+        ids = [*vocabulary.values()] if isinstance(vocabulary, dict) else [*listed]
+        more = held.get("added_tokens") or []
+        added = [x.get("id") for x in more if isinstance(x, dict)] if isinstance(more, list) else [None]
+        if not ids or not all(isinstance(x, int) for x in (*ids, *added)):
+            raise ValueError(f"{path} has no vocabulary of numbered tokens ('model', 'vocab'): fetch it again.")
+        return path.name, 1 + max((*ids, *added))
     path = folder / "vocab.txt"
     if path.is_file():
         with path.open("rb") as file:
-            return path.name, sum(bool(line.strip(b"\r\n")) for line in file)
+            return path.name, sum(1 for _ in file)
     return None
 
 
