@@ -88,6 +88,23 @@ def open_tasks(config: TextConfig, target: TextConfig, layers: tuple[int, ...], 
         task: open_texts_of(one, relabel=None if label_until is None else relabel)
         for task, one in (("old", config), ("new", target))
     }
+    return tasks_of(config, texts, layers)
+
+
+def tasks_of(config: TextConfig, texts: dict[str, Splits], layers: tuple[int, ...]) -> Tasks:
+    """Opens the encoder that reads the texts of two tasks.
+
+    Args:
+      config: The configuration.
+      texts: "old" and "new" -> texts.
+      layers: Layers of the encoder to keep.
+
+    Returns:
+      The tasks.
+
+    Raises:
+      ValueError: As the parts say, or if a task has numbers to regress on in place of classes.
+    """
     train = texts["old"].train
     encoder, tokenizer = open_teacher(config, train, huggingface.embedder, layers=layers, normalise=False)
     sources = {task: tokenised(config, tokenizer, *splits) for task, splits in texts.items()}
@@ -96,7 +113,7 @@ def open_tasks(config: TextConfig, target: TextConfig, layers: tuple[int, ...], 
     return Tasks(texts, sources, encoder)
 
 
-def make_ways(keep: float, temperature: float, relations: float) -> dict[str, Way]:
+def make_ways(keep: float = 1.0, temperature: float = 2.0, relations: float = 100.0) -> dict[str, Way]:
     """Makes the ways to learn a new task.
 
     Args:
