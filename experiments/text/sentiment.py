@@ -7,10 +7,11 @@
 
 Compared on the test split, on which each network is evaluated once, after its training: logistic regression on tf-idf
 weights and on the frozen encoder's vectors; the encoder fine-tuned, with smaller rates for blocks nearer to the
-embeddings; students of it, and the same networks alone. A bag of embeddings, a CNN and a GRU learn from the teacher's
+embeddings; students of it, and the same networks alone, after as many updates. Students learn from the teacher's
 logits on the training texts and on texts without labels (--unlabelled, or phrases of the training texts) of which the
-teacher is certain, as many of each class. A transformer starts from some of the teacher's blocks and is taught by one
-of several methods; alone it starts from the published ones. Interrupt it with Ctrl-C, and start it again to go on.
+teacher is certain, as many of each class. A bag of embeddings, a CNN and a GRU begin with its embeddings. A transformer
+begins with some of its blocks and is taught by one of several methods; alone it begins with the published ones.
+Interrupt it with Ctrl-C, and start it again to go on.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from jaxkd.experiment import DATA, NETWORKS, NO_VARIABLES, TRAINING, Context, ch
 from jaxkd.experiment import text_students as students
 from jaxkd.experiment import text_trials as trials
 from jaxkd.experiment.domains import COUNT, FRACTION, POSITIVE, TEMPERATURE, WHOLE
+from jaxkd.experiment.text_costs import COLUMNS
 from jaxkd.experiment.text_students import EMBEDDINGS, LIGHT, METHODS
 from jaxkd.experiment.texts import TextConfig, open_teacher, open_texts_of, open_unlabelled, tokenised
 from jaxkd.experiment.trainer import variables_of
@@ -42,12 +44,13 @@ class Config(TextConfig):
     students: tuple[str, ...] = flag((*LIGHT, "kd"), "light networks, methods for a transformer, or all", NETWORKS)
     blocks: int = flag(2, "blocks of transformer students; they divide the teacher's", NETWORKS, COUNT)
     frozen: int = flag(2, "first blocks of the teacher that stay as published", NETWORKS, WHOLE)
-    extra: int = flag(8_000, "texts without labels for light students: of --unlabelled, or else phrases", DATA, WHOLE)
+    extra: int = flag(8_000, "texts without labels for students: those of --unlabelled, or else phrases", DATA, WHOLE)
     threshold: float = flag(0.8, "least probability of the teacher's class of a text without label", DATA, FRACTION)
     teacher_epochs: int = flag(1, "passes of the teacher over the training texts", TRAINING, COUNT)
-    epochs: int = flag(1, "passes of transformer students over the training texts", TRAINING, COUNT)
-    light_epochs: int = flag(4, "passes of light students over their texts", TRAINING, COUNT)
-    learning_rate: float = flag(2.5e-4, "highest rate of AdamW in transformers", TRAINING, POSITIVE)
+    epochs: int = flag(1, "updates of transformer students, in passes over the training texts", TRAINING, COUNT)
+    light_epochs: int = flag(5, "updates of light students, in passes over the training texts", TRAINING, COUNT)
+    learning_rate: float = flag(2.5e-4, "highest rate of AdamW in the teacher", TRAINING, POSITIVE)
+    student_rate: float = flag(4e-4, "highest rate of AdamW in transformer students", TRAINING, POSITIVE)
     light_batch_size: int = flag(128, "examples per step of light students", TRAINING, COUNT)
     light_rate: float = flag(2e-3, "highest rate of AdamW in light students", TRAINING, POSITIVE)
     temperature: float = flag(2.0, "softmax temperature T of the soft labels", TRAINING, TEMPERATURE)
@@ -86,22 +89,18 @@ def load(config):
     return splits, more, *open_teacher(config, splits.train, huggingface.classifier, **options)
 
 
-def light_students(config, these, splits, more, tokenizer, predict, teacher) -> None:
+def light_students(config, these, union, vocabulary, teacher) -> None:
     """Bag of embeddings, CNN and GRU: alone on the labels, and taught on more texts than have labels."""
-    union = train = these.sources["train"]
-    if more is not None:
-        logits = these.outputs("answers-more", predict, *tokenised(config, tokenizer, more))
-        both = splits.train, more, logits, config.threshold
-        union = trials.with_sure_texts(train, *both, lambda texts: tokenised(config, tokenizer, texts)[0])
-    last, table = (students.adamw_of(config.light_rate), config.light_epochs), teacher.params["encoder"]["token"]
+    train, table = these.sources["train"], teacher.params["encoder"]["token"]
+    fit = students.adamw_of(config.light_rate), config.light_epochs
     for name in config.chosen(LIGHT):
-        model = LIGHT[name](train.num_classes, tokenizer.size)
-        these.add(f"{name}-alone", train, model, LABEL, *last, kind=name)
+        model = LIGHT[name](train.num_classes, vocabulary)
+        these.add(f"{name}-alone", train, model, LABEL, *fit, kind=name)
         given = CACHED | dict(kind=name, start=students.starts(model, train, table, config.seed, config.seeds))
-        these.add(f"{name}-taught", union, model, objectives.weighted(**config.soft), *last, **given)
+        these.add(f"{name}-taught", union, model, objectives.weighted(**config.soft), *fit, **given)
 
 
-def transformer_students(config, these, splits, big, teacher, shape) -> None:
+def transformer_students(config, these, union, splits, big, teacher, shape) -> None:
     """A transformer of fewer blocks: from published ones and alone, from the teacher's and taught by each method."""
     train, key, kind = these.sources["train"], jax.random.key(config.seed), f"transformer-{config.blocks}"
     at = objectives.uniform_layers(config.blocks, shape.blocks)
@@ -109,19 +108,19 @@ def transformer_students(config, these, splits, big, teacher, shape) -> None:
     fewer, _ = open_teacher(config, splits.train, huggingface.classifier, **options)
     own = students.fresh_heads(models.freeze(fewer.variables, EMBEDDINGS), key, config.seeds)
     small = models.frozen(fewer.model, EMBEDDINGS)
-    fit = students.fine_tuning_of(config.learning_rate, range(config.blocks))
+    fit = students.fine_tuning_of(config.student_rate, range(config.blocks))
     these.add(f"{kind}-alone", train, small, LABEL, fit, config.epochs, kind=kind, start=own)
     terms = students.method_terms(config.soft, config.blocks, shape)
     live = dict(teacher=big, teacher_variables=teacher)
     for name in config.chosen(METHODS):
         epochs, start = config.epochs, models.take_blocks(teacher, at)
         if name == "theseus":
-            args = theseus.replacing(big, fewer.model), LABEL, students.adamw_of(config.learning_rate), epochs / 2
-            state, _ = these.fit("replaced", train, *args, seeds=config.seeds, start=theseus.begin(start), **live)
+            args = theseus.replacing(big, fewer.model), LABEL, students.adamw_of(config.student_rate), epochs / 2
+            state, _ = these.fit("replaced", union, *args, seeds=config.seeds, start=theseus.begin(start), **live)
             epochs, start = epochs / 2, theseus.finish(variables_of(state))
-        start = models.freeze(start, EMBEDDINGS)
-        given = (CACHED if name in ("kd", "theseus") else live) | dict(kind=kind, start=start)
-        these.add(f"{kind}-{name}", train, small, terms.get(name, LABEL), fit, epochs, **given)
+        given = (CACHED if name in ("kd", "theseus") else live) | dict(kind=kind)
+        given |= dict(start=models.freeze(start, EMBEDDINGS))
+        these.add(f"{kind}-{name}", union, small, terms.get(name, LABEL), fit, epochs, **given)
 
 
 def procedure(config, run, logger, plan) -> None:
@@ -141,15 +140,20 @@ def procedure(config, run, logger, plan) -> None:
     teacher = models.thaw(variables_of(state))
     predict = these.compare(floors, big, teacher, splits.test.labels)
 
-    # 2. Its students.
+    # 2. Its students, which read what it says of more texts than have labels.
+    union = these.sources["train"]
+    if more is not None:
+        logits = these.outputs("answers-more", predict, *tokenised(config, tokenizer, more))
+        both = union, splits.train, more, logits, config.threshold
+        union = trials.with_sure_texts(*both, lambda texts: tokenised(config, tokenizer, texts)[0])
     if config.chosen(LIGHT):
         wide = context._replace(batch_size=config.light_batch_size)
-        light_students(config, these._replace(context=wide), splits, more, tokenizer, predict, teacher)
+        light_students(config, these._replace(context=wide), union, tokenizer.size, teacher)
     if config.chosen(METHODS):
-        transformer_students(config, these, splits, big, teacher, shape)
-    write_atomically(run.path / "table.md", reports.markdown(these.rows, trials.COLUMNS))
+        transformer_students(config, these, union, splits, big, teacher, shape)
+    write_atomically(run.path / "table.md", reports.markdown(these.rows, COLUMNS))
     title = f"{splits.test.name}: {len(splits.test):,} texts, {len(splits.train):,} labels, {config.seeds} seed(s)"
-    conclude(run, these.rows, trials.COLUMNS, title=title)
+    conclude(run, these.rows, COLUMNS, title=title)
 
 
 if __name__ == "__main__":

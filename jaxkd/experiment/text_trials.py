@@ -1,4 +1,4 @@
-"""Trials of text classifiers: trainings over seeds that end in rows of one table, and what an answer of each costs."""
+"""Trials of text classifiers: their floors, and trainings over seeds that end in rows of one table."""
 
 from __future__ import annotations
 
@@ -16,19 +16,14 @@ from jaxkd.experiment.context import Context
 from jaxkd.experiment.evaluator import Evaluator, predictor
 from jaxkd.experiment.kept import kept
 from jaxkd.experiment.text_baselines import logistic_regression, tf_idf
+from jaxkd.experiment.text_costs import MEASURES, compared, costs, network_costs, row, typical_examples
 from jaxkd.experiment.texts import Splits
 from jaxkd.experiment.trainer import train_phase, variables_of
 from jaxkd.train import students
-from jaxkd.types import Batch, Model, Outputs, Term, TrainState, Variables
-
-COLUMNS = {"network": "network", "accuracy": "accuracy %", "agreement": "agrees %", "parameters": "params"}
-COLUMNS |= {"bytes": "MB", "p50": "p50 ms", "p99": "p99 ms"}
-"""Column -> header of the table."""
+from jaxkd.types import Model, Term, TrainState, Variables
 
 Predict: TypeAlias = Callable[[data.Source], tuple[Any, Any]]
 """Source -> ids and logits of its rows."""
-
-_MEASURES = {"accuracy": metrics.accuracy, "agreement": metrics.agreement}
 
 
 class Trials(NamedTuple):
@@ -66,15 +61,16 @@ class Trials(NamedTuple):
           model: The network.
           term: The objective.
           make_optimizer: Number of updates -> the optax transformation.
-          epochs: Passes over the source.
+          epochs: Number of updates, in passes over the labelled texts, so that all networks have as many.
           seeds: Number of students; None for a single network.
           **options: Further ones of `train_phase`.
 
         Returns:
           The state after the last step, and the evaluator.
         """
-        steps = max(1, round(epochs * data.steps_per_epoch(source, self.context.batch_of(source))))
-        measures = {"accuracy": metrics.accuracy} if seeds is None else _MEASURES
+        labelled = self.sources["train"]
+        steps = max(1, round(epochs * data.steps_per_epoch(labelled, self.context.batch_of(labelled))))
+        measures = {"accuracy": metrics.accuracy} if seeds is None else MEASURES
         teacher = None if seeds is None else models.cached()
         evaluator = Evaluator(self.context, model, measures, stacked=seeds is not None, teacher=teacher)
         objective = term, make_optimizer(steps)
@@ -241,85 +237,3 @@ def on_vectors(
     parameters = models.count_parameters(variables) + found.parameters
     spent = costs(lambda row: found.logits(answer(row)), typical_examples(test), parameters, size)
     return {"logits": found.logits(vectors[2]), **spent}
-
-
-def compared(logits: np.ndarray, teacher_logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Measures one network against labels and teacher.
-
-    Args:
-      logits: [N, K].
-      teacher_logits: [N, K].
-      labels: Classes [N].
-
-    Returns:
-      `accuracy` and `agreement`, in 0..1.
-    """
-    both, batch = (Outputs(logits), Outputs(teacher_logits)), {"label": labels}
-    return metrics.values({name: measure(*both, batch) for name, measure in _MEASURES.items()})
-
-
-def network_costs(model: Model, variables: Variables, source: data.Source) -> dict[str, float]:
-    """Measures what an answer of a network costs.
-
-    Args:
-      model: The network.
-      variables: Its variables; frozen params count as others do.
-      source: Tokens of texts to answer.
-
-    Returns:
-      As for `costs`.
-    """
-    size = models.count_parameters(models.thaw(variables)), deploy.parameter_bytes(variables)
-    return costs(deploy.answering(model, variables), typical_examples(source), *size)
-
-
-def costs(call: Callable[[Any], Any], examples: Sequence[Any], parameters: int, size: int) -> dict[str, float]:
-    """Measures what an answer costs.
-
-    Args:
-      call: One example -> its answer.
-      examples: Examples.
-      parameters: Trained scalars of the network.
-      size: Bytes of the network.
-
-    Returns:
-      `parameters`, `bytes`, and the median and 99th percentile `p50` and `p99` of a call, in seconds.
-    """
-    found = deploy.timed(call, examples)
-    return {"parameters": parameters, "bytes": size, "p50": found.p50, "p99": found.p99}
-
-
-def typical_examples(source: data.Source, count: int = 64) -> list[Batch]:
-    """Examples of the length that most rows are cut to, each as a batch of one, to measure the time of an answer.
-
-    Args:
-      source: Tokens.
-      count: Number of examples at most.
-
-    Returns:
-      Batches [1, ...] of the fields that networks read.
-    """
-    length, rows = source.buckets[-1], np.arange(source.size)
-    if source.lengths is not None:
-        bucket = np.searchsorted(source.buckets, source.lengths)
-        most = int(np.bincount(bucket).argmax())
-        length, rows = source.buckets[most], np.flatnonzero(bucket == most)
-    batch = source.read(rows[:count])
-    return deploy.one_by_one({name: batch[name][:, :length] for name in source.per_token})
-
-
-def row(network: str, found: Mapping[str, Any], costs: Mapping[str, Any]) -> dict[str, str]:
-    """Row of the table, with the columns `COLUMNS`.
-
-    Args:
-      network: Name of the network.
-      found: `accuracy` and `agreement` with the teacher, in 0..1, of one network or of several [S].
-      costs: As `costs` gives them.
-
-    Returns:
-      Column -> text.
-    """
-    percent = {name: reports.mean_std(found[name], scale=100) for name in ("accuracy", "agreement") if name in found}
-    times = {name: f"{1e3 * float(costs[name]):.2f}" for name in ("p50", "p99")}
-    size = {"parameters": f"{int(costs['parameters']):,}", "bytes": f"{float(costs['bytes']) / 1e6:.1f}"}
-    return {"network": network, **percent, **size, **times}

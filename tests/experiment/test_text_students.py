@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxkd import data, losses, models, objectives
-from jaxkd.experiment import text_students, text_trials
+from jaxkd.experiment import text_costs, text_students
 from jaxkd.experiment.kept import kept
 from jaxkd.types import Variables
 
@@ -84,15 +84,15 @@ def test_arrays_are_computed_once_and_a_damaged_file_is_named(tmp_path):
 
 
 def test_rows_and_examples_of_the_table():
-    assert text_trials.compared(np.eye(2), np.eye(2)[:, ::-1], np.array([0, 0])) == {"accuracy": 0.5, "agreement": 0.0}
+    assert text_costs.compared(np.eye(2), np.eye(2)[:, ::-1], np.array([0, 0])) == {"accuracy": 0.5, "agreement": 0.0}
     spent = {"parameters": 1234, "bytes": 4936, "p50": 1e-3, "p99": 2e-3}
-    found = text_trials.row("bag", {"accuracy": np.array([0.8, 0.9]), "agreement": np.array([1.0, 1.0])}, spent)
-    assert list(found) == list(text_trials.COLUMNS)
+    found = text_costs.row("bag", {"accuracy": np.array([0.8, 0.9]), "agreement": np.array([1.0, 1.0])}, spent)
+    assert list(found) == list(text_costs.COLUMNS)
     assert list(found.values()) == ["bag", "85.00 ± 7.07", "100.00 ± 0.00", "1,234", "0.0", "1.00", "2.00"]
     texts = data.open_texts({"sentence": ["a", "b c", "d e f", "g h i"], "label": [0, 1, 0, 1]})
     rows = [np.arange(len(text.split()), dtype=np.int32) for text in texts.texts]
     encoded = data.Encoded(rows, [np.zeros_like(row) for row in rows], rows, [], 0, 0)
     source = data.from_tokens(texts, encoded, pad=0, vocabulary=9, buckets=(1, 2, 3))
-    examples = text_trials.typical_examples(source)
+    examples = text_costs.typical_examples(source)
     assert [set(one) for one in examples] == [{"tokens", "token_mask"}] * 2
     assert [one["tokens"].tolist() for one in examples] == [[[0, 1, 2]], [[0, 1, 2]]]
