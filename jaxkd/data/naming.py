@@ -48,6 +48,8 @@ def number_labels(
     values = [value.strip() if isinstance(value, str) else value for value in values]
     missing = [row for row, value in enumerate(values) if _is_missing(value)]
     names = None if class_names is None else tuple(map(str, class_names))
+    if names and len(set(names)) < len(names):
+        raise ValueError(f"the class names are {listing([shortened(n) for n in names])}: name each class once.")
     declared = () if relabel else columns.classes.get(field, ())
     if declared:
         missing = [row for row, value in enumerate(values) if _is_missing(value) or value == -1]

@@ -149,6 +149,8 @@ def test_classes_in_the_order_given_and_none_that_is_not_there():
     assert (coarse.labels.tolist(), coarse.class_names) == ([0, 1], ("NUM", "HUM"))
     with pytest.raises(ValueError, match=r"label 'HUM:ind' in row 1 of .* is none of the 1 classes"):
         data.open_texts(rows, class_names=("NUM:dist",))
+    with pytest.raises(ValueError, match="the class names are 'a' and 'a': name each class once"):
+        data.open_texts(rows, class_names=("a", "a"))
     whole = data.open_texts({"text": ["a"], "label": ["2"]}, class_names=())  # a split of a set of numbers
     assert (whole.labels.tolist(), whole.task) == ([2.0], "regression")
     assert data.open_texts(rows, labelled=False).task == "unlabelled"
