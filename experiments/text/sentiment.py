@@ -85,16 +85,16 @@ def load(config):
     if config.extra:
         further = data.phrases if more is None else data.draw_texts
         more = further(splits.train if more is None else more, config.extra, seed=config.seed)
-    options = dict(num_classes=len(splits.train.class_names), key=jax.random.key(config.seed))
+    options = dict(num_classes=trials.classes_of(splits.train), key=jax.random.key(config.seed))
     return splits, more, *open_teacher(config, splits.train, huggingface.classifier, **options)
 
 
-def light_students(config, these, union, vocabulary, teacher) -> None:
+def light_students(config, these, union, teacher) -> None:
     """Bag of embeddings, CNN and GRU: alone on the labels, and taught on more texts than have labels."""
     train, table = these.sources["train"], teacher.params["encoder"]["token"]
     fit = students.adamw_of(config.light_rate), config.light_epochs
     for name in config.chosen(LIGHT):
-        model = LIGHT[name](train.num_classes, vocabulary)
+        model = LIGHT[name](train.num_classes, len(table["embedding"]))
         these.add(f"{name}-alone", train, model, LABEL, *fit, kind=name)
         given = CACHED | dict(kind=name, start=students.starts(model, train, table, config.seed, config.seeds))
         these.add(f"{name}-taught", union, model, objectives.weighted(**config.soft), *fit, **given)
@@ -128,11 +128,11 @@ def procedure(config, run, logger, plan) -> None:
     sources = dict(zip(("train", "validation", "test"), tokenised(config, tokenizer, *splits), strict=True))
     context = Context(run, logger, plan, config.seed, config.batch_size, dict, dict, config)
     these, big = trials.Trials(context, sources, config.seeds, []), published.model
+    shape = students.shape_of(big, published.variables, config.blocks)
 
     # 1. Floors, and the teacher.
     encoder, _ = open_teacher(config, splits.train, huggingface.embedder)
     floors = these.floors(splits, encoder.model, encoder.variables)
-    shape = students.shape_of(big, published.variables)
     below = "|".join([EMBEDDINGS, *(f"^encoder/block{i}/" for i in range(config.frozen))])
     fit = students.fine_tuning_of(config.learning_rate, range(config.frozen, shape.blocks))
     args = sources["train"], models.frozen(big, below), LABEL, fit, config.teacher_epochs
@@ -148,7 +148,7 @@ def procedure(config, run, logger, plan) -> None:
         union = trials.with_sure_texts(*both, lambda texts: tokenised(config, tokenizer, texts)[0])
     if config.chosen(LIGHT):
         wide = context._replace(batch_size=config.light_batch_size)
-        light_students(config, these._replace(context=wide), union, tokenizer.size, teacher)
+        light_students(config, these._replace(context=wide), union, teacher)
     if config.chosen(METHODS):
         transformer_students(config, these, union, splits, big, teacher, shape)
     write_atomically(run.path / "table.md", reports.markdown(these.rows, COLUMNS))

@@ -41,19 +41,29 @@ class Shape(NamedTuple):
     heads: int
 
 
-def shape_of(model: Model, variables: Variables) -> Shape:
+def shape_of(model: Model, variables: Variables, student: int) -> Shape:
     """Numbers of blocks and of heads, from the features of a published encoder.
 
     Args:
       model: The encoder, or a classifier on it.
       variables: Its variables, or their abstract shapes.
+      student: Blocks of the students.
 
     Returns:
       The numbers.
+
+    Raises:
+      ValueError: If the students' blocks do not divide the teacher's.
     """
     batch = {"tokens": jax.ShapeDtypeStruct((1, 2), "int32"), "token_mask": jax.ShapeDtypeStruct((1, 2), bool)}
     features = jax.eval_shape(lambda v, b: model.apply(v, b, None, False)[0].features, variables, batch)
-    return Shape(sum(f"block{i}" in features for i in range(len(features))), features["attention0"].shape[1])
+    blocks = sum(f"block{i}" in features for i in range(len(features)))
+    if blocks % student:
+        raise ValueError(
+            f"--blocks is {student} but the teacher has {blocks}: give a divisor of {blocks}, so that each block of a "
+            "student stands for as many of the teacher's."
+        )
+    return Shape(blocks, features["attention0"].shape[1])
 
 
 def starts(model: Model, source: data.Source, table: Mapping[str, ArrayLike], seed: int, count: int) -> Variables:

@@ -166,6 +166,26 @@ class Trials(NamedTuple):
         return predict
 
 
+def classes_of(texts: Texts) -> int:
+    """Number of classes of texts that a classifier is trained on.
+
+    Args:
+      texts: The training texts.
+
+    Returns:
+      K.
+
+    Raises:
+      ValueError: If their labels are numbers to regress on.
+    """
+    if texts.task != "classification":
+        raise ValueError(
+            f"{texts.name} has labels for {texts.task}, not classes: name a field of words or whole numbers by "
+            "--label-field."
+        )
+    return len(texts.class_names)
+
+
 def with_sure_texts(
     source: data.Source,
     texts: Texts,

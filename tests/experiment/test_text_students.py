@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxkd import data, losses, models, objectives
-from jaxkd.experiment import text_costs, text_students
+from jaxkd.experiment import text_costs, text_students, text_trials
 from jaxkd.experiment.kept import kept
 from jaxkd.types import Variables
 
@@ -21,8 +21,10 @@ def encoder(layers):
 
 def test_every_method_has_a_term_that_fits_a_teacher_of_more_blocks():
     (big, variables), (small, own) = encoder(4), encoder(2)
-    shape = text_students.shape_of(big, variables)
+    shape = text_students.shape_of(big, variables, 2)
     assert shape == (4, 2)
+    with pytest.raises(ValueError, match="--blocks is 3 but the teacher has 4"):
+        text_students.shape_of(big, variables, 3)
     both = ((small, own), (big, variables))
     outputs = [jax.eval_shape(lambda v, b, m=m: m.apply(v, b, None, False)[0], v, BATCH) for m, v in both]
     soft = {"kd": objectives.from_logits(losses.kd, temperature=2.0)}
@@ -96,3 +98,24 @@ def test_rows_and_examples_of_the_table():
     examples = text_costs.typical_examples(source)
     assert [set(one) for one in examples] == [{"tokens", "token_mask"}] * 2
     assert [one["tokens"].tolist() for one in examples] == [[[0, 1, 2]], [[0, 1, 2]]]
+
+
+def test_sure_texts_join_the_labelled_ones_and_none_do_where_a_class_has_none():
+    texts = data.open_texts({"sentence": ["a b", "b c"], "label": [0, 1]})
+    more = data.phrases(texts, 4)
+
+    def tokens(texts):
+        rows = [np.arange(len(text.split()), dtype=np.int32) for text in texts.texts]
+        encoded = data.Encoded(rows, [np.zeros_like(row) for row in rows], rows, [], 0, 0)
+        return data.from_tokens(texts, encoded, pad=0, vocabulary=9)
+
+    source = data.with_fields(tokens(texts), teacher_logits=np.eye(2, dtype=np.float32))
+    logits = np.array([[5, 0], [0, 5], [0, 0.1]], np.float32)[: len(more)]
+    union = text_trials.with_sure_texts(source, texts, more, logits, 0.9, tokens)
+    fields = union.read(np.arange(union.size))
+    assert fields["label"].tolist() == [0, 1, 0, 1]
+    np.testing.assert_array_equal(fields["teacher_logits"], np.concatenate([np.eye(2), logits[:2]]))
+    assert text_trials.with_sure_texts(source, texts, more, logits[:, :1] * [1, 0], 0.9, tokens) is source
+    assert text_trials.classes_of(texts) == 2
+    with pytest.raises(ValueError, match="regression, not classes"):
+        text_trials.classes_of(data.open_texts({"sentence": ["a", "b"], "label": [0.5, 1.5]}))
