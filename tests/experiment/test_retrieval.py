@@ -1,8 +1,10 @@
 """Search among texts: the tasks, the measures, the floors, the table."""
 
+import jax
 import numpy as np
 import pytest
 
+from jaxkd import data, models
 from jaxkd.data import Texts
 from jaxkd.experiment import embedders, retrieval
 
@@ -62,3 +64,29 @@ def test_vectors_of_words_are_found_in_a_package_and_frequent_words_weigh_less(t
     np.testing.assert_allclose(found.embed(["The cat", "dog"]), [[np.log(2), np.log(3), 0, 0], [0] * 4], rtol=1e-6)
     with pytest.raises(ImportError, match="pip install no-such-words"):
         embedders.word_vectors("no_such_words")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return data.train_tokenizer(["a cat sat", "the dog ran"], 60, min_frequency=1)
+
+
+def test_texts_of_all_lengths_are_embedded_in_their_order_and_as_alone(tokenizer):
+    model = models.static_embeddings(vocabulary=tokenizer.size, width=3)
+    table = np.random.default_rng(0).standard_normal((tokenizer.size, 3)).astype(np.float32)
+    variables = models.with_embedding(
+        models.init(model, jax.random.key(0), {"tokens": np.zeros((1, 2), np.int32), "token_mask": np.ones((1, 2))}),
+        table,
+    )
+    embed = embedders.Embedder(tokenizer, model, variables, max_length=16)
+    lines = ["the dog ran the dog ran the dog", "cat", "a cat sat", "the dog sat on a cat and ran", "dog"]
+    rows = [table[tokens].mean(0) for tokens in tokenizer(lines, max_length=16).tokens]
+    np.testing.assert_allclose(embed(lines), [row / np.linalg.norm(row) for row in rows], rtol=1e-5)
+
+
+def test_each_token_of_a_vocabulary_is_a_text(tokenizer):
+    source, special = embedders.single_tokens(tokenizer)
+    rows = source.read(np.arange(source.size))
+    assert source.size == tokenizer.size
+    assert special == [2, 3]  # [CLS] and [SEP]
+    np.testing.assert_array_equal(rows["tokens"], [[2, token, 3] for token in range(tokenizer.size)])
