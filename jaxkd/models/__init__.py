@@ -11,7 +11,7 @@ from jaxkd.models.reused import reuse_classifier
 from jaxkd.models.size import count_parameters, size
 from jaxkd.models.statistics import unbiased_variance
 from jaxkd.models.text.bag import bag_of_embeddings
-from jaxkd.models.text.bert import bert
+from jaxkd.models.text.bert import bert, modern_bert
 from jaxkd.models.text.cnn import text_cnn
 from jaxkd.models.text.decoder import language_model
 from jaxkd.models.text.embedding import with_embedding
@@ -74,6 +74,7 @@ __all__ = [
     "mlp",
     "mobilenet_v1",
     "mobilenet_v2",
+    "modern_bert",
     "narrowed",
     "no_teacher",
     "principal_basis",

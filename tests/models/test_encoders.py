@@ -180,3 +180,31 @@ def test_bfloat16_leaves_the_logits_in_float32():
     found = {name: x.dtype for name, x in out.features.items()}
     assert out.logits.dtype == jnp.float32
     assert set(found.values()) == {jnp.dtype(jnp.bfloat16)}, found
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("tokens", BATCH["tokens"][0], r"the tokens have shape \(9,\) and dtype int32: give the tokenizer's integers"),
+        ("tokens", BATCH["tokens"][:, :0], r"the tokens have shape \(3, 0\)"),
+        ("tokens", BATCH["tokens"] * 1.0, "dtype float"),
+        ("token_mask", MASK[:, :4], r"the tokens have shape \(3, 9\) but token_mask has \(3, 4\)"),
+        ("segments", np.zeros((3, 4), np.int32), r"but segments has \(3, 4\)"),
+    ],
+)
+def test_a_batch_of_other_shapes_gets_a_sentence(field, value, said):
+    model = models.bert(2, vocabulary=V, layers=1, width=D, heads=2, max_length=L)
+    with pytest.raises(ValueError, match=said):
+        jax.eval_shape(model.init, jax.random.key(0), {**BATCH, field: value})
+
+
+def test_sizes_that_no_network_has_are_refused():
+    model = models.modern_bert(2, vocabulary=V, layers=4, width=D, heads=2, hidden=6)
+    params = jax.eval_shape(model.init, jax.random.key(0), BATCH).params
+    assert ("norm1" in params["encoder"]["block0"], "norm1" in params["encoder"]["block1"]) == (False, True)
+    with pytest.raises(ValueError, match="2 heads of the width 3 cannot be turned by pairs of channels"):
+        models.modern_bert(2, width=6, heads=2)
+    with pytest.raises(ValueError, match="layers is 0: give an integer of at least 1"):
+        models.bert(2, layers=0)
+    with pytest.raises(ValueError, match="global_every is 0"):
+        models.modern_bert(2, global_every=0)

@@ -33,6 +33,7 @@ class Embed(nn.Module):
     def __call__(self, numbers: jax.Array) -> jax.Array:
         """Integers [...] -> [..., D]."""
         table = self.param("embedding", INIT, (self.rows, self.width))
+        numbers = numbers.astype(jnp.promote_types(numbers.dtype, jnp.int32))  # room for the number of rows
         inside = jnp.where(numbers < 0, self.rows, numbers)  # NumPy's meaning of -1 is the last row
         return jnp.take(table, inside, axis=0, mode="fill", fill_value=jnp.nan)
 
@@ -81,10 +82,7 @@ class Encoder(nn.Module):
         self, tokens: jax.Array, mask: jax.Array, segments: jax.Array | None, train: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Tokens, mask and segments [B, L] -> the last hidden states [B, L, D] and the features."""
-        if self.max_length < tokens.shape[1]:
-            raise ValueError(
-                f"the tokens have length {tokens.shape[1]} but max_length is {self.max_length}: cut them or raise it."
-            )
+        _check_batch(tokens, mask, segments, self.max_length)
         x = self._embed(tokens, segments, train)
         features = {"embedding": x}
         bias = self._distances(tokens.shape[1]) if self.distances else None
@@ -132,3 +130,17 @@ class Encoder(nn.Module):
             return jax.lax.stop_gradient(table["embedding"])[None, : tokens.shape[1]]
         embed = Embed(rows, width, name="position")
         return embed(jnp.arange(tokens.shape[1])[None] if self.pad is None else numbers_after(self.pad, tokens))
+
+
+def _check_batch(tokens: jax.Array, mask: jax.Array, segments: jax.Array | None, max_length: int) -> None:
+    """Raises ValueError unless tokens are integers [B, L], L is no longer than allowed, and the others are as long."""
+    kind, shape = jnp.result_type(tokens), jnp.shape(tokens)
+    if len(shape) != 2 or not shape[1] or not jnp.issubdtype(kind, jnp.integer):
+        raise ValueError(
+            f"the tokens have shape {shape} and dtype {kind}: give the tokenizer's integers [B, L], L > 0."
+        )
+    for name, x in (("token_mask", mask), ("segments", segments)):
+        if x is not None and jnp.shape(x) != shape:
+            raise ValueError(f"the tokens have shape {shape} but {name} has {jnp.shape(x)}: give both [B, L].")
+    if max_length < shape[1]:
+        raise ValueError(f"the tokens have length {shape[1]} but max_length is {max_length}: cut them or raise it.")

@@ -73,12 +73,18 @@ def rotary_bases(settings: Settings) -> dict[str, float]:
         LOCAL: base if settings.is_null("local_rope_theta") else settings.number("local_rope_theta", 10_000.0),
     }
     given = settings.get("rope_parameters", {})
-    if not isinstance(given, Mapping) or not given.keys() <= bases.keys():
+    if (
+        not isinstance(given, Mapping)
+        or not given.keys() <= bases.keys()
+        or not all(isinstance(x, Mapping | None) for x in given.values())
+    ):
         raise ValueError(f"config.json has rope_parameters={given!r}, which should be of {GLOBAL!r} and {LOCAL!r}.")
     for kind, values in given.items():
         of_kind = Settings(values or {})
         of_kind.one_of("rope_type", "default", ("default",))
         bases[kind] = of_kind.number("rope_theta", bases[kind])
+    if not all(bases.values()):
+        raise ValueError(f"config.json has rotary positions of the bases {bases}, which should be above 0.")
     return bases
 
 

@@ -148,7 +148,8 @@ def with_layers(config: Mapping[str, Any], layers: Sequence[int]) -> dict[str, A
     family = family_of(config)
     count, own = family.encoder(Settings(config)).layers, dict(config)
     key = "n_layers" if family.name == "DistilBert" else "num_hidden_layers"
-    if not layers or any(not 0 <= i < count for i in layers) or sorted(set(layers)) != list(layers):
+    numbers = all(isinstance(i, int) and 0 <= i < count for i in layers)
+    if not layers or not numbers or sorted(set(layers)) != list(layers):
         raise ValueError(
             f"layers={tuple(layers)} should be ascending numbers of layers, 0..{count - 1} in this network."
         )
@@ -177,7 +178,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
     """
     settings = Settings(config)
     kind = settings.get("model_type", None)
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise ValueError(
             f"config.json has model_type={kind!r}, which is no text encoder that is known here: take one of "
             f"{', '.join(FAMILIES)}."

@@ -225,7 +225,10 @@ class Settings:
           ValueError: If it is no whole number of at least 1.
         """
         if num_classes is None:
-            return self.whole("num_labels", len(self.get("id2label", {})) or 2)
+            labels = self.get("id2label", {})
+            if not isinstance(labels, Mapping):
+                raise ValueError(f"config.json has id2label={labels!r}, which should map numbers to names of classes.")
+            return self.whole("num_labels", len(labels) or 2)
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
             raise ValueError(f"{num_classes=} should be a whole number of at least 1, or None for that of config.json.")
         return num_classes
