@@ -143,6 +143,8 @@ def test_heads_begin_anew_with_a_key_and_a_note(folder, plain):
         "the head of its BertForTokenClassification is left out",
         "what the file has no weights of begins anew: head",
     )
+    with pytest.raises(ValueError, match=r"config.json names 2 classes but the last layer of the weights has 3: give"):
+        huggingface.classifier(folder(tensors={**below("bert."), **HEAD}, id2label={"0": "a", "1": "b"}))
     for wrong in (0, True, "3"):
         with pytest.raises(ValueError, match="should be a whole number of at least 1"):
             huggingface.classifier(where, wrong, key=key)
