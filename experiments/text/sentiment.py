@@ -15,6 +15,7 @@ Interrupt it with Ctrl-C, and start it again to go on.
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 
@@ -41,6 +42,7 @@ class Config(TextConfig):
     max_length: int = 64
     buckets: int = 3
     batch_size: int = 32
+    form: Literal["vmap", "map", "unroll", "fastest"] = "map"
     students: tuple[str, ...] = flag((*LIGHT, "kd"), "light networks, methods for a transformer, or all", NETWORKS)
     blocks: int = flag(2, "blocks of transformer students; they divide the teacher's", NETWORKS, COUNT)
     frozen: int = flag(2, "first blocks of the teacher that stay as published", NETWORKS, WHOLE)
@@ -129,7 +131,6 @@ def procedure(config, run, logger, plan) -> None:
     context = Context(run, logger, plan, config.seed, config.batch_size, dict, dict, config)
     these, big = trials.Trials(context, sources, config.seeds, []), published.model
     shape = students.shape_of(big, published.variables, config.blocks)
-
     # 1. Floors, and the teacher.
     encoder, _ = open_teacher(config, splits.train, huggingface.embedder)
     floors = these.floors(splits, encoder.model, encoder.variables)
@@ -139,7 +140,6 @@ def procedure(config, run, logger, plan) -> None:
     state, _ = these.fit("teacher", *args, start=models.freeze(published.variables, below))
     teacher = models.thaw(variables_of(state))
     predict = these.compare(floors, big, teacher, splits.test.labels)
-
     # 2. Its students, which read what it says of more texts than have labels.
     union = these.sources["train"]
     if more is not None:
