@@ -116,6 +116,8 @@ def tasks_of(config: TextConfig, texts: dict[str, Splits], layers: tuple[int, ..
 def make_ways(keep: float = 1.0, temperature: float = 2.0, relations: float = 100.0) -> dict[str, Way]:
     """Makes the ways to learn a new task.
 
+    Learning without forgetting begins with all layers at once, without the paper's first phase for the new last layer.
+
     Args:
       keep: Weight of the old answers in learning without forgetting, lambda_o. The paper's loss has no factor T^2, so
         that its 1 is 1 / T^2 here.
@@ -159,7 +161,7 @@ class Learning:
 
     def __init__(self, context: Context, tasks: Tasks, rate: float) -> None:
         self._context, self._sources, self._rate = context, tasks.sources, rate
-        self._key, self._joined = jax.random.key(context.seed), _joined(tasks)
+        self._key = jax.random.key(context.seed)
         old, new = (tasks.sources[task][0].num_classes for task in ("old", "new"))
         self._both = models.with_heads(tasks.encoder.model, old=old, new=new)
         self._evaluators: dict[tuple[str, str | None], Evaluator] = {}
@@ -222,7 +224,9 @@ class Learning:
         Returns:
           Variables, stacked, and for each of the tasks the metrics [S] by name.
         """
-        context, source = self._context, self._joined if way.texts == "both" else self._sources[task][0]
+        context, source = self._context, self._sources[task][0]
+        if way.texts == "both":
+            source = data.join_tasks(**{name: splits[0] for name, splits in self._sources.items()})
         steps = epochs * data.steps_per_epoch(source, context.batch_of(source))
         state = train_phase(
             context,
@@ -251,11 +255,6 @@ class Learning:
         if (task, frozen) not in known:
             known[task, frozen] = Evaluator(self._context, self.side(task, frozen), MEASURES, stacked=True)
         return known[task, frozen]
-
-
-def _joined(tasks: Tasks) -> data.Source:
-    """The training texts of both tasks."""
-    return data.join_tasks(**{task: splits[0] for task, splits in tasks.sources.items()})
 
 
 def adam(rate: float, steps: int, *, alike: bool = False) -> optax.GradientTransformation:
