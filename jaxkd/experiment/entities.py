@@ -251,7 +251,7 @@ def tag_source(
     tokenizer: data.Tokenizer,
     names: Sequence[str],
     *,
-    buckets: int | None = None,
+    buckets: int | Sequence[int] | None = None,
     capitals: bool = False,
     carried: data.Carried | None = None,
 ) -> data.Source:

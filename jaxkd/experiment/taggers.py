@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from jaxkd.data.tags import OUTSIDE, read_tags
 from jaxkd.deploy.latency import Latency, parameter_bytes, timed
 from jaxkd.experiment.context import Context
 from jaxkd.experiment.entities import Tagged, TaggedSplits, tag_source
+from jaxkd.experiment.evaluator import predict
 from jaxkd.experiment.texts import TextConfig
 from jaxkd.train import optimizers
 from jaxkd.types import Metric, Model, Outputs, Variables
@@ -94,7 +96,9 @@ class Trials(NamedTuple):
         return costs(model, variables, tokenizer, texts, max_length=self.config.max_length)
 
     def source(self, tagged: Tagged, encoded: data.Encoded, tokenizer: data.Tokenizer, **options: Any) -> data.Source:
-        """A source as `tag_source` makes it, with the experiment's tags and length buckets.
+        """A source as `tag_source` makes it; its length buckets are --max-length and its halves.
+
+        All sources have the same buckets, so that they share the programs of a network.
 
         Args:
           tagged: The texts.
@@ -105,7 +109,41 @@ class Trials(NamedTuple):
         Returns:
           The source.
         """
-        return tag_source(tagged, encoded, tokenizer, self.splits.names, buckets=self.config.buckets, **options)
+        longest = self.config.max_length
+        buckets = sorted({-(-longest // 2**k) for k in range(self.config.buckets)})
+        return tag_source(tagged, encoded, tokenizer, self.splits.names, buckets=buckets, **options)
+
+    def heard(
+        self,
+        parts: Sequence[Tagged],
+        tokenizer: data.Tokenizer,
+        own: Callable[[Tagged], data.Encoded],
+        teacher: Model,
+        teacher_variables: Variables,
+        tokens_of: Callable[[Tagged], tuple[data.Encoded, data.Source]],
+    ) -> list[data.Source]:
+        """Sources of a student's tokens with what a teacher with other tokens says of them, computed in one go.
+
+        Args:
+          parts: Texts.
+          tokenizer: The student's tokenizer.
+          own: Texts -> the student's tokens.
+          teacher: The teacher.
+          teacher_variables: Its variables.
+          tokens_of: Texts -> the teacher's tokens and their source.
+
+        Returns:
+          A source for each of the texts.
+        """
+        encoded, source = tokens_of(functools.reduce(Tagged.join, parts))
+        _, logits = predict(self.context, teacher, teacher_variables, source)
+        sources, first = [], 0
+        for tagged in parts:
+            rows, tokens = slice(first, first + len(tagged.words)), own(tagged)
+            first = rows.stop
+            carried = data.carry_tokens(logits[rows], tokens.offsets, encoded.offsets[rows])
+            sources.append(self.source(tagged, tokens, tokenizer, carried=carried))
+        return sources
 
 
 def fine_tuning(rate: float, steps: int) -> optax.GradientTransformation:
