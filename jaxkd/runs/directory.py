@@ -307,11 +307,11 @@ def _prepared(path: Path, config: dict[str, Any], ignore: Sequence[str]) -> bool
 
 
 def _has_steps(path: Path) -> bool:
-    """Tests if a run's folder holds anything that took time to compute: a checkpoint, a logged step, targets."""
+    """Tests if a run's folder holds anything that took time to compute: checkpoint, logged step, targets, arrays."""
     log = path / "metrics.jsonl"
     if (path / "summary.json").exists() or (path / "targets").exists() or (log.exists() and log.stat().st_size):
         return True
-    return any(file.name.isdecimal() for file in path.glob("checkpoints/*/*"))
+    return any(path.glob("arrays/*.npz")) or any(file.name.isdecimal() for file in path.glob("checkpoints/*/*"))
 
 
 def _clear(path: Path) -> None:
@@ -326,7 +326,7 @@ def _clear(path: Path) -> None:
         "lost.json",
     ):
         (path / name).unlink(missing_ok=True)
-    for name in ("checkpoints", "tensorboard"):
+    for name in ("arrays", "checkpoints", "tensorboard", "tiny-teacher", "tokens"):
         shutil.rmtree(path / name, ignore_errors=True)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from configured import Config, Inner, leaves, refusal
 
+from jaxkd.experiment.kept import kept
 from jaxkd.files import to_json
 from jaxkd.runs import directory
 
@@ -161,12 +162,30 @@ def test_a_folder_without_a_step_is_no_run(tmp_path, capsys):
     made = directory.open_run(Config(), root=tmp_path)
     (made.path / "checkpoints" / "student" / "7.orbax-checkpoint-tmp").mkdir(parents=True)
     (made.path / "metrics.jsonl").touch()
+    for name in ("arrays", "tokens/0", "tiny-teacher"):
+        (made.path / name).mkdir(parents=True)
+        (made.path / name / ".x.npz.7.tmp").touch()
     again = directory.open_run(Config(steps=5), root=tmp_path)
     assert not again.resumed
     assert json.loads((again.path / "config.json").read_text())["steps"] == 5
     assert "holds no step yet" in capsys.readouterr().out
     assert "steps was 1000 and is 5" not in capsys.readouterr().out
     assert sorted(f.name for f in again.path.iterdir()) == ["config.json", "environment.json", "owner.json"]
+
+
+def test_arrays_of_another_configuration_are_not_read(tmp_path):
+    def fails():
+        with directory.open_run(Config(), root=tmp_path) as made:
+            kept(made, "answers", lambda: {"logits": np.zeros(3)})
+            raise ValueError("a mistake.")
+
+    with pytest.raises(ValueError, match="a mistake"):
+        fails()
+    with pytest.raises(ValueError, match=r"another configuration \(steps was 1000 and is 5\): choose another --name"):
+        directory.open_run(Config(steps=5), root=tmp_path)
+    with directory.open_run(Config(), root=tmp_path) as again:
+        assert again.resumed
+        assert not kept(again, "answers", lambda: {"logits": np.ones(3)})["logits"].any()
 
 
 @pytest.mark.parametrize("early", [True, False])
@@ -180,6 +199,7 @@ def test_a_start_that_fails_before_its_first_step_leaves_nothing(tmp_path, early
                 stack.enter_context(directory.reserved(place, "digits"))
             made = stack.enter_context(directory.open_run(Config(), root=place, settled=not early))
             (made.path / "tensorboard").mkdir()
+            (made.path / "tokens" / "0").mkdir(parents=True)
             (made.path / "metrics.jsonl").write_text(log)
             raise ValueError("a mistake.")
 
