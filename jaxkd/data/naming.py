@@ -58,8 +58,8 @@ def number_labels(
         return None, names or declared
     if missing:
         raise ValueError(
-            f"`{field}` is missing in {columns.place(missing[0])} (and in {len(missing)} of {len(values)} rows): give "
-            "a label in every row, or keep the rows without one in a file of their own."
+            f"`{field}` is missing in {columns.place(missing[0], field)} (and in {len(missing)} of {len(values)} "
+            "rows): give a label in every row, or keep the rows without one in a file of their own."
         )
     if declared:
         values = [_declared(columns, field, row, value, declared) for row, value in enumerate(values)]
@@ -80,8 +80,8 @@ def number_labels(
     for row, word in enumerate(words):
         if word not in number:
             raise ValueError(
-                f"the label {shortened(word)} in {columns.place(row)} is none of the {len(names)} classes of the "
-                f"training split ({first_few(names)}): correct it, or give a training split with examples of it."
+                f"the label {shortened(word)} in {columns.place(row, field)} is none of the {len(names)} classes of "
+                f"the training split ({first_few(names)}): correct it, or give a training split with examples of it."
             )
     return np.array([number[word] for word in words], np.int32), names
 
@@ -92,7 +92,7 @@ def _relabelled(columns: Columns, field: str, row: int, relabel: Callable[[Any],
     try:
         return relabel(value)
     except Exception as error:
-        error.add_note(f"This was relabel({shortened(value)}) of `{field}` in {columns.place(row)}.")
+        error.add_note(f"This was relabel({shortened(value)}) of `{field}` in {columns.place(row, field)}.")
         raise
 
 
@@ -105,8 +105,8 @@ def _declared(columns: Columns, field: str, row: int, value: Any, names: Sequenc
     """Name of a class that the file's own list of names numbers."""
     if isinstance(value, int) and not 0 <= value < len(names):
         raise ValueError(
-            f"the label {value} in {columns.place(row)} is none of the {len(names)} classes that `{field}` declares "
-            f"({first_few(names)}): correct it."
+            f"the label {value} in {columns.place(row, field)} is none of the {len(names)} classes that `{field}` "
+            f"declares ({first_few(names)}): correct it."
         )
     return names[value] if isinstance(value, int) else value
 
@@ -118,8 +118,8 @@ def _kind_of(columns: Columns, field: str, values: Sequence[Any]) -> str:
     if "other" in found:
         row = kinds.index("other")
         raise ValueError(
-            f"`{field}` in {columns.place(row)} is {shortened(values[row])}: give a word or a number as each label, or "
-            "name another field by label= (--label-field)."
+            f"`{field}` in {columns.place(row, field)} is {shortened(values[row])}: give a word or a number as each "
+            "label, or name another field by label= (--label-field)."
         )
     if found == {"whole", "float"}:
         return "float"
@@ -127,7 +127,7 @@ def _kind_of(columns: Columns, field: str, values: Sequence[Any]) -> str:
         common = max(sorted(found), key=kinds.count)
         row = next(r for r, kind in enumerate(kinds) if kind != common)
         raise ValueError(
-            f"`{field}` is {shortened(values[row])} in {columns.place(row)}, but the labels of most rows are "
+            f"`{field}` is {shortened(values[row])} in {columns.place(row, field)}, but the labels of most rows are "
             f"{_KINDS[common]}: give labels of one kind."
         )
     return kinds[0]
@@ -158,7 +158,7 @@ def _numbers(columns: Columns, field: str, values: Sequence[Any], names: Sequenc
         small = found.astype(np.float32)
     if not np.isfinite(small).all():
         row = int(np.flatnonzero(~np.isfinite(small))[0])
-        raise ValueError(f"`{field}` is {values[row]} in {columns.place(row)}: give a finite number.")
+        raise ValueError(f"`{field}` is {values[row]} in {columns.place(row, field)}: give a finite number.")
     if names is None and (found == np.round(found)).all():
         say(
             f"`{field}` of {columns.name} holds whole numbers with a fraction, such as {values[0]}, which are taken as "

@@ -100,7 +100,7 @@ def with_file(columns: Columns, field: str | None, split: str) -> Columns:
             f"{found.name} has {len(own)} lines but {columns.name} has {size} texts, so {more} has no partner, and "
             "lines before it may be out of step: give one line for each text."
         )
-    return columns._replace(values={**columns.values, field: own})
+    return columns._replace(values={**columns.values, field: own}, files={**columns.files, field: found})
 
 
 def splits_of_texts(spec: TextSpec, data_dir: str | None = None) -> list[str]:

@@ -181,6 +181,11 @@ def test_labels_in_a_file_of_their_own(file, tmp_path):
         (tmp_path / "labels.txt").write_text(lines)
         with pytest.raises(ValueError, match=message):
             data.open_texts(place, label=f"lines:{tmp_path}/labels.txt")
+    headed = file("headed.tsv", "sentence\na\nb\n")  # whose second row is line 3, as that of its labels is not
+    for lines, wrong in (("x\n\n", "is missing"), ("x\nz\n", "the label 'z'")):
+        (tmp_path / "labels.txt").write_text(lines)
+        with pytest.raises(ValueError, match=rf"{wrong} in line 2 of .*labels\.txt"):
+            data.open_texts(headed, label=f"lines:{tmp_path}/labels.txt", class_names=("x", "y"))
     (tmp_path / "labels.txt").write_text("x\ny\n")
     assert data.open_texts(place, label=f"lines:{tmp_path}/labels.txt").labels.tolist() == [0, 1]
 

@@ -31,22 +31,27 @@ class Columns(NamedTuple):
       values: Field -> its values, all lists of one length.
       lines: Line of each row in the file, counted from 1; empty if the file has no lines.
       classes: Field -> names of the classes that its integers number, where the file says so.
+      files: Field -> the columns of another file that it stands in.
     """
 
     name: str
     values: Mapping[str, list[Any]]
     lines: Sequence[int] = ()
     classes: Mapping[str, tuple[str, ...]] = {}
+    files: Mapping[str, Any] = {}
 
-    def place(self, row: int) -> str:
+    def place(self, row: int, field: str | None = None) -> str:
         """The place of a row, for a sentence.
 
         Args:
           row: Its number, from 0.
+          field: The field that is meant, which may stand in another file.
 
         Returns:
           Such as "line 17 of train.tsv".
         """
+        if field is not None and field in self.files:
+            return str(self.files[field].place(row))
         return f"line {self.lines[row]} of {self.name}" if len(self.lines) else f"row {row} of {self.name}"
 
 

@@ -129,7 +129,9 @@ def texts_of(columns: Columns, field: str) -> list[str]:
     for row, value in enumerate(values):
         if not isinstance(value, str):
             what = "is missing" if value is None else f"is {shortened(value)}, which is no text"
-            raise ValueError(f"`{field}` {what} in {columns.place(row)}: give a text in every row.")
+            raise ValueError(f"`{field}` {what} in {columns.place(row, field)}: give a text in every row.")
         if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-            raise ValueError(f"`{field}` holds half a surrogate pair in {columns.place(row)}: correct its encoding.")
+            raise ValueError(
+                f"`{field}` holds half a surrogate pair in {columns.place(row, field)}: correct its encoding."
+            )
     return values
