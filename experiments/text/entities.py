@@ -109,7 +109,7 @@ def train_students(trials, few, union, known, teacher, teacher_variables, tokens
     tokenizer = data.train_tokenizer(union.texts.texts, config.vocabulary, lowercase=False)
 
     def own(tagged):
-        return tokenizer(tagged.texts.texts, max_length=config.max_length)
+        return tokenizer(tagged.texts.texts, max_length=config.max_length, too_long=config.too_long)
 
     parts = (known, trials.splits.validation, trials.splits.test)
     taught, checks, tests = trials.heard(parts, tokenizer, own, teacher, teacher_variables, tokens_of)

@@ -286,7 +286,8 @@ def tag_source(
     labels = at_words(numbers)
     fields: dict[str, tuple[list[np.ndarray], Any]] = {"label": (labels, data.NO_LABEL)}
     words = sum(len(tags) for tags in tagged.tags if tags is not None)
-    if lost := words - sum(int((row != data.NO_LABEL).sum()) for row in labels):
+    lost = words - sum(int((row != data.NO_LABEL).sum()) for row in labels)
+    if lost or encoded.cut:
         say(
             f"{lost} of the {words} tagged words of {tagged.texts.name} begin in no token of their own and are not "
             f"counted; {encoded.cut} texts are cut."
@@ -308,7 +309,3 @@ def tag_source(
         per_token=fields,
         num_classes=len(names),
     )
-
-
-def _digits(text: str) -> list[data.Entity]:
-    return [data.Entity(*match.span(), "NUMBER") for match in re.finditer(r"\d+", text)]

@@ -70,7 +70,7 @@ class Characters:
         return Encoded(ids, ids, ids, offsets, 0, 0)
 
 
-def test_sources_have_labels_and_the_teachers_word_at_first_tokens(tagged):
+def test_sources_have_labels_and_the_teachers_word_at_first_tokens(tagged, caplog):
     tokenizer = Characters()
     encoded = tokenizer(tagged.texts.texts)
     logits = [np.full((len(row), 5), i, np.float32) for i, row in enumerate(encoded.tokens)]
@@ -86,6 +86,9 @@ def test_sources_have_labels_and_the_teachers_word_at_first_tokens(tagged):
     assert np.flatnonzero(batch["heard"][0]).tolist() == [0, 5, 8], "the teacher's text was cut"
     assert batch["teacher_logits"].shape == (3, 14, 5)
     assert source.num_classes == 5
+    assert not caplog.messages
+    entities.tag_source(tagged.known([]), encoded._replace(cut=1), tokenizer, NAMES)
+    assert "1 texts are cut" in caplog.messages[0], "though none of its words has a tag"
 
 
 def test_the_floor_knows_frequent_words_and_capital_letters(tagged):
