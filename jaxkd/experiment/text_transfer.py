@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from jaxkd import data, losses, metrics, models, objectives, reports
+from jaxkd.data.splits import say
 from jaxkd.experiment.context import Context
 from jaxkd.experiment.evaluator import Evaluator
 from jaxkd.experiment.images import first_rows
@@ -105,12 +106,26 @@ def tasks_of(config: TextConfig, texts: dict[str, Splits], layers: tuple[int, ..
     Raises:
       ValueError: As the parts say, or if a task has numbers to regress on in place of classes.
     """
+    say_shared(texts)
     train = texts["old"].train
     encoder, tokenizer = open_teacher(config, train, huggingface.embedder, layers=layers, normalise=False)
     sources = {task: tokenised(config, tokenizer, *splits) for task, splits in texts.items()}
     for splits in sources.values():
         data.check_task(splits[0], "classification")
     return Tasks(texts, sources, encoder)
+
+
+def say_shared(texts: Mapping[str, Splits]) -> None:
+    """Says, as a warning, how many test texts of a task the other one trains on.
+
+    Args:
+      texts: "old" and "new" -> texts.
+    """
+    for task, other in (("old", "new"), ("new", "old")):
+        test, train = texts[task].test, texts[other].train
+        known = set(train.texts)
+        if same := sum(text in known for text in test.texts):
+            say(f"{same} of the {len(test)} texts of {test.name}, of the {task} task, stand in {train.name} too.")
 
 
 def make_ways(keep: float = 1.0, temperature: float = 2.0, relations: float = 100.0) -> dict[str, Way]:

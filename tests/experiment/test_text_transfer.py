@@ -67,3 +67,14 @@ def test_the_floor_is_measured_on_the_test_split():
     )
     found = text_transfer.floor(Splits(parts["train"], parts["validation"], swapped))
     assert found == {"accuracy": 0.0, "matthews": pytest.approx(-1.0)}
+
+
+def test_test_texts_that_the_other_task_trains_on_are_said(caplog):
+    parts = {split: data.open_texts(columns) for split, columns in sentences().items()}
+    apart = Splits(**parts)
+    text_transfer.say_shared({"old": apart, "new": apart})
+    assert not caplog.messages
+    text_transfer.say_shared({"old": apart, "new": apart._replace(train=parts["test"])})
+    (said,) = caplog.messages
+    assert said.startswith("32 of the 32 texts of")
+    assert "of the old task, stand in" in said
