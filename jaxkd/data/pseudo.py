@@ -44,10 +44,11 @@ def pseudo_labels(
     likely = 1 / np.exp(z - z.max(axis=1, keepdims=True)).sum(axis=1)
     found = [np.flatnonzero((labels == k) & (likely >= threshold)) for k in range(z.shape[1])]
     if missing := [k for k, rows in enumerate(found) if not rows.size]:
-        best = {k: round(float(likely[labels == k].max(initial=0)), 3) for k in missing}
+        own = [likely[labels == k] for k in missing]
+        best = [f"at most {rows.max():.3g}" if rows.size else "never the likeliest" for rows in own]
         raise ValueError(
-            f"the teacher gives no row of the classes {missing} a probability of at least {threshold} (at most "
-            f"{', '.join(map(str, best.values()))}): lower the threshold or give more rows."
+            f"the teacher gives no row of the classes {missing} a probability of at least {threshold} "
+            f"({', '.join(best)}): lower the threshold or give more rows."
         )
     most = min(len(rows) for rows in found) if per_class is None else per_class
     kept = [rows[np.argsort(-likely[rows], kind="stable")][:most] for rows in found]
