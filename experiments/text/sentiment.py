@@ -76,7 +76,7 @@ class Config(TextConfig):
             check_choice(self, "students", "student", (*LIGHT, *METHODS))
 
 
-SMALL = dict(name="sentiment-smoke", source="sentences", teacher="tiny", students=("bag",), blocks=1, frozen=1, seeds=1)
+SMALL = dict(name="sentiment-smoke", source="sentences", teacher="tiny", students=("bag",), blocks=1, frozen=0, seeds=1)
 SMALL |= dict(max_length=32, buckets=1, extra=64, threshold=0.5, light_epochs=1)
 
 

@@ -42,7 +42,7 @@ def sentences() -> dict[str, dict[str, list[str]]]:
 
 
 def write_tiny_encoder(folder: Path, texts: Sequence[str], max_length: int) -> Path:
-    """Writes an encoder like BERT with two small layers of random weights, and a tokenizer trained on texts.
+    """Writes an encoder like BERT with one small layer of random weights, and a tokenizer trained on texts.
 
     Args:
       folder: Folder of config.json, model.safetensors and tokenizer.json; made if it is missing.
@@ -56,7 +56,7 @@ def write_tiny_encoder(folder: Path, texts: Sequence[str], max_length: int) -> P
       OSError: If it cannot be written.
     """
     tokenizer = data.train_tokenizer(texts, 4000, name="the tokenizer of the tiny teacher")
-    width, inner, layers = 16, 64, 2
+    width, inner, layers = 16, 64, 1
     config = {
         "architectures": ["BertModel"],
         "model_type": "bert",
