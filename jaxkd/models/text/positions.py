@@ -60,7 +60,9 @@ def rotary_tables(length: int, width: int, base: float) -> tuple[np.ndarray, np.
     exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
     frequencies = np.float32(1) / np.power(np.float32(base), exponents)
     angles = np.arange(length, dtype=np.float32)[:, None] * frequencies
-    return np.cos(angles), np.sin(angles)
+    # Rounded once from float64, as PyTorch's are nearly always: NumPy's of float32 depend on the machine.
+    wide = angles.astype(np.float64)
+    return np.cos(wide).astype(np.float32), np.sin(wide).astype(np.float32)
 
 
 def rotate(x: jax.Array, tables: tuple[np.ndarray, np.ndarray]) -> jax.Array:
