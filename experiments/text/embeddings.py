@@ -19,12 +19,11 @@ import jax
 import numpy as np
 import optax
 
-from jaxkd import data, experiment, losses, models, objectives, reports
+from jaxkd import data, experiment, losses, models, objectives
 from jaxkd.experiment import DATA, NETWORKS, NO_VARIABLES, TRAINING, flag, retrieval
 from jaxkd.experiment.domains import COUNT, FRACTION, NON_NEGATIVE, POSITIVE, TEMPERATURE
 from jaxkd.experiment.embedders import COLUMNS, Comparison, Embedder, single_tokens, word_vectors
 from jaxkd.experiment.texts import TextConfig, open_teacher, open_texts_of, open_unlabelled, tokenised
-from jaxkd.files import write_atomically
 from jaxkd.pytorch import huggingface
 
 LOSSES = ("cosine", "relations", "margins", "candidates", "all")
@@ -150,9 +149,8 @@ def procedure(config, run, logger, plan) -> None:
             phase = experiment.train_phase(context._replace(seed=seed), f"{name}-{seed}", targets, **own, **options)
             trained.append(experiment.variables_of(phase))
         add(name, trained)
-    write_atomically(run.path / "table.md", reports.markdown(table.rows, COLUMNS))
     title = f"{searched}: {len(task.queries):,} queries, {len(task.candidates):,} candidates, {config.seeds} seed(s)"
-    experiment.conclude(run, table.rows, COLUMNS, title=title)
+    experiment.conclude(run, table.rows, COLUMNS, title=title, markdown=True)
 
 
 if __name__ == "__main__":

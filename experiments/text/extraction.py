@@ -10,46 +10,37 @@ centroid, random ones, and the labels themselves, which no choice of whole sente
 """
 
 import dataclasses
-from typing import Literal
 
 import jax
 import numpy as np
 
-from jaxkd import models, reports
+from jaxkd import reports
 from jaxkd.experiment import (
     DATA,
-    NETWORKS,
     TRAINING,
     Context,
     check_choice,
     conclude,
     flag,
     launch,
-    predict,
 )
-from jaxkd.experiment.domains import COUNT, POSITIVE, WHOLE
+from jaxkd.experiment.domains import COUNT
+from jaxkd.experiment.evaluator import predictor
 from jaxkd.experiment.extraction import as_texts, at_random, centroid, evaluate, lead, open_documents
-from jaxkd.experiment.text_transfer import OLD, Learning, make_ways, tasks_of
-from jaxkd.experiment.texts import TextConfig, open_texts_of
+from jaxkd.experiment.text_transfer import SMALL_TASKS, Learning, TasksConfig, make_ways, tasks_of
+from jaxkd.experiment.texts import open_texts_of
+from jaxkd.train import students
 
 COLUMNS = {"way": "sentences are chosen by", "precision": "precision at k %", "rouge_1": "ROUGE-1 F1 %"}
 WAYS = ("nothing", "published", "frozen", "fine-tuned")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(TextConfig):
+class Config(TasksConfig):
     name: str = "text-extraction"
     documents: str | None = flag(None, "documents with summaries: jsonl:PATH, also with {split} in it", DATA)
     sentences: int = flag(3, "sentences of a summary, k", DATA, COUNT)
-    layers: tuple[int, ...] = flag((0, 1, 2), "layers of the encoder to keep", NETWORKS, WHOLE)
-    max_length: int = 64
-    batch_size: int = 32
-    form: Literal["vmap", "map", "unroll", "fastest"] = "map"
-    old_epochs: int = flag(1, "passes over the texts of --source", TRAINING, COUNT)
-    epochs: int = flag(2, "passes over the sentences of the documents", TRAINING, COUNT)
-    learning_rate: float = flag(1e-4, "largest rate of Adam; last layers have ten times it", TRAINING, POSITIVE)
     ways: tuple[str, ...] = flag(WAYS, "starts: nothing, published, and after --source frozen or fine-tuned", TRAINING)
-    seeds: int = flag(3, "students of each way, trained together", TRAINING, COUNT)
 
     def check(self) -> None:
         """Checks values and names before the run's folder is made."""
@@ -59,18 +50,7 @@ class Config(TextConfig):
             raise ValueError("no --documents are given: write --documents jsonl:PATH, as --help describes.")
 
 
-SMALL = dict(
-    name="text-extraction-smoke",
-    source="sentences",
-    documents="sentences",
-    teacher="tiny",
-    layers=(0,),
-    max_length=32,
-    buckets=1,
-    epochs=1,
-    ways=("published",),
-    seeds=1,
-)
+SMALL = dict(SMALL_TASKS, name="text-extraction-smoke", documents="sentences", ways=("published",))
 
 
 def procedure(config, run, logger, plan) -> None:
@@ -97,21 +77,17 @@ def procedure(config, run, logger, plan) -> None:
     # 2. The classifier, and the choice of sentences from each start.
     starts = {"published": (tasks.encoder.variables, "^heads/")}
     if any(name in ("frozen", "fine-tuned") for name in config.ways):
-        start = learning.begin(*starts["published"], OLD.frozen, [0])
-        options = dict(start=start, seeds=[0], epochs=config.old_epochs, measured=["old"])
-        variables, found["classifier"] = learning.fit("classifier", OLD, "old", **options)
-        starts["old"] = (models.thaw(jax.tree.map(lambda leaf: leaf[0], variables)), "^heads/new/")
+        trained, found["classifier"] = learning.learn_old(tasks.encoder.variables, config.old_epochs, "classifier")
+        starts["old"] = (trained, "^heads/new/")
     ways, bounds = make_ways(), np.cumsum([len(one.sentences) for one in test])[:-1]
     for name in config.ways:
         way = ways[name]
         start = None if way.start is None else learning.begin(*starts[way.start], way.frozen, many)
         options = dict(start=start, seeds=many, epochs=config.epochs, measured=[])
         stack, _ = learning.fit(name, way, "new", **options)
-        scores = []
+        answers_of, scores = predictor(context, learning.side("new", way.frozen)), []
         for seed in many:
-            variables = jax.tree.map(lambda leaf, seed=seed: leaf[seed], stack)
-            ids, logits = predict(context, learning.side("new", way.frozen), variables, tasks.sources["new"][2])
-            logits = logits[np.argsort(ids)]
+            _, logits = answers_of(students.pick_student(stack, seed))(tasks.sources["new"][2])
             scores.append(np.split(logits[:, 1] - logits[:, 0], bounds))
         add(name, scores)
     title = f"{len(test):,} documents, {config.sentences} sentences each, {config.seeds} seed(s)"

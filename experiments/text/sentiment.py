@@ -19,7 +19,7 @@ from typing import Literal
 
 import jax
 
-from jaxkd import data, losses, models, objectives, reports
+from jaxkd import data, losses, models, objectives
 from jaxkd.experiment import DATA, NETWORKS, NO_VARIABLES, TRAINING, Context, check_choice, conclude, flag, launch
 from jaxkd.experiment import text_students as students
 from jaxkd.experiment import text_trials as trials
@@ -28,7 +28,6 @@ from jaxkd.experiment.text_costs import COLUMNS
 from jaxkd.experiment.text_students import EMBEDDINGS, LIGHT, METHODS
 from jaxkd.experiment.texts import TextConfig, open_teacher, open_texts_of, open_unlabelled, tokenised
 from jaxkd.experiment.trainer import variables_of
-from jaxkd.files import write_atomically
 from jaxkd.methods import theseus
 from jaxkd.pytorch import huggingface
 
@@ -151,9 +150,8 @@ def procedure(config, run, logger, plan) -> None:
         light_students(config, these._replace(context=wide), union, teacher)
     if config.chosen(METHODS):
         transformer_students(config, these, union, splits, big, teacher, shape)
-    write_atomically(run.path / "table.md", reports.markdown(these.rows, COLUMNS))
     title = f"{splits.test.name}: {len(splits.test):,} texts, {len(splits.train):,} labels, {config.seeds} seed(s)"
-    conclude(run, these.rows, COLUMNS, title=title)
+    conclude(run, these.rows, COLUMNS, title=title, markdown=True)
 
 
 if __name__ == "__main__":

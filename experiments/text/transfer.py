@@ -11,15 +11,13 @@ the same network from nothing, and logistic regression on tf-idf weights. Embedd
 """
 
 import dataclasses
-from typing import Literal
 
 import jax
 import numpy as np
 
-from jaxkd import models, reports
+from jaxkd import reports
 from jaxkd.experiment import (
     DATA,
-    NETWORKS,
     TRAINING,
     Context,
     check_choice,
@@ -27,9 +25,8 @@ from jaxkd.experiment import (
     flag,
     launch,
 )
-from jaxkd.experiment.domains import COUNT, NON_NEGATIVE, POSITIVE, TEMPERATURE, WHOLE
-from jaxkd.experiment.text_transfer import OLD, Learning, floor, make_ways, open_tasks
-from jaxkd.experiment.texts import TextConfig
+from jaxkd.experiment.domains import NON_NEGATIVE, TEMPERATURE
+from jaxkd.experiment.text_transfer import SMALL_TASKS, Learning, TasksConfig, floor, make_ways, open_tasks
 
 COLUMNS = {"way": "new task", "before": "old task before %", "after": "old task after %", "new": "new task %"}
 COLUMNS |= {"matthews": "new task, Matthews correlation"}
@@ -38,25 +35,17 @@ WAYS = ("nothing", "published", "frozen", "fine-tuned", "lwf", "lwf-relations", 
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(TextConfig):
+class Config(TasksConfig):
     name: str = "text-transfer"
     target: str | None = flag(None, "labelled texts of the new task, as for --source, which is the old one", DATA)
     target_splits: tuple[str, ...] = flag(
         (), "training, validation and test split of the target; chosen if absent", DATA
     )
     label_until: str | None = flag(None, "sign that ends a label, as : does in NUM:date, whose class is NUM", DATA)
-    layers: tuple[int, ...] = flag((0, 1, 2), "layers of the encoder to keep", NETWORKS, WHOLE)
-    max_length: int = 64
-    batch_size: int = 32
-    form: Literal["vmap", "map", "unroll", "fastest"] = "map"
-    old_epochs: int = flag(1, "passes over the old task's texts before the new one begins", TRAINING, COUNT)
-    epochs: int = flag(2, "passes over the new task's texts, or those of both", TRAINING, COUNT)
-    learning_rate: float = flag(1e-4, "largest rate of Adam; last layers have ten times it", TRAINING, POSITIVE)
     keep: float = flag(1.0, "weight of the old answers in learning without forgetting", TRAINING, NON_NEGATIVE)
     temperature: float = flag(2.0, "softmax temperature T of the old answers", TRAINING, TEMPERATURE)
     relations: float = flag(100.0, "weight of the kept relations between sentences", TRAINING, NON_NEGATIVE)
     ways: tuple[str, ...] = flag(WAYS, "ways to learn the new task", TRAINING)
-    seeds: int = flag(3, "students of each way, trained together", TRAINING, COUNT)
 
     def check(self) -> None:
         """Checks values and names before the run's folder is made."""
@@ -68,18 +57,7 @@ class Config(TextConfig):
             raise ValueError(f"--target-splits has {len(self.target_splits)} splits: give three, as train dev test.")
 
 
-SMALL = dict(
-    name="text-transfer-smoke",
-    source="sentences",
-    target="sentences",
-    teacher="tiny",
-    layers=(0,),
-    max_length=32,
-    buckets=1,
-    epochs=1,
-    ways=("lwf-relations",),
-    seeds=1,
-)
+SMALL = dict(SMALL_TASKS, name="text-transfer-smoke", target="sentences", ways=("lwf-relations",))
 
 
 def row(way, new, **old):
@@ -99,11 +77,7 @@ def procedure(config, run, logger, plan) -> None:
     found = {"floor": {task: floor(splits) for task, splits in tasks.texts.items()}}
     rows = [row("(tf-idf + logistic regression)", found["floor"]["new"], after=found["floor"]["old"])]
     published = tasks.encoder.variables
-    start = learning.begin(published, "^heads/", OLD.frozen, [0])
-    variables, found["old"] = learning.fit(
-        "old", OLD, "old", start=start, seeds=[0], epochs=config.old_epochs, measured=["old"]
-    )
-    trained = models.thaw(jax.tree.map(lambda leaf: leaf[0], variables))
+    trained, found["old"] = learning.learn_old(published, config.old_epochs)
     starts = {"published": (published, "^heads/"), "old": (trained, "^heads/new/")}
 
     # 2. The new task, in each way.

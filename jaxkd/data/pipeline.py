@@ -331,14 +331,9 @@ class _Shuffled(Batches):
             # RandomState's permutation is frozen for good. Grain's own shuffle takes 80 us of Python an index, this
             # 0.1 us.
             random = np.random.RandomState(np.random.Philox(key=[seed, epoch]))
-            return (
-                buckets.shuffled(source, batch_size, random)
-                if source.buckets
-                else (
-                    random.permutation(source.size),
-                    None,
-                )
-            )
+            if source.buckets:
+                return buckets.shuffled(source, batch_size, random)
+            return random.permutation(source.size), None
 
         self._order = order
 

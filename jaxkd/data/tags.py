@@ -16,7 +16,8 @@ Scheme: TypeAlias = Literal["BIO", "BILOU"]
 
 _LETTERS = {"BIO": "BI", "BILOU": "BILU"}
 _BEGINS, _ENDS, _ALL = "BUS", "LUES", "BILUES"  # E and S are the letters of BIOES for L and U
-_WORD = re.compile(r"\w+|[^\w\s]")
+WORD = re.compile(r"\w+|[^\w\s]")
+"""A word: a run of letters, digits and underscores, or a single other character that is no space."""
 
 
 class Entity(NamedTuple):
@@ -118,7 +119,7 @@ def split_words(text: str) -> np.ndarray:
     Returns:
       First character of each word and the one after its last, int32 [W, 2].
     """
-    return np.array([match.span() for match in _WORD.finditer(text)], np.int32).reshape(-1, 2)
+    return np.array([match.span() for match in WORD.finditer(text)], np.int32).reshape(-1, 2)
 
 
 def tag_words(words: np.ndarray, entities: Iterable[Entity | Sequence], scheme: Scheme = "BIO") -> list[str]:

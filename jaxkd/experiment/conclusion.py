@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from jaxkd import reports
+from jaxkd.files import write_atomically
 from jaxkd.parallel import processes
 from jaxkd.runs.directory import Run
 from jaxkd.runs.logger import read_metrics
@@ -22,6 +23,7 @@ def conclude(
     caption: str | None = None,
     curves: Sequence[str] = (),
     reliability: Mapping[str, Mapping[str, Any]] | None = None,
+    markdown: bool = False,
     **summary: Any,
 ) -> None:
     """Prints an experiment's table, draws its figures and finishes the run; on process 0 alone.
@@ -35,6 +37,7 @@ def conclude(
       caption: Below the table.
       curves: Validation metrics that `curves.png` shows over the steps; no figure if empty.
       reliability: Network -> bins of its calibration error, for `reliability.png`; no figure if None.
+      markdown: Whether the table is also written as `table.md`.
       **summary: Further entries of `summary.json`, besides "table", "validation" (last and best accuracies) and, where
         there are some, "lost" (students of each phase that diverged).
 
@@ -46,6 +49,8 @@ def conclude(
     logged = [line for line in read_metrics(run.path) if line["split"] == "validation"]
     validation = reports.last_and_best(logged, lost=run.lost)
     rows = rows(validation) if callable(rows) else rows
+    if markdown:
+        write_atomically(run.path / "table.md", reports.markdown(rows, columns))
     reports.show(reports.table(rows, columns, title=title, caption=caption))
     if curves:
         reports.plot_curves(logged, run.path / "curves.png", y=list(curves), labels={"nll": "NLL (nats)"})

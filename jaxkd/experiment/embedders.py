@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jaxkd import data, models, reports
 from jaxkd.data import Source, Texts, Tokenizer
 from jaxkd.data.readers.arrow import read_parquet
+from jaxkd.data.tags import WORD
 from jaxkd.data.tokenizer import TooLong
-from jaxkd.deploy.latency import Latency, latency, parameter_bytes
-from jaxkd.experiment.retrieval import WORD, Embed, Found, Similarities, Task, by_cosine, search
+from jaxkd.deploy.latency import Latency, answering, parameter_bytes, timed
+from jaxkd.experiment.retrieval import Embed, Found, Similarities, Task, by_cosine, search
+from jaxkd.pytorch.huggingface.find import package_folders
 from jaxkd.types import Model, Variables
 
 BATCH = 256
@@ -52,8 +51,7 @@ class Embedder:
             "too_long": too_long,
             "buckets": (*lengths, max_length),
         }
-        self._tokenizer, self._model, self._variables = tokenizer, model, jax.device_put(variables)
-        self._answer = jax.jit(lambda variables, batch: model.apply(variables, batch, None, False)[0].logits)
+        self._tokenizer, self._answer = tokenizer, answering(model, variables)
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings [N, D] of texts [N], in their order."""
@@ -75,8 +73,7 @@ class Embedder:
         """
         found, ids = [], []
         for batch in data.eval_batches(source, min(BATCH, source.size)):
-            answers = self._answer(self._variables, {field: batch[field] for field in INPUTS})
-            found.append(np.asarray(answers)[batch["mask"]])
+            found.append(self._answer({field: batch[field] for field in INPUTS})[batch["mask"]])
             ids.append(batch["id"][batch["mask"]])
         return np.concatenate(found)[np.argsort(np.concatenate(ids))]
 
@@ -90,7 +87,7 @@ class Embedder:
           Median and 99th percentile, in seconds.
         """
         batches = data.eval_batches(self.source(texts), 1)
-        return latency(self._model, self._variables, *({field: one[field] for field in INPUTS} for one in batches))
+        return timed(self._answer, [{field: one[field] for field in INPUTS} for one in batches])
 
 
 def single_tokens(tokenizer: Tokenizer) -> tuple[Source, list[int]]:
@@ -141,10 +138,10 @@ def word_vectors(package: str) -> WordVectors:
       ValueError: If the package does not hold these files.
       ImportError: If it is not installed, or pyarrow is not.
     """
-    found = importlib.util.find_spec(package) if package.isidentifier() else None
-    if found is None or not found.submodule_search_locations:
+    folders = package_folders(package) if package.isidentifier() else None
+    if not folders:
         raise ImportError(f"the package {package} is not installed: pip install {package.replace('_', '-')}.")
-    folder = Path(found.submodule_search_locations[0])
+    folder = folders[0]
     arrays, tables = (sorted(folder.rglob(f"*.{kind}")) for kind in ("npy", "parquet"))
     if len(arrays) != 1 or len(tables) != 1:
         raise ValueError(f"{folder} has {len(arrays)} .npy and {len(tables)} .parquet files: give a package with one.")

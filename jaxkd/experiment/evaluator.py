@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -16,6 +16,9 @@ from jaxkd.types import Batch, Metric, Model, TrainState, Variables
 
 PER_DEVICE = 256
 """Examples of a batch that each device evaluates."""
+
+Predict: TypeAlias = Callable[[data.Source], tuple[Any, Any]]
+"""Source -> ids and logits of its rows."""
 
 
 class Evaluator:
@@ -88,19 +91,18 @@ def predict(context: Context, model: Model, variables: Variables, source: data.S
       ids int32 [N] and logits [N, ..., K], NumPy arrays in the source's order; those of tokens, [N, L, K], are 0 beyond
       the length that a row was padded to.
     """
-    return predictor(context, model, variables)(source)
+    return predictor(context, model)(variables)(source)
 
 
-def predictor(context: Context, model: Model, variables: Variables) -> Callable[[data.Source], tuple[Any, Any]]:
-    """Makes `predict` of several sources, whose programs are compiled once.
+def predictor(context: Context, model: Model) -> Callable[[Variables], Predict]:
+    """Makes `predict` of several variables and sources, whose programs are compiled once.
 
     Args:
       context: The context of the experiment's trainings.
       model: The model.
-      variables: Its variables.
 
     Returns:
-      Source -> ids and logits, as `predict` gives them.
+      Variables -> a function from a source to ids and logits, as `predict` gives them.
     """
 
     def logits(state: Any, variables: Variables, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -108,18 +110,23 @@ def predictor(context: Context, model: Model, variables: Variables) -> Callable[
         return outputs.logits, batch["id"], batch["mask"]
 
     plan = parallel.with_jit(context.plan.mesh)
-    step, placed = plan.compile(logits, donate_state=False), plan.put(variables)
+    step = plan.compile(logits, donate_state=False)
 
-    def of(source: data.Source) -> tuple[Any, Any]:
-        rows = [
-            jax.device_get(step(None, placed, batch))
-            for batch in data.prefetch(data.eval_batches(source, PER_DEVICE * plan.mesh.size), plan.place)
-        ]
-        ids = np.concatenate([ids[mask] for _, ids, mask in rows])
-        order = np.argsort(ids)  # length buckets come one after the other
-        return ids[order], _joined([values[mask] for values, _, mask in rows])[order]
+    def with_variables(variables: Variables) -> Predict:
+        placed = plan.put(variables)
 
-    return of
+        def of(source: data.Source) -> tuple[Any, Any]:
+            rows = [
+                jax.device_get(step(None, placed, batch))
+                for batch in data.prefetch(data.eval_batches(source, PER_DEVICE * plan.mesh.size), plan.place)
+            ]
+            ids = np.concatenate([ids[mask] for _, ids, mask in rows])
+            order = np.argsort(ids)  # length buckets come one after the other
+            return ids[order], _joined([values[mask] for values, _, mask in rows])[order]
+
+        return of
+
+    return with_variables
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:

@@ -196,7 +196,7 @@ def centroid(training: Sequence[Document]) -> Callable[[Document], np.ndarray]:
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    weights = TfidfVectorizer(token_pattern=r"\w+").fit([s for one in training for s in one.sentences])
+    weights = TfidfVectorizer(token_pattern=_WORD.pattern).fit([s for one in training for s in one.sentences])
 
     def scores(document: Document) -> np.ndarray:
         rows = weights.transform(document.sentences)  # of length one, or zero

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from jaxkd.data import Texts
+from jaxkd.data.tags import WORD
 
 Embed: TypeAlias = Callable[[Sequence[str]], np.ndarray]
 """Texts [N] -> vectors float32 [N, D]."""
 
 Similarities: TypeAlias = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 """(queries [Q], candidates [C]) -> similarities [Q, C]."""
-
-WORD = re.compile(r"\w+|[^\w\s]")
-"""A word, or a sign."""
 
 
 class Task(NamedTuple):

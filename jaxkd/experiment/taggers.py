@@ -13,10 +13,11 @@ import optax
 
 from jaxkd import data, metrics, models, reports
 from jaxkd.data.tags import OUTSIDE, read_tags
-from jaxkd.deploy.latency import Latency, parameter_bytes, timed
+from jaxkd.deploy.latency import Latency, answering, parameter_bytes, timed
 from jaxkd.experiment.context import Context
 from jaxkd.experiment.entities import Tagged, TaggedSplits, tag_source
 from jaxkd.experiment.evaluator import predict
+from jaxkd.experiment.text_students import adamw, warmed_up
 from jaxkd.experiment.texts import TextConfig
 from jaxkd.train import optimizers
 from jaxkd.types import Metric, Model, Outputs, Variables
@@ -156,13 +157,8 @@ def fine_tuning(rate: float, steps: int) -> optax.GradientTransformation:
     Returns:
       An optax transformation.
     """
-
-    def adamw(highest: float) -> optax.GradientTransformation:
-        schedule = optax.warmup_cosine_decay_schedule(0.0, highest, max(1, steps // 10), max(2, steps))
-        decayed = optax.adamw(schedule, weight_decay=0.01, mask=optimizers.kernels_only)
-        return optax.chain(optax.clip_by_global_norm(1.0), decayed)
-
-    return optimizers.by_path({"^student/encoder/": adamw(rate)}, adamw(10 * rate))
+    encoder, others = (adamw(warmed_up(highest, steps)) for highest in (rate, 10 * rate))
+    return optimizers.by_path({"^student/encoder/": encoder}, others)
 
 
 def result(name: str, found: Mapping[str, Any], names: Sequence[str], lost: Sequence[int] = ()) -> dict[str, Any]:
@@ -202,14 +198,13 @@ def costs(
     Returns:
       Column -> value.
     """
-    answer = jax.jit(lambda variables, batch: model.apply(variables, batch, None, False)[0].logits)
-    placed = jax.device_put(variables)
+    answer = answering(model, variables)
 
     def call(text: str) -> None:
         ids = tokenizer([text], max_length=max_length, details=False).tokens[0]
         tokens = np.full((1, -(-len(ids) // 16) * 16), tokenizer.pad, np.int32)
         tokens[0, : len(ids)] = ids
-        np.asarray(answer(placed, {"tokens": tokens, "token_mask": np.arange(tokens.shape[1])[None] < len(ids)}))
+        answer({"tokens": tokens, "token_mask": np.arange(tokens.shape[1])[None] < len(ids)})
 
     size = {"parameters": models.count_parameters(variables), "bytes": parameter_bytes(variables)}
     return {**size, **times(timed(call, texts))}

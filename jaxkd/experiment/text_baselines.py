@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxkd.data.checks import is_whole
+from jaxkd.data.tags import WORD
 
 STRENGTHS = (1.0, 10.0, 100.0)
 """Inverse strengths C of the regularisation that are tried."""
@@ -60,7 +61,7 @@ def tf_idf(
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     # Single letters and signs are words too: "i", "a", "!" and "?" tell feelings.
-    weights = TfidfVectorizer(ngram_range=ngrams, sublinear_tf=True, token_pattern=r"\w+|[^\w\s]")
+    weights = TfidfVectorizer(ngram_range=ngrams, sublinear_tf=True, token_pattern=WORD.pattern)
     try:
         features = weights.fit_transform(texts)
     except ValueError as error:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,12 @@ import optax
 from jaxkd import data, losses, metrics, models, objectives, reports
 from jaxkd.data.splits import say
 from jaxkd.experiment.context import Context
+from jaxkd.experiment.domains import COUNT, POSITIVE, WHOLE
 from jaxkd.experiment.evaluator import Evaluator
+from jaxkd.experiment.flags import NETWORKS, TRAINING, flag
 from jaxkd.experiment.images import first_rows
 from jaxkd.experiment.text_baselines import tf_idf
+from jaxkd.experiment.text_students import warmed_up
 from jaxkd.experiment.texts import Splits, TextConfig, open_teacher, open_texts_of, tokenised
 from jaxkd.experiment.trainer import train_phase, variables_of
 from jaxkd.pytorch import huggingface
@@ -28,6 +32,32 @@ EMBEDDINGS = r"^encoder/(token|position|segment)/"
 
 MEASURES: Mapping[str, Metric] = {"accuracy": metrics.accuracy, "matthews": metrics.matthews}
 """Metrics of both tasks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TasksConfig(TextConfig):
+    """Base configuration of an experiment in which an encoder learns the task of --source and then another one."""
+
+    layers: tuple[int, ...] = flag((0, 1, 2), "layers of the encoder to keep", NETWORKS, WHOLE)
+    max_length: int = 64
+    batch_size: int = 32
+    form: Literal["vmap", "map", "unroll", "fastest"] = "map"
+    old_epochs: int = flag(1, "passes over the texts of --source, before the new task begins", TRAINING, COUNT)
+    epochs: int = flag(2, "passes over the texts of the new task", TRAINING, COUNT)
+    learning_rate: float = flag(1e-4, "largest rate of Adam; last layers have ten times it", TRAINING, POSITIVE)
+    seeds: int = flag(3, "students of each way, trained together", TRAINING, COUNT)
+
+
+SMALL_TASKS: Mapping[str, Any] = {
+    "source": "sentences",
+    "teacher": "tiny",
+    "layers": (0,),
+    "max_length": 32,
+    "buckets": 1,
+    "epochs": 1,
+    "seeds": 1,
+}
+"""The values of a smoke run that both experiments with two tasks share."""
 
 
 class Way(NamedTuple):
@@ -212,6 +242,23 @@ class Learning:
         stack = stack if frozen is None else [models.freeze(one, frozen) for one in stack]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *stack)
 
+    def learn_old(
+        self, published: Variables, epochs: int, name: str = "old"
+    ) -> tuple[Variables, dict[str, dict[str, Any]]]:
+        """Trains the encoder on the old task, once.
+
+        Args:
+          published: Variables of the encoder.
+          epochs: Passes over the texts.
+          name: Name of the phase.
+
+        Returns:
+          Variables of the network, none of them frozen, and the metrics as `fit` gives them.
+        """
+        start = self.begin(published, "^heads/", OLD.frozen, [0])
+        stack, found = self.fit(name, OLD, "old", start=start, seeds=[0], epochs=epochs, measured=["old"])
+        return models.thaw(students.pick_student(stack, 0)), found
+
     def fit(
         self,
         name: str,
@@ -285,7 +332,7 @@ def adam(rate: float, steps: int, *, alike: bool = False) -> optax.GradientTrans
     """
 
     def make(rate: float) -> optax.GradientTransformation:
-        return optax.adam(optax.warmup_cosine_decay_schedule(0.0, rate, max(1, steps // 10), steps))
+        return optax.adam(warmed_up(rate, steps))
 
     return make(10 * rate) if alike else optimizers.by_path({"heads/|term/": make(10 * rate)}, make(rate))
 

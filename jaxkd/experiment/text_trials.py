@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import optax
 
@@ -13,17 +12,15 @@ from jaxkd import data, deploy, metrics, models, reports
 from jaxkd.data.splits import say
 from jaxkd.data.texts import Texts
 from jaxkd.experiment.context import Context
-from jaxkd.experiment.evaluator import Evaluator, predictor
+from jaxkd.experiment.evaluator import Evaluator, Predict, predictor
 from jaxkd.experiment.kept import kept
 from jaxkd.experiment.text_baselines import logistic_regression, tf_idf
 from jaxkd.experiment.text_costs import MEASURES, compared, costs, network_costs, row, typical_examples
 from jaxkd.experiment.texts import Splits
-from jaxkd.experiment.trainer import train_phase, variables_of
+from jaxkd.experiment.trainer import variables_of
+from jaxkd.experiment.trials import train_seeds
 from jaxkd.train import students
 from jaxkd.types import Model, Term, TrainState, Variables
-
-Predict: TypeAlias = Callable[[data.Source], tuple[Any, Any]]
-"""Source -> ids and logits of its rows."""
 
 
 class Trials(NamedTuple):
@@ -63,7 +60,7 @@ class Trials(NamedTuple):
           make_optimizer: Number of updates -> the optax transformation.
           epochs: Number of updates, in passes over the labelled texts, so that all networks have as many.
           seeds: Number of students; None for a single network.
-          **options: Further ones of `train_phase`.
+          **options: Further ones of `train_seeds`.
 
         Returns:
           The state after the last step, and the evaluator.
@@ -73,17 +70,15 @@ class Trials(NamedTuple):
         measures = {"accuracy": metrics.accuracy} if seeds is None else MEASURES
         teacher = None if seeds is None else models.cached()
         evaluator = Evaluator(self.context, model, measures, stacked=seeds is not None, teacher=teacher)
-        objective = term, make_optimizer(steps)
-        state = train_phase(
+        state = train_seeds(
             self.context,
             name,
             source,
-            student=model,
-            objective=objective if seeds is None else lambda: objective,
-            points=None if seeds is None else students.grid(seed=range(seeds)),
-            steps=steps,
-            every=steps,
-            key=jax.random.key(self.context.seed),
+            model,
+            term,
+            make_optimizer(steps),
+            steps,
+            seeds=seeds,
             validation=(evaluator, self.sources["validation"]),
             **options,
         )
@@ -130,7 +125,7 @@ class Trials(NamedTuple):
         Returns:
           Name -> `logits` on the test split and the entries of `costs`.
         """
-        predict = predictor(self.context, encoder, variables)
+        predict = predictor(self.context, encoder)(variables)
         vectors = [self.outputs(f"vectors-{name}", predict, source) for name, source in self.sources.items()]
         run, test = self.context.run, self.sources["test"]
         return {
@@ -154,7 +149,7 @@ class Trials(NamedTuple):
         Returns:
           The teacher's `predictor`.
         """
-        predict = predictor(self.context, model, variables)
+        predict = predictor(self.context, model)(variables)
         for name, source in self.sources.items():
             logits = self.outputs(f"answers-{name}", predict, source)
             self.sources[name] = data.with_fields(source, teacher_logits=logits)

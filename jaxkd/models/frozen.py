@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
 import jax
+from flax import traverse_util
 
 from jaxkd.types import Batch, Model, Outputs, PyTree, Variables, as_variables, leaf_name
 
@@ -68,7 +68,11 @@ def freeze(variables: Variables, pattern: str) -> Variables:
             f"the pattern {pattern!r} freezes {which}: give one that is found in some of the paths, which are "
             f"{', '.join(paths[:10])}{', ...' if len(paths) > 10 else ''}."
         )
-    params, kept = (_part(variables.params, chosen, inside, "") for inside in (False, True))
+    flat = traverse_util.flatten_dict(variables.params, sep="/")
+    params, kept = (
+        traverse_util.unflatten_dict({path: x for path, x in flat.items() if (path in chosen) == inside}, sep="/")
+        for inside in (False, True)
+    )
     return Variables(params, {**variables.state, FROZEN: kept})
 
 
@@ -85,25 +89,5 @@ def thaw(variables: Variables) -> Variables:
     if FROZEN not in variables.state:
         return variables
     rest = {name: x for name, x in variables.state.items() if name != FROZEN}
-    return Variables(_merged(variables.params, variables.state[FROZEN]), rest)
-
-
-def _part(tree: Mapping[str, PyTree], chosen: set[str], inside: bool, above: str) -> dict[str, PyTree]:
-    """The leaves whose path is among the chosen ones, or the others, without empty nests."""
-    part: dict[str, PyTree] = {}
-    for name, x in tree.items():
-        path = above + name
-        if not isinstance(x, Mapping):
-            if (path in chosen) == inside:
-                part[name] = x
-        elif below := _part(x, chosen, inside, path + "/"):
-            part[name] = below
-    return part
-
-
-def _merged(one: PyTree, other: PyTree) -> PyTree:
-    """Two nests of different leaves as one."""
-    if not isinstance(one, Mapping):
-        return one
-    both = {**one, **other}
-    return {name: _merged(one[name], other[name]) if name in one and name in other else both[name] for name in both}
+    flat = {**traverse_util.flatten_dict(variables.params), **traverse_util.flatten_dict(variables.state[FROZEN])}
+    return Variables(traverse_util.unflatten_dict(flat), rest)

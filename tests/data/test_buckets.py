@@ -38,8 +38,11 @@ def test_a_source_of_tokens():
         assert (batch["tokens"][row][len(tokens) :] == TOKENIZER.pad).all()
     assert batch["label"].tolist() == [2, 2]
     assert {k: (v.dtype.name, v.ndim) for k, v in batch.items()} == {
-        "tokens": ("int32", 2), "token_mask": ("bool", 2), "label": ("int32", 1), "id": ("int32", 1)
-    }  # fmt: skip
+        "tokens": ("int32", 2),
+        "token_mask": ("bool", 2),
+        "label": ("int32", 1),
+        "id": ("int32", 1),
+    }
     pairs = data.tokenise(data.open_texts({"premise": ["a"], "hypothesis": ["b"]}), TOKENIZER, max_length=48)
     assert pairs.read(np.array([0]))["segments"].sum() > 1
 

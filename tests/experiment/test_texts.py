@@ -66,8 +66,8 @@ def test_classes_are_those_of_the_training_split(config):
         open_texts_of(config({**contents, "test": "d\tv\n"}))
     numbers = open_texts_of(config({"train": "1.5\tx\n2\ty\n", "dev": "2\tu\n", "test": "3\tv\n"}))
     assert [one.labels.tolist() for one in numbers] == [[1.5, 2], [2], [3]]
-    coarse = open_texts_of(config({"train": "A:x\ta\nB:y\tb\n", "dev": "A:z\tu\n", "test": "B:z\tv\n"}),
-                           relabel=lambda label: label.partition(":")[0])  # fmt: skip
+    fine = config({"train": "A:x\ta\nB:y\tb\n", "dev": "A:z\tu\n", "test": "B:z\tv\n"})
+    coarse = open_texts_of(fine, relabel=lambda label: label.partition(":")[0])
     assert coarse.test.class_names == ("A", "B")
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxkd import numerics
 from jaxkd.models.adapters import read_inputs
+from jaxkd.models.text.embedding import only_real
 from jaxkd.types import Batch, Model, Outputs, PyTree, Variables
 
 
@@ -36,9 +37,8 @@ def mean_of_tokens(x: jax.Array, mask: jax.Array) -> jax.Array:
       [B, D], of x's dtype; computed in at least float32.
     """
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    real = mask.astype(bool)[:, :, None]
-    total = jnp.sum(jnp.where(real, x, 0), axis=1, dtype=dtype)
-    return (total / jnp.maximum(jnp.sum(real, axis=1, dtype=dtype), 1)).astype(x.dtype)
+    total, count = jnp.sum(only_real(x, mask), axis=1, dtype=dtype), jnp.sum(mask.astype(bool), axis=1, dtype=dtype)
+    return (total / jnp.maximum(count, 1)[:, None]).astype(x.dtype)
 
 
 def each_token(x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -63,8 +63,7 @@ def unit_length(x: jax.Array) -> jax.Array:
     Returns:
       [..., D], of x's dtype; computed in at least float32.
     """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return (wide / jnp.maximum(numerics.safe_norm(wide, axis=-1, keepdims=True), 1e-12)).astype(x.dtype)
+    return numerics.unit(x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype)
 
 
 def sentence_embeddings(

