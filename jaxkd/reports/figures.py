@@ -5,21 +5,16 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxkd.files import explain_write_errors
-from jaxkd.parallel import processes
+from jaxkd.reports import canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-# Okabe and Ito's palette for colour-blind readers, without its yellow, which is too pale on white.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", ":", "-.")
 
 
@@ -50,7 +45,7 @@ def plot_curves(
       OSError: If the image cannot be written.
     """
     rows, names = list(metrics), [y] if isinstance(y, str) else list(y)
-    figure, panels = _figure(len(names), (6.4, 4.2), title)
+    figure, panels = canvas.panels(len(names), (6.4, 4.2), title)
     phases = list(dict.fromkeys(row.get("phase", "") for row in rows))
     splits = list(dict.fromkeys(row["split"] for row in rows))
     for axes, name in zip(panels, names, strict=True):
@@ -61,11 +56,11 @@ def plot_curves(
         for phase, split in itertools.product(phases, splits):
             line = [row for row in chosen if (row.get("phase", ""), row["split"]) == (phase, split)]
             if line:
-                colour = _COLOURS[phases.index(phase) % len(_COLOURS)]
+                colour = canvas.colour(phases.index(phase))
                 dash = _DASHES[splits.index(split) % len(_DASHES)]
                 _draw_line(axes, line, name, ", ".join(filter(None, [phase, split])), colour, dash)
-        _dress(axes, x_label, (labels or {}).get(name, name))
-    _save(figure, path)
+        canvas.dress(axes, x_label, (labels or {}).get(name, name))
+    canvas.save(figure, path)
 
 
 def plot_reliability(
@@ -90,7 +85,7 @@ def plot_reliability(
     """
     if not bins:
         raise ValueError("there is no model to draw the reliability of: give at least one.")
-    figure, (above,) = _figure(1, (5.6, 6.4), title)
+    figure, (above,) = canvas.panels(1, (5.6, 6.4), title)
     below = above.inset_axes((0, -0.33, 1, 0.25), sharex=above)
     above.plot([0, 1], [0, 1], color="0.45", linewidth=1, linestyle="--", label="perfectly calibrated")
     for index, (name, arrays) in enumerate(bins.items()):
@@ -106,29 +101,19 @@ def plot_reliability(
         fraction = count[full] / count.sum() if full.any() else count[full]
         gap = np.abs(accuracy[full] - confidence[full])
         style: dict[str, Any] = {
-            "color": _COLOURS[index % len(_COLOURS)],
+            "color": canvas.colour(index),
             "linewidth": 1.8,
             "marker": "osD^vPX"[index % 7],
         }
         label = f"{name} (ECE {100 * float(fraction @ gap):.1f} %)"
         above.plot(confidence[full], accuracy[full], label=label, markersize=5, **style)
         below.plot(confidence[full], 100 * fraction, markersize=4, **style)
-    _dress(above, "", "accuracy (fraction right)")
+    canvas.dress(above, "", "accuracy (fraction right)")
     above.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     above.tick_params(labelbottom=False)
-    _dress(below, "confidence (largest probability)", "examples (%)", legend=False)
+    canvas.dress(below, "confidence (largest probability)", "examples (%)", legend=False)
     below.set(ylim=(0, None))
-    _save(figure, path)
-
-
-def _figure(panels: int, size: tuple[float, float], title: str) -> tuple[Figure, list[Axes]]:
-    """Figure with panels in a row, made without pyplot and its global state."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(size[0] * panels, size[1]), layout="constrained")
-    if title:
-        figure.suptitle(title, fontsize=13)
-    return figure, list(np.ravel(figure.subplots(1, panels, squeeze=False)))
+    canvas.save(figure, path)
 
 
 def _draw_line(axes: Axes, rows: Sequence[Mapping[str, Any]], name: str, label: str, colour: str, dash: str) -> None:
@@ -142,23 +127,3 @@ def _draw_line(axes: Axes, rows: Sequence[Mapping[str, Any]], name: str, label: 
     if max(v.size for v in values) > 1:
         std = np.array([v.std(ddof=1) if v.size > 1 else 0.0 for v in values])
         axes.fill_between(steps, mean - std, mean + std, color=colour, alpha=0.18, linewidth=0)
-
-
-def _dress(axes: Axes, x_label: str, y_label: str, *, legend: bool = True) -> None:
-    """Adds labels, a grid, a legend and a light frame."""
-    axes.set_xlabel(x_label, fontsize=11)
-    axes.set_ylabel(y_label, fontsize=11)
-    axes.grid(color="0.88", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    if legend:
-        axes.legend(fontsize=9, framealpha=0.9)
-
-
-def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes the image and makes its folder, on process 0 alone."""
-    if not processes.is_first():
-        return
-    with explain_write_errors(path):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)

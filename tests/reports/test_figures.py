@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 
 from jaxkd import reports
-from jaxkd.reports import figures as drawing
+from jaxkd.reports import canvas
 
 
 @pytest.fixture
 def figures(monkeypatch):
     """The figures that were saved."""
-    saved, real = [], drawing._save
+    saved, real = [], canvas.save
 
     def save(figure, path):
         saved.append(figure)
         real(figure, path)
 
-    monkeypatch.setattr(drawing, "_save", save)
+    monkeypatch.setattr(canvas, "save", save)
     return saved
 
 
