@@ -45,7 +45,7 @@ def compose(*augmentations: Augmentation) -> Augmentation:
 
 
 def augment_batch(
-    augmentation: Augmentation, *, seed: ArrayLike, mix: Mix | None = None
+    augmentation: Augmentation, *, seed: ArrayLike, mix: Mix | None = None, field: str = "image"
 ) -> Callable[[Batch], dict[str, Any]]:
     """Augmentation of whole batches, in which an example's randomness depends on (seed, id, view) alone.
 
@@ -58,16 +58,18 @@ def augment_batch(
       augmentation: Augmentation of each example.
       seed: An integer, which may be traced, or a PRNG key.
       mix: `mixup(...)` or `cutmix(...)`, applied after `augmentation`.
+      field: Field that the augmentation changes, such as `audio`.
 
     Returns:
-      Batch -> batch; `image` [B, H, W, C], and integers `id` [B] and `view` [B] must be there.
+      Batch -> batch; `image` [B, H, W, C], or another field [B, ...], and integers `id` [B] and `view` [B] must be
+      there.
 
     Raises:
       ValueError: By the returned function, if a field is missing or has another rank or dtype.
     """
 
     def apply(batch: Batch) -> dict[str, Any]:
-        _check_batch(batch)
+        _check_batch(batch, field)
         root = _root(seed)
         keys = jax.vmap(lambda i, v: jax.random.fold_in(jax.random.fold_in(root, i), v))(batch["id"], batch["view"])
         augmented = jax.vmap(augmentation)(keys, dict(batch))
@@ -114,18 +116,19 @@ def image_of(example: Example, *, floating: bool = False) -> jax.Array:
     return image
 
 
-def _check_batch(batch: Batch) -> None:
-    for field in ("image", "id", "view"):
+def _check_batch(batch: Batch, changed: str) -> None:
+    for field in (changed, "id", "view"):
         if field not in batch:
             raise ValueError(f"batch has no field {field!r}, only {sorted(batch)}: augmentation needs it, add it.")
-    image = np.shape(batch["image"])
-    if len(image) != 4:
-        raise ValueError(f"batch image has shape {image}, expected [B, H, W, C]: add the missing axis.")
+    shape = np.shape(batch[changed])
+    if changed == "image" and len(shape) != 4:
+        raise ValueError(f"batch image has shape {shape}, expected [B, H, W, C]: add the missing axis.")
     for field in ("id", "view"):
         value = batch[field]
-        if np.shape(value) != image[:1] or not jnp.issubdtype(value.dtype, jnp.integer):
+        if np.shape(value) != shape[:1] or not jnp.issubdtype(value.dtype, jnp.integer):
             have = f"shape {np.shape(value)} and dtype {value.dtype}"
-            raise ValueError(f"batch {field} has {have}: expected one integer for each of the {image[0]} images.")
+            what = "images" if changed == "image" else "examples"
+            raise ValueError(f"batch {field} has {have}: expected one integer for each of the {shape[0]} {what}.")
 
 
 def box(key: jax.Array, shape: tuple[int, ...], height: ArrayLike, width: ArrayLike) -> jax.Array:

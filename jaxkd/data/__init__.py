@@ -1,8 +1,8 @@
-"""Data: sources of examples from arrays, folders, texts, TFDS or scikit-learn's digits, and pipelines that batch them.
+"""Data: sources of examples from arrays, folders, texts, sounds, TFDS or scikit-learn's digits, batched by pipelines.
 
-`open_source` opens any of them but texts, which `open_texts` reads and `tokenise` makes a source of; `train_batches`,
-`eval_batches` and `prefetch` read it. Grain, TFDS, ArrayRecord, tokenizers and pyarrow are imported only by the first
-call that needs them.
+`open_source` opens any of them but texts, which `open_texts` reads and `tokenise` makes a source of, and sounds, which
+`open_sounds` reads and `to_source` makes a source of; `train_batches`, `eval_batches` and `prefetch` read it. Grain,
+TFDS, ArrayRecord, tokenizers, pyarrow and soundfile are imported only by the first call that needs them.
 """
 
 from jaxkd.data.alignment import NO_LABEL, Carried, Pool, carry_tokens, label_tokens, pool_tokens, shared_characters
@@ -20,6 +20,7 @@ from jaxkd.data.pipeline import (
 )
 from jaxkd.data.pseudo import pseudo_labels
 from jaxkd.data.readers.digits import prepare_digits
+from jaxkd.data.sounds import Sounds, open_sounds, split_by_speaker, to_source
 from jaxkd.data.source import Source, in_memory, labels_of, statistics, table, with_fields
 from jaxkd.data.subsets import few_labels, of_classes
 from jaxkd.data.suitability import check_disjoint, check_task, check_unit_pixels
@@ -41,6 +42,7 @@ __all__ = [
     "HostBatch",
     "Pool",
     "Scheme",
+    "Sounds",
     "Source",
     "Spec",
     "Texts",
@@ -65,6 +67,7 @@ __all__ = [
     "label_tokens",
     "labels_of",
     "of_classes",
+    "open_sounds",
     "open_source",
     "open_texts",
     "open_tokenizer",
@@ -74,12 +77,14 @@ __all__ = [
     "prepare_digits",
     "pseudo_labels",
     "shared_characters",
+    "split_by_speaker",
     "split_words",
     "statistics",
     "steps_per_epoch",
     "table",
     "tag_names",
     "tag_words",
+    "to_source",
     "tokenise",
     "train_batches",
     "train_tokenizer",
