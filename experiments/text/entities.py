@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import optax
 
-from jaxkd import data, losses, metrics, models, objectives
+from jaxkd import data, losses, models, objectives
 from jaxkd.deploy.latency import timed
 from jaxkd.experiment import (
     DATA,
@@ -40,7 +40,6 @@ from jaxkd.pytorch import huggingface
 from jaxkd.train import students
 
 LABEL = objectives.from_labels(losses.cross_entropy, ignore=data.NO_LABEL)
-MEASURED = dict(measured=metrics.ignoring({"accuracy": metrics.accuracy}, data.NO_LABEL), best=None)
 KINDS = ("alone", "taught", "all-labels")
 
 
@@ -97,7 +96,7 @@ def train_teacher(trials, few):
     options |= dict(
         validation=(evaluator, checks), steps=steps, every=max(1, steps // 2), key=jax.random.key(config.seed)
     )
-    state = train_phase(context, "teacher", source, student=published.model, **options, **MEASURED)
+    state = train_phase(context, "teacher", source, student=published.model, **options)
     costs = trials.costs(published.model, variables_of(state), tokenizer)
     trials.add("teacher", evaluator(state, tests), **costs)
     return published.model, variables_of(state), tokens_of
@@ -127,7 +126,7 @@ def train_students(trials, few, union, known, teacher, teacher_variables, tokens
         for kind in config.kinds:
             source, term = kinds[kind]
             parts = term, optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.updates))
-            options = dict(objective=lambda parts=parts: parts, points=points, key=key, **MEASURED)
+            options = dict(objective=lambda parts=parts: parts, points=points, key=key)
             options |= dict(validation=(evaluator, checks), steps=config.updates, every=config.updates)
             options |= dict(teacher=models.cached()) if kind == "taught" else {}
             state = train_phase(context, f"{name}-{kind}", source, student=model, **options)

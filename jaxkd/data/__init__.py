@@ -6,6 +6,7 @@ TFDS, ArrayRecord, tokenizers, pyarrow and soundfile are imported only by the fi
 """
 
 from jaxkd.data.alignment import NO_LABEL, Carried, Pool, carry_tokens, label_tokens, pool_tokens, shared_characters
+from jaxkd.data.labels import Task
 from jaxkd.data.open import Spec, open_source
 from jaxkd.data.phrases import add_texts, draw_texts, phrases
 from jaxkd.data.pipeline import (
@@ -45,6 +46,7 @@ __all__ = [
     "Sounds",
     "Source",
     "Spec",
+    "Task",
     "Texts",
     "Tokenizer",
     "Transform",

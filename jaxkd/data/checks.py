@@ -173,7 +173,9 @@ def check_labels(name: str, labels: np.ndarray, ids: np.ndarray, num_classes: in
     if wrong.size:
         advice = "correct the labels, choose a split that has them, or give another num_classes"
         if labels[wrong[0]] < 0:
-            advice = "correct the labels, or leave out rows that have none"
+            advice = (
+                f"correct the labels, leave out rows that have none, or give ignore={labels[wrong[0]]} if it means none"
+            )
         raise ValueError(
             f"label {labels[wrong[0]]} in row {ids[wrong[0]]} of {name} lies outside 0..{num_classes - 1} "
             f"({num_classes} classes): {advice}."
@@ -221,9 +223,10 @@ def check_finite(name: str, field: str, values: np.ndarray, ids: np.ndarray) -> 
         return
     wrong = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
     if wrong.size:
+        means = ", or give ignore=float('nan') if NaN means that there is no label" if field == "label" else ""
         raise ValueError(
             f"`{field}` in row {ids[wrong[0]]} of {name} holds NaN or Inf (as {wrong.size} of {len(values)} checked "
-            "rows do): clean the data before training on it."
+            f"rows do): clean the data before training on it{means}."
         )
 
 

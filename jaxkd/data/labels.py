@@ -9,13 +9,17 @@ import numpy as np
 
 from jaxkd.data.checks import check_finite, check_int32, check_labels, is_text
 
-Task: TypeAlias = Literal["classification", "multi_label", "regression", "unlabelled"]
-"""Meaning of the field `label`: one class of several, any of several labels, numbers, or no such field."""
+Task: TypeAlias = Literal["classification", "multi_label", "regression", "tokens", "boxes", "ranking", "unlabelled"]
+"""Meaning of the field `label`: one class of several, any of several labels, numbers, a class of each token; boxes and
+rankings, whose fields their readers name; or no such field."""
 
 MEANING: dict[Task, str] = {
     "classification": "class numbers",
     "multi_label": "several labels at once, 0 or 1 each",
     "regression": "floating point numbers as labels",
+    "tokens": "a class of each token",
+    "boxes": "boxes in pictures",
+    "ranking": "items to rank",
     "unlabelled": "no labels",
 }
 """Task -> what the labels are, for a sentence."""
@@ -26,6 +30,9 @@ ADVICE: dict[Task, str] = {
     "with them",
     "regression": "give integers if they are classes, such as label.astype(int); the losses of jaxkd.losses.regression "
     "suit numbers, in a training that is written with them",
+    "tokens": "losses.cross_entropy with ignore= suits classes of tokens, in a training that is written with it",
+    "boxes": "the losses of jaxkd.losses.detection suit boxes, in a training that is written with them",
+    "ranking": "the losses of jaxkd.losses.ranking suit rankings, in a training that is written with them",
     "unlabelled": "add labels, or write a training with terms that need none, such as "
     "objectives.from_logits(losses.kd)",
 }
@@ -37,17 +44,26 @@ class Labels(NamedTuple):
 
     Attributes:
       values: int32 [N] (classification), int32 [N, K] of 0 and 1 (multi-label), float32 [N] or [N, K] (regression).
+        What is missing keeps the label that says so.
       task: The task.
       num_classes: K.
+      known: Booleans of the shape of the values, false where a label is missing.
     """
 
     values: np.ndarray
     task: Task
     num_classes: int
+    known: np.ndarray
 
 
 def read_labels(
-    name: str, given: Any, ids: np.ndarray, num_classes: int | None = None, others: Sequence[np.ndarray] = ()
+    name: str,
+    given: Any,
+    ids: np.ndarray,
+    num_classes: int | None = None,
+    others: Sequence[np.ndarray] = (),
+    *,
+    ignore: float | None = None,
 ) -> Labels:
     """Infers the task from labels and converts them.
 
@@ -58,6 +74,7 @@ def read_labels(
       ids: Row numbers [N].
       num_classes: K, or None to take it from the labels.
       others: Labels of the data set's other splits, which count for the number of classes.
+      ignore: The label that says that there is none, such as -1, 255 or NaN; none if None.
 
     Returns:
       The labels.
@@ -66,18 +83,18 @@ def read_labels(
       ValueError: If the labels are of no such kind, lie outside the classes, are NaN, exceed int32, or leave so many
         classes without an example that the number of classes must be given.
     """
-    values, task = _read(name, np.asarray(given), ids)
-    rest = [_read(f"another split of {name}", other, np.arange(len(other))) for other in others]
-    if {kind for _, kind in rest} - {task}:
+    values, task, known = _read(name, np.asarray(given), ids, ignore)
+    rest = [_read(f"another split of {name}", other, np.arange(len(other)), ignore) for other in others]
+    if {kind for _, kind, _ in rest} - {task}:
         raise ValueError(
             f"`label` of {name} holds {MEANING[task]} but that of another split does not: give all splits the same "
             "kind of labels."
         )
     if task == "classification":
         if num_classes is None:
-            num_classes = _count_classes(name, [values, *(other for other, _ in rest)])
-        check_labels(name, values, ids, num_classes)
-        return Labels(values.astype(np.int32), task, num_classes)
+            num_classes = _count_classes(name, [values[known], *(other[valid] for other, _, valid in rest)])
+        check_labels(name, values[known], ids[known], num_classes)
+        return Labels(values.astype(np.int32), task, num_classes, known)
     width = values.shape[1] if values.ndim == 2 else 1
     if num_classes not in (None, width):
         kind = "outputs" if task == "regression" else "labels of 0 and 1"
@@ -85,11 +102,11 @@ def read_labels(
             f"`label` of {name} has {width} {kind} a row but num_classes is {num_classes}: leave num_classes out, or "
             f"{ADVICE['regression'].partition(';')[0]}."
         )
-    return Labels(values, task, width)
+    return Labels(values, task, width, known)
 
 
-def _read(name: str, values: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, Task]:
-    """Labels and their task; class numbers are checked to fit into int32 but not yet against the classes."""
+def _read(name: str, values: np.ndarray, ids: np.ndarray, ignore: float | None) -> tuple[np.ndarray, Task, np.ndarray]:
+    """Labels, their task and which are known; class numbers are checked to fit into int32, not yet against classes."""
     whole = values.dtype.kind in "biu"
     if values.ndim == 2 and values.shape[1] == 1 and whole:
         values = values[:, 0]
@@ -98,24 +115,39 @@ def _read(name: str, values: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, T
             f"`label` of {name} holds texts or objects: give class numbers, such as those that "
             "np.unique(label, return_inverse=True)[1] gives to names of classes."
         )
+    known = _known(name, values, ignore)
     if values.ndim == 1 and whole:
         check_int32(name, "label", values, ids)
-        return values.astype(np.int64), "classification"
+        return values.astype(np.int64), "classification", known
     if values.dtype.kind == "f" and values.ndim in (1, 2) and values.size:
-        check_finite(name, "label", values, ids)
+        check_finite(name, "label", np.where(known, values, 0), ids)
         _refuse_one_hot(name, values)
         with np.errstate(over="ignore"):
             values = values.astype(np.float32)
-        check_finite(name, "label", values, ids)
-        return values, "regression"
-    if whole and values.ndim == 2 and values.shape[1] and ((values == 0) | (values == 1)).all():
+        check_finite(name, "label", np.where(known, values, 0), ids)
+        return values, "regression", known
+    if whole and values.ndim == 2 and values.shape[1] and ((values == 0) | (values == 1) | ~known).all():
         _refuse_one_hot(name, values)
-        return values.astype(np.int32), "multi_label"
+        return values.astype(np.int32), "multi_label", known
     raise ValueError(
         f"`label` of {name} has shape {values.shape} and dtype {values.dtype}: give class numbers, integers of shape "
         f"({len(ids)},), or 0 and 1 for each of several labels, or floating point numbers; an array of another meaning "
         "may have any other name."
     )
+
+
+def _known(name: str, values: np.ndarray, ignore: float | None) -> np.ndarray:
+    """True where a label is not the one that says that there is none."""
+    if ignore is None:
+        return np.ones(values.shape, bool)
+    if isinstance(ignore, bool) or not isinstance(ignore, (int, float, np.integer, np.floating)):
+        raise ValueError(f"ignore is {ignore!r}: give the number that says that there is no label, such as -1 or NaN.")
+    if values.dtype.kind in "biu" and ignore != np.floor(ignore):  # also of NaN
+        raise ValueError(
+            f"`label` of {name} holds integers but ignore is {ignore}: give the integer that says that there is no "
+            "label, such as -1 or 255."
+        )
+    return ~np.isnan(values) if ignore != ignore else values != ignore
 
 
 def _refuse_one_hot(name: str, values: np.ndarray) -> None:

@@ -25,6 +25,7 @@ def open_source(
     num_classes: int | None = None,
     image_size: int | tuple[int, int] | None = None,
     fit: Fit = "stretch",
+    ignore: float | None = None,
 ) -> Source:
     """Opens a data set as a source, whose rows are read by number.
 
@@ -53,6 +54,8 @@ def open_source(
         `aspect`, the width over the height of the original, from which `jaxkd.augment.random_resized_crop` cuts windows
         that are not distorted. "crop" keeps the aspect ratio and crops the longer side to its middle, as ImageNet is
         usually evaluated.
+      ignore: Label of arrays that says that there is none, such as -1, 255, -100 or NaN. Metrics by the source's
+        task leave it out; a term does by `objectives.from_labels(..., ignore=...)`. None if every label is one.
 
     Returns:
       The source.
@@ -71,7 +74,7 @@ def open_source(
     if not isinstance(split, str):
         raise ValueError(f"split is {split!r}: give a name such as 'train' or 'train[:90%]'.")
     if isinstance(spec, Mapping):
-        return arrays.from_arrays("arrays", spec, split, num_classes, frame)
+        return arrays.from_arrays("arrays", spec, split, num_classes, frame, ignore)
     if not isinstance(spec, (str, os.PathLike)):
         raise ValueError(
             f"a data set was given as {type(spec).__name__}: give a name, a path such as 'folder:PATH', or a dict of "
@@ -81,7 +84,9 @@ def open_source(
     text = text.decode() if isinstance(text, bytes) else text
     kind, _, place = text.partition(":")
     if kind.lower() == "npz":
-        return npz.from_npz(place, split, num_classes, frame)
+        return npz.from_npz(place, split, num_classes, frame, ignore)
+    if ignore is not None:
+        raise ValueError(f"ignore is {ignore}, but labels of {text} cannot be missing: give arrays or npz:PATH.")
     if kind.lower() == "folder":
         return folders.from_pictures(path_of(place), split, num_classes, frame)
     if "://" in text:

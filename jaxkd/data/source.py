@@ -35,7 +35,9 @@ class Source:
       targets: (row numbers [B], view) -> fields that belong to one view of an example, such as a teacher's logits. The
         pipelines add them to batches. None if there are none.
       task: "classification": `label` is int32 [B], or [B, L] if it is of tokens. "multi_label": int32 [B, K], 0 or 1.
-        "regression": float32 [B] or [B, K]. "unlabelled": there is no `label`.
+        "regression": float32 [B] or [B, K]. "tokens": int32 [B, L], a class of each token. "boxes", "ranking": fields
+        that the reader names. "unlabelled": there is no `label`.
+      ignore: The label that says that there is none, such as -1 or NaN; None if no label is missing.
       drawn: `id` of each row, increasing, int32 [size], if they are not consecutive; None if they are.
       class_names: Name of each class, [num_classes], or empty if they have none.
       lengths: Number of tokens of each row, int32 [size], if batches are to be cut to lengths; else None.
@@ -53,6 +55,7 @@ class Source:
     views: int | None = None
     targets: Callable[[np.ndarray, int], dict[str, np.ndarray]] | None = None
     task: Task = "classification"
+    ignore: float | None = dataclasses.field(default=None, compare=False)
     drawn: np.ndarray | None = dataclasses.field(default=None, compare=False)
     class_names: tuple[str, ...] = ()
     lengths: np.ndarray | None = dataclasses.field(default=None, compare=False)
@@ -164,7 +167,7 @@ def _with_task(source: Source, labels: Any) -> tuple[Source, dict[str, np.ndarra
     """An unlabelled source and the labels that it gets, as one that has a task."""
     if labels is None or source.task != "unlabelled":
         return source, {}
-    found = read_labels(source.name, labels, source.ids, source.num_classes or None)
+    found = read_labels(source.name, labels, source.ids, source.num_classes or None, ignore=source.ignore)
     return dataclasses.replace(source, task=found.task, num_classes=found.num_classes), {"label": found.values}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxkd.data.checks import SPLIT, listing
-from jaxkd.data.labels import Task
+from jaxkd.data.labels import Labels, Task
 
 _LOG = logging.getLogger(__name__)
 _SURE = 1e-3  # chance below which the absence of a class is no accident of a draw
@@ -88,7 +88,14 @@ def draw(rank: np.ndarray, labels: np.ndarray | None, start: int, stop: int) -> 
 
 
 def say_missing(
-    name: str, task: Task, whole: np.ndarray, rows: np.ndarray, *, drawn: bool, class_names: Sequence[str] = ()
+    name: str,
+    task: Task,
+    whole: np.ndarray,
+    rows: np.ndarray,
+    *,
+    drawn: bool,
+    class_names: Sequence[str] = (),
+    known: np.ndarray | None = None,
 ) -> None:
     """Says which classes a slice lacks though the split has them.
 
@@ -100,19 +107,22 @@ def say_missing(
       drawn: True if the rows were drawn from all classes; rows in the file's order may lack classes of which they
         hold few rows by chance alone, and then nothing is said.
       class_names: Names of the classes, if they have any.
+      known: Booleans of the shape of the labels, false where one is missing; None if none is.
     """
     if len(rows) == len(whole) or task == "unlabelled":
         return
+    known = np.ones(whole.shape, bool) if known is None else known
     if task == "regression":
-        steps = np.diff(whole, axis=0)
+        steps = np.diff(whole[known] if whole.ndim == 1 else whole, axis=0)
         if not drawn and whole.size == len(whole) > 15 and steps.any() and ((steps >= 0).all() or (steps <= 0).all()):
             say(f"{name} is a slice of rows that are sorted by their labels: give percentages, which are drawn.")
         return
     if task == "classification":
-        counts = np.bincount(whole)
-        have = np.bincount(whole[rows], minlength=len(counts))
+        counts = np.bincount(whole[known])
+        have = np.bincount(whole[rows][known[rows]], minlength=len(counts))
     else:
-        counts, have = whole.sum(axis=0), whole[rows].sum(axis=0)
+        yes = np.where(known, whole, 0)
+        counts, have = yes.sum(axis=0), yes[rows].sum(axis=0)
     missing = (counts > 0) & (have == 0)
     if not drawn:
         missing &= (1 - len(rows) / len(whole)) ** counts < _SURE
@@ -125,6 +135,22 @@ def say_missing(
         say(
             f"{name} has no example of {missing.sum()} of the {(counts > 0).sum()} classes of its split "
             f"({first_few(_named(np.flatnonzero(missing), class_names))}): {advice}."
+        )
+
+
+def say_unknown(name: str, labels: Labels, ignore: float | None) -> None:
+    """Says how many labels are missing, and how a training leaves them out.
+
+    Args:
+      name: Name of the source.
+      labels: Its labels.
+      ignore: The label that says that there is none; none if None.
+    """
+    if missing := labels.known.size - int(np.count_nonzero(labels.known)):
+        text = "float('nan')" if ignore != ignore else ignore
+        say(
+            f"{missing:,} of the {labels.known.size:,} labels of {name} are missing ({ignore}): metrics of its task "
+            f"leave them out; give terms of labels ignore={text} too."
         )
 
 

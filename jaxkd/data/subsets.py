@@ -33,10 +33,10 @@ def of_classes(source: Source, classes: Sequence[int]) -> Source:
             f"the classes asked for are {list(classes)} but {source.name} has 0..{source.num_classes - 1}: name some, "
             "each once."
         )
-    labels = labels_of(source)
+    labels = _known(source)
     if empty := sorted(set(classes) - set(labels.tolist())):
         raise ValueError(f"{source.name} has no example of the classes {empty}: leave them out.")
-    number = np.full(source.num_classes, -1, np.int32)
+    number = np.full(source.num_classes + 1, -1, np.int32)  # the last one is of missing labels, -1
     number[list(classes)] = np.arange(len(classes))
     return _rows(source, np.flatnonzero(number[labels] >= 0), number, len(classes), f"{len(classes)} classes")
 
@@ -58,8 +58,8 @@ def few_labels(source: Source, per_class: int, *, seed: int = 0) -> Source:
     check_task(source, "classification")
     if not is_whole(seed) or seed < 0:
         raise ValueError(f"seed is {seed}: give an integer of at least 0.")
-    labels, random = labels_of(source), np.random.default_rng(seed)
-    counts = np.bincount(labels, minlength=source.num_classes)
+    labels, random = _known(source), np.random.default_rng(seed)
+    counts = np.bincount(labels[labels >= 0], minlength=source.num_classes)
     if not is_whole(per_class) or not 1 <= per_class <= counts.min():
         raise ValueError(
             f"{per_class} examples of each class were asked for, but class {counts.argmin()} of {source.name} has "
@@ -68,6 +68,12 @@ def few_labels(source: Source, per_class: int, *, seed: int = 0) -> Source:
     rows = [random.permutation(np.flatnonzero(labels == c))[:per_class] for c in range(source.num_classes)]
     number = np.arange(source.num_classes, dtype=np.int32)
     return _rows(source, np.sort(np.concatenate(rows)), number, source.num_classes, f"{per_class} a class")
+
+
+def _known(source: Source) -> np.ndarray:
+    """Labels of all rows, -1 where one is missing."""
+    labels = labels_of(source)
+    return labels if source.ignore is None else np.where(labels == source.ignore, -1, labels)
 
 
 def _rows(source: Source, rows: np.ndarray, number: np.ndarray, num_classes: int, subset: str) -> Source:

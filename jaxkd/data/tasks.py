@@ -85,7 +85,7 @@ def _gaps(shape: tuple[int, ...], wanted: tuple[int, ...]) -> list[tuple[int, in
 
 def _example(source: Source) -> dict[str, np.ndarray]:
     """The first row of a source, after a check of what it is."""
-    check_task(source, "classification")
+    check_task(source, "classification", "tokens")
     if source.targets is not None:
         raise ValueError(f"{source.name} has targets, which belong to its own rows: join the tasks before the targets.")
     row = source.read(np.zeros(1, np.int64))
@@ -102,6 +102,10 @@ def _check_alike(one: Source, fields: dict[str, np.ndarray], other: Source, othe
     if bool(one.buckets) != bool(other.buckets):
         has, lacks = (one, other) if one.buckets else (other, one)
         raise ValueError(f"{has.name} has buckets of lengths but {lacks.name} has not: tokenise both alike.")
+    if one.ignore != other.ignore:
+        raise ValueError(
+            f"{one.name} ignores the label {one.ignore} but {other.name} ignores {other.ignore}: give the same one."
+        )
     for field, values in fields.items():
         if values.ndim != others[field].ndim:
             raise ValueError(

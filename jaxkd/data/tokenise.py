@@ -128,7 +128,7 @@ def from_tokens(
     own: dict[str, np.ndarray] = {"id": texts.ids}
     if texts.labels is not None and "label" not in ragged:
         own["label"] = texts.labels
-    task: Task = "classification" if "label" in ragged else texts.task
+    task: Task = "tokens" if "label" in ragged else texts.task
     classes = len(texts.class_names) if num_classes is None else num_classes
 
     def read(rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -145,6 +145,7 @@ def from_tokens(
         read,
         int(texts.ids[0]),
         task=task,
+        ignore=(per_token or {})["label"][1] if task == "tokens" else None,
         drawn=None if texts.ids[-1] - texts.ids[0] == len(texts) - 1 else texts.ids,
         class_names=texts.class_names if len(texts.class_names) == classes else (),
         lengths=lengths,

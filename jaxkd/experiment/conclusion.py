@@ -31,14 +31,14 @@ def conclude(
     Args:
       run: The run.
       rows: Key -> text of each row of the table, such as `reports.result` gives; or a function that makes the rows from
-        the last and best accuracies of each phase.
+        the last and best values of each phase, accuracies or those of another metric (`reports.last_and_best`).
       columns: Key -> header of the table's columns.
       title: Above the table.
       caption: Below the table.
       curves: Validation metrics that `curves.png` shows over the steps; no figure if empty.
       reliability: Network -> bins of its calibration error, for `reliability.png`; no figure if None.
       markdown: Whether the table is also written as `table.md`.
-      **summary: Further entries of `summary.json`, besides "table", "validation" (last and best accuracies) and, where
+      **summary: Further entries of `summary.json`, besides "table", "validation" (last and best values) and, where
         there are some, "lost" (students of each phase that diverged).
 
     Raises:
@@ -47,7 +47,7 @@ def conclude(
     if not processes.is_first():
         return
     logged = [line for line in read_metrics(run.path) if line["split"] == "validation"]
-    validation = reports.last_and_best(logged, lost=run.lost)
+    validation = reports.last_and_best(logged, lost=run.lost, best=run.best)
     rows = rows(validation) if callable(rows) else rows
     if markdown:
         write_atomically(run.path / "table.md", reports.markdown(rows, columns))

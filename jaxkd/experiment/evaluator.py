@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxkd import data, parallel, train
 from jaxkd.experiment.context import NO_VARIABLES, Context
+from jaxkd.experiment.measures import evaluation_metrics
 from jaxkd.runs.loop import evaluate
 from jaxkd.train import students
 from jaxkd.types import Batch, Metric, Model, TrainState, Variables
@@ -27,7 +28,7 @@ class Evaluator:
     Args:
       context: The context of the experiment's trainings.
       student: The model that is evaluated.
-      metrics: Name -> metric.
+      metrics: Name -> metric; those of each split's task if None, such as MAE and RMSE of a regression.
       stacked: Whether states hold several students.
       teacher: The model that the student is compared with, if any.
       teacher_variables: The teacher's variables.
@@ -37,7 +38,7 @@ class Evaluator:
         self,
         context: Context,
         student: Model,
-        metrics: Mapping[str, Metric],
+        metrics: Mapping[str, Metric] | None = None,
         *,
         stacked: bool = False,
         teacher: Model | None = None,
@@ -47,14 +48,15 @@ class Evaluator:
         teacher, teacher_variables = options.cast_teacher(teacher, teacher_variables)
         networks = (options.cast_student(student), teacher)
 
-        def compiled(ema: bool) -> Any:
+        def compiled(measures: Mapping[str, Metric], ema: bool) -> Any:
             step = train.make_eval_step(
-                *networks, metrics, ema=ema, prepare=context.eval_prepare, axis_name=plan.axis_name
+                *networks, measures, ema=ema, prepare=context.eval_prepare, axis_name=plan.axis_name
             )
             form = students.FORMS["map" if options.form == "fastest" else options.form]
             return plan.compile(form(step) if stacked else step, donate_state=False)
 
-        self._steps = {"": compiled(ema=False), "ema_": compiled(ema=True)}
+        self._metrics, self._compiled = metrics, compiled
+        self._steps: dict[tuple[Any, ...], Any] = {}
         self._teacher_variables, self._place = plan.put(teacher_variables), plan.place
         self._batch_size = PER_DEVICE * plan.mesh.size
 
@@ -73,9 +75,17 @@ class Evaluator:
         found: dict[str, Any] = {}
         for prefix in ("", "ema_") if state.ema is not None else ("",):
             stream = data.prefetch(batches, self._place)
-            sums = evaluate(self._steps[prefix], state, self._teacher_variables, stream)
+            sums = evaluate(self._step(source, prefix == "ema_"), state, self._teacher_variables, stream)
             found |= {f"{prefix}{name}": value for name, value in sums.items()}
         return found
+
+    def _step(self, source: data.Source, ema: bool) -> Any:
+        """The compiled step of a split: one for all, or for each task."""
+        kind = () if self._metrics is not None else (source.task, str(source.ignore))
+        if (*kind, ema) not in self._steps:
+            measures = evaluation_metrics(source) if self._metrics is None else self._metrics
+            self._steps[(*kind, ema)] = self._compiled(measures, ema)
+        return self._steps[(*kind, ema)]
 
 
 def predict(context: Context, model: Model, variables: Variables, source: data.Source) -> tuple[Any, Any]:

@@ -13,6 +13,7 @@ from jaxkd import cache, data, metrics, parallel, train
 from jaxkd.experiment.context import NO_VARIABLES, Context
 from jaxkd.experiment.domains import MOST
 from jaxkd.experiment.evaluator import Evaluator
+from jaxkd.experiment.measures import BEST_OF_TASK, best_of, training_metrics
 from jaxkd.experiment.trained import keep_network
 from jaxkd.files import read_json, write_json
 from jaxkd.parallel import processes
@@ -25,14 +26,8 @@ from jaxkd.runs.timing import Clock
 from jaxkd.train import multistep, students
 from jaxkd.types import Batch, Metric, Model, StepFn, Term, TrainState, Variables
 
-MOST_ACCURATE = Best("validation/accuracy")
-"""The checkpoint that a phase keeps besides the newest."""
-
 Make: TypeAlias = Callable[..., tuple[Term, optax.GradientTransformation]]
 """(**point) -> term and optimizer of one student of a sweep; called with traced numbers."""
-
-ACCURACY: Mapping[str, Metric] = {"accuracy": metrics.accuracy}
-"""Metric of a training on class numbers, of which a batch has one in its field `label`."""
 
 
 def variables_of(state: TrainState) -> Variables:
@@ -63,8 +58,8 @@ def train_phase(
     validation: tuple[Evaluator, data.Source] | None = None,
     every: int = 1000,
     log_every: int = 50,
-    best: Best | None = MOST_ACCURATE,
-    measured: Mapping[str, Metric] = ACCURACY,
+    best: Best | None = BEST_OF_TASK,
+    measured: Mapping[str, Metric] | None = None,
 ) -> TrainState:
     """Trains a student, or several together, going on from the phase's newest checkpoint.
 
@@ -84,8 +79,10 @@ def train_phase(
       validation: Evaluator and split for evaluations during training.
       every: Interval of evaluations and checkpoints, in updates; the last step has both.
       log_every: Interval of logged training metrics, in updates.
-      best: The checkpoint that is kept besides the newest two, if any.
-      measured: Name -> metric of each training batch; none if empty, as where a batch has no `label`.
+      best: The checkpoint that is kept besides the newest two: by default the best one by the metric of the source's
+        task, such as the largest accuracy or the least mean absolute error; none if None.
+      measured: Name -> metric of each training batch; those of the source's task if None, and none if empty. The
+        progress bar shows the first one.
 
     Returns:
       The state after the last step.
@@ -94,6 +91,9 @@ def train_phase(
       ValueError: As the parts say, or the checkpoints: made with another teacher, or of another layout.
     """
     plan, options = context.plan, context.step_options
+    measured = training_metrics(source) if measured is None else measured
+    best = best_of(source) if best is BEST_OF_TASK else best
+    context.run.best[name] = best or best_of(source)
     _check_sizes(context, name, source, steps)
     made_with = _made_with(source, teacher_variables)
 
@@ -114,7 +114,7 @@ def train_phase(
     clock, lost = Clock(context.batch_of(source)), LostStudents(context.run.path / "lost.json", name)
     checkpoints = Checkpoints(context.run.phase(name).checkpoints, best=best, fingerprint=made_with)
     try:
-        with Progress(name, steps, batch_size=context.batch_size) as progress:
+        with Progress(name, steps, batch_size=context.batch_size, shows=next(iter(measured), "")) as progress:
             state = fit(
                 compiled,
                 state,

@@ -4,9 +4,10 @@ from jaxkd.reports.compare import by_point, gain, last_and_best, without_lost
 from jaxkd.reports.figures import plot_curves, plot_reliability
 from jaxkd.reports.overlays import plot_boxes, plot_masks
 from jaxkd.reports.plots import plot_confusion, plot_forecasts, plot_lines, plot_roc
-from jaxkd.reports.tables import RESULTS, markdown, mean_std, result, show, table
+from jaxkd.reports.tables import REGRESSION_RESULTS, RESULTS, markdown, mean_std, result, show, table
 
 __all__ = [
+    "REGRESSION_RESULTS",
     "RESULTS",
     "by_point",
     "gain",

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from jax.typing import ArrayLike
 
+from jaxkd.runs.retention import Best
+
 
 def by_point(
     values: Mapping[str, ArrayLike], points: Mapping[str, ArrayLike] | None
@@ -90,28 +92,37 @@ def last_and_best(
     metric: str = "accuracy",
     split: str = "validation",
     lost: Mapping[str, Sequence[int]] | None = None,
+    best: Mapping[str, Best | None] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Last and best value of a metric in each phase, for metrics of which larger values are better.
+    """Last and best value of a metric in each phase.
 
     Each student has a best value of its own, at a step of its own: its best epoch, in the words of many papers.
 
     Args:
       metrics: Rows as `jaxkd.runs.read_metrics` returns them.
-      metric: Name of the metric.
+      metric: Name of the metric of phases that `best` has no criterion of; larger values are better.
       split: Split on which it was measured.
       lost: Phase -> students that diverged, whose values become NaN.
+      best: Phase -> the criterion of its best checkpoint, such as `jaxkd.runs.Run.best`, which names the metric and
+        says if small values are better; None for none.
 
     Returns:
-      Phase -> {"last": value, "best": value, "best_step": step}, each a number, or a list [S] for several students.
+      Phase -> {"last": value, "best": value, "best_step": step}, each a number, or a list [S] for several students;
+      and "metric", its name, where that is another than `metric`.
     """
     found: dict[str, list[tuple[int, Any]]] = {}
+    criteria = {phase: (one.metric.removeprefix(f"{split}/"), one.mode) for phase, one in (best or {}).items() if one}
     for row in metrics:
-        if row["split"] == split and metric in row:
-            found.setdefault(row.get("phase", ""), []).append((row["step"], row[metric]))
-    result = {}
+        name, _ = criteria.get(phase := row.get("phase", ""), (metric, "max"))
+        if row["split"] == split and name in row:
+            found.setdefault(phase, []).append((row["step"], row[name]))
+    result: dict[str, dict[str, Any]] = {}
     for phase, rows in found.items():
         steps, values = np.asarray([step for step, _ in rows]), np.asarray([value for _, value in rows])
-        found_values = without_lost({"last": values[-1], "best": values.max(axis=0)}, (lost or {}).get(phase, ()))
+        name, mode = criteria.get(phase, (metric, "max"))
+        place = (values if mode == "max" else -values).argmax(axis=0)
+        each = {"last": values[-1], "best": np.take_along_axis(values, place[None], axis=0)[0]}
+        found_values = without_lost(each, (lost or {}).get(phase, ()))
         result[phase] = {name: np.asarray(value).tolist() for name, value in found_values.items()}
-        result[phase]["best_step"] = steps[values.argmax(axis=0)].tolist()
+        result[phase] |= {"best_step": steps[place].tolist(), **({} if name == metric else {"metric": name})}
     return result

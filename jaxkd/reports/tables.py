@@ -114,6 +114,15 @@ RESULTS: Mapping[str, str] = {
 }
 """Column -> header of the table of results; an experiment leaves out the columns that it has no values for."""
 
+REGRESSION_RESULTS: Mapping[str, str] = {
+    "network": "network",
+    "parameters": "params",
+    "labels": "labels",
+    "mae": "MAE",
+    "rmse": "RMSE",
+}
+"""Column -> header of the table of results of a regression."""
+
 
 def result(
     network: str, values: Mapping[str, ArrayLike], *, parameters: int, labels: int | None = None
@@ -122,17 +131,18 @@ def result(
 
     Args:
       network: Name of the network.
-      values: Metric -> value or [S]; of these are shown `accuracy`, `ece` and `agreement` in 0..1, and `kl` in nats.
+      values: Metric -> value or [S]; of these are shown `accuracy`, `ece` and `agreement` in 0..1, `kl` in nats, `mae`
+        and `rmse` in units of the labels.
       parameters: Number of trained scalars of one network.
       labels: Number of labels that it was trained with; None leaves the column empty.
 
     Returns:
-      Column -> text, for `table` and `markdown` with the columns `RESULTS`.
+      Column -> text, for `table` and `markdown` with the columns `RESULTS` or `REGRESSION_RESULTS`.
     """
     percent = {n: mean_std(values[n], scale=100) for n in ("accuracy", "ece", "agreement") if n in values}
-    nats = {"kl": mean_std(values["kl"], digits=3)} if "kl" in values else {}
+    plain = {n: mean_std(values[n], digits=3) for n in ("kl", "mae", "rmse") if n in values}
     seen = {} if labels is None else {"labels": f"{labels:,}"}
-    return {"network": network, "parameters": f"{parameters:,}", **seen, **percent, **nats}
+    return {"network": network, "parameters": f"{parameters:,}", **seen, **percent, **plain}
 
 
 def _headers(columns: Sequence[str] | Mapping[str, str]) -> dict[str, str]:

@@ -24,6 +24,7 @@ import numpy as np
 
 from jaxkd.files import explain_write_errors, read_json, to_json, write_json
 from jaxkd.runs import owner
+from jaxkd.runs.retention import Best
 
 _LONGEST = 200  # bytes of a name; file systems allow 255, of which temporary names take some
 _PACKAGES = ("jaxkd", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -51,6 +52,7 @@ class Run:
       summary: Contents of `summary.json`; None while the run is not finished, and always on processes other than 0.
       finished: True if the run is complete.
       examples_per_second: Phase -> examples per second in this start, for the summary.
+      best: Phase -> criterion by which a checkpoint of it is the best, or None.
       lost: Phase -> numbers of the students of a stack that were given up, which are no result.
     """
 
@@ -62,6 +64,7 @@ class Run:
         self.summary = summary
         self.finished = summary is not None
         self.examples_per_second: dict[str, float | None] = {}
+        self.best: dict[str, Best | None] = {}
         self.lost: dict[str, list[int]] = {}
         self._began = time.monotonic()
         self._environment: dict[str, Any] = {}

@@ -26,6 +26,7 @@ class Progress:
         batch_size: int = 0,
         console: rich.console.Console | None = None,
         every_seconds: float = 2.0,
+        shows: str = "accuracy",
     ) -> None:
         """Sets the bar up; entering the context shows it, on process 0 alone.
 
@@ -35,8 +36,9 @@ class Progress:
           batch_size: Examples in a step, for the rate; 0 leaves the rate out.
           console: Console to show it on; standard output by default.
           every_seconds: Minimal time between two plain lines; the last step is always printed.
+          shows: Name of the metric that is shown beside the loss.
         """
-        self._name, self._total, self._batch_size = name, total, batch_size
+        self._name, self._total, self._batch_size, self._shows = name, total, batch_size, shows
         self._console = console or rich.console.Console()
         self._active = jax.process_index() == 0
         self._every_seconds = every_seconds
@@ -65,12 +67,12 @@ class Progress:
             self._bar.update(self._task, completed=step)
 
     def update(self, step: int, metrics: Mapping[str, ArrayLike | Sequence[float]] | None = None) -> None:
-        """Shows the number of steps done, with the loss and the accuracy last given.
+        """Shows the number of steps done, with the loss and the metric last given.
 
         Args:
           step: Number of steps done.
-          metrics: Name -> scalar or [S] with one value for each student; the means of `loss` and `accuracy` are shown.
-            A plain line is printed only if metrics are given.
+          metrics: Name -> scalar or [S] with one value for each student; the means of `loss` and of the metric to
+            show are shown. A plain line is printed only if metrics are given.
         """
         if not self._active:
             return
@@ -78,7 +80,7 @@ class Progress:
         if step > self._times[-1][1]:
             self._times.append((now, step))
         if metrics is not None:
-            means = {k: np.mean(jax.device_get(metrics[k])) for k in ("loss", "accuracy") if k in metrics}
+            means = {k: np.mean(jax.device_get(metrics[k])) for k in ("loss", self._shows) if k in metrics}
             self._numbers = "  ".join(f"{k} {v:.3g}" if k == "loss" else f"{k} {v:.3f}" for k, v in means.items())
         text = "  ".join(filter(None, [self._numbers, self._pace(step)]))
         if self._bar is not None:

@@ -172,7 +172,7 @@ def test_values_of_tokens_are_cut_with_them():
     soft = [RNG.standard_normal((len(words), 2)).astype(np.float32) for words in encoded.words]
     options = {"pad": 0, "vocabulary": 60, "buckets": 3, "num_classes": 2}
     found = data.from_tokens(TEXTS, encoded, per_token={"label": (labels, -100), "soft": (soft, 0.0)}, **options)
-    assert (found.num_classes, found.task, found.class_names) == (2, "classification", ())
+    assert (found.num_classes, found.task, found.class_names) == (2, "tokens", ())
     batch = data.train_batches(found, BATCH, seed=0)[0]
     assert batch["label"].shape == batch["tokens"].shape == batch["soft"].shape[:2]
     for row, number in enumerate(batch["id"]):

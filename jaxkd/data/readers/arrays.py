@@ -12,7 +12,7 @@ from jaxkd.data.labels import Task
 from jaxkd.data.readers import pictures
 from jaxkd.data.readers.names import INPUTS, splits_of
 from jaxkd.data.source import Source
-from jaxkd.data.splits import draw, is_percentage, say_empty, say_missing, say_new
+from jaxkd.data.splits import draw, is_percentage, say_empty, say_missing, say_new, say_unknown
 from jaxkd.kernels.rows import take
 from jaxkd.types import RESERVED
 
@@ -21,7 +21,12 @@ Fields = dict[str, np.ndarray]
 
 
 def from_arrays(
-    name: str, arrays: Mapping[str, Any], split: str, num_classes: int | None, frame: pictures.Frame | None
+    name: str,
+    arrays: Mapping[str, Any],
+    split: str,
+    num_classes: int | None,
+    frame: pictures.Frame | None,
+    ignore: float | None = None,
 ) -> Source:
     """Makes a source of a mapping of arrays.
 
@@ -31,6 +36,7 @@ def from_arrays(
       split: The split or a slice of it.
       num_classes: Number of classes, or None to take it from the labels.
       frame: Size to which images are resized, or None.
+      ignore: Label that says that there is none, or None.
 
     Returns:
       The source.
@@ -38,7 +44,7 @@ def from_arrays(
     Raises:
       ValueError: In one sentence, if the arrays do not fit.
     """
-    return from_splits(name, splits_of(name, arrays), split, num_classes, frame)
+    return from_splits(name, splits_of(name, arrays), split, num_classes, frame, ignore)
 
 
 def from_splits(
@@ -47,6 +53,7 @@ def from_splits(
     split: str,
     num_classes: int | None,
     frame: pictures.Frame | None,
+    ignore: float | None = None,
 ) -> Source:
     """Makes a source of one of several splits, after a check of all its arrays.
 
@@ -56,6 +63,7 @@ def from_splits(
       split: The split or a slice of it.
       num_classes: Number of classes, or None to take it from the labels of all splits.
       frame: Size to which images are resized, or None.
+      ignore: Label that says that there is none, or None.
 
     Returns:
       The source. Percentages are drawn from all classes; row numbers count in the order of the arrays.
@@ -68,21 +76,26 @@ def from_splits(
     whole, size = f"{name}[{base}]", sizes[base]
     fields = _checked_fields(whole, splits[base], frame)
     task: Task = "unlabelled"
+    known = None
     others = {
         key: _numbers_or_texts(f"{name}[{key}]", "label", f["label"]) for key, f in splits.items() if "label" in f
     }
     others.pop(base, None)
     if "label" in fields:
-        found = labels.read_labels(whole, fields["label"], fields["id"], num_classes, list(others.values()))
-        fields["label"], task, classes = found
+        rest = list(others.values())
+        found = labels.read_labels(whole, fields["label"], fields["id"], num_classes, rest, ignore=ignore)
+        fields["label"], task, classes, known = found
+        say_unknown(whole, found, ignore)
         if task == "classification":
+            known_of = {key: values[values != ignore] for key, values in others.items()}
             if num_classes is None:
-                say_empty(name, [found.values, *others.values()], classes)
-            say_new(whole, found.values, np.asarray(others.get("train", [])))
+                say_empty(name, [found.values[known], *known_of.values()], classes)
+            say_new(whole, found.values[known], np.asarray(known_of.get("train", [])))
         num_classes = classes
     elif others and num_classes is None:  # a split to predict on, of a data set that has labels
         key, given = next(iter(others.items()))
-        num_classes = labels.read_labels(f"{name}[{key}]", given, np.arange(len(given))).num_classes
+        other = labels.read_labels(f"{name}[{key}]", given, np.arange(len(given)), ignore=ignore)
+        num_classes = other.num_classes
     rows, drawn = np.arange(start, stop), is_percentage(name, split)
     if drawn and len(rows) < size:
         shuffled = np.random.RandomState(0).permutation(size)  # its stream is frozen for good
@@ -90,7 +103,7 @@ def from_splits(
         rows = draw(shuffled, grouped, start, stop)
     name = f"{name}[{split}]"
     if "label" in fields:
-        say_missing(name, task, fields["label"], rows, drawn=drawn)
+        say_missing(name, task, fields["label"], rows, drawn=drawn, known=known)
 
     def read(own: np.ndarray) -> Fields:
         chosen = rows[checks.check_rows(name, own, len(rows))]
@@ -98,7 +111,7 @@ def from_splits(
 
     shape = fields["image"].shape[1:] if "image" in fields else None
     gaps = None if rows[-1] - rows[0] == len(rows) - 1 else rows
-    return Source(name, len(rows), num_classes or 0, shape, read, int(rows[0]), task=task, drawn=gaps)
+    return Source(name, len(rows), num_classes or 0, shape, read, int(rows[0]), task=task, ignore=ignore, drawn=gaps)
 
 
 def _length(value: Any) -> int:
@@ -128,7 +141,8 @@ def _checked_fields(name: str, given: Mapping[str, Any], frame: pictures.Frame |
         raise ValueError(f"the arrays of {name} have different numbers of rows ({pairs}): give one row per example.")
     ids = np.arange(next(iter(lengths.values())), dtype=np.int32)
     for field, values in fields.items():
-        checks.check_finite(name, field, values, ids)
+        if field != "label":  # of which some may be missing: `read_labels` checks it
+            checks.check_finite(name, field, values, ids)
         checks.check_int32(name, field, values, ids)
     _check_tokens(name, fields.get("tokens"), ids)
     if "image" in fields:  # texts that accompany images, such as file names, cannot go onto a device

@@ -15,7 +15,9 @@ from jaxkd.data.readers.arrays import from_arrays, from_splits
 from jaxkd.data.source import Source
 
 
-def from_npz(path: str, split: str, num_classes: int | None, frame: pictures.Frame | None) -> Source:
+def from_npz(
+    path: str, split: str, num_classes: int | None, frame: pictures.Frame | None, ignore: float | None = None
+) -> Source:
     """Opens an .npz file of arrays as a source.
 
     Args:
@@ -23,6 +25,7 @@ def from_npz(path: str, split: str, num_classes: int | None, frame: pictures.Fra
       split: The split or a slice of it.
       num_classes: Number of classes, or None to take it from the labels.
       frame: Size to which images are resized, or None.
+      ignore: Label that says that there is none, or None.
 
     Returns:
       The source.
@@ -32,13 +35,13 @@ def from_npz(path: str, split: str, num_classes: int | None, frame: pictures.Fra
     """
     name = f"npz:{path}"
     if "{split}" not in path:
-        return from_arrays(name, _load(path_of(path)), split, num_classes, frame)
+        return from_arrays(name, _load(path_of(path)), split, num_classes, frame, ignore)
     files = _files_of_splits(path)
     base = split.partition("[")[0].strip()
     # The other splits' labels alone are read, for the number of classes.
     found = {key: _load(file, None if key == base else names.label_names) for key, file in files.items()}
     splits = {key: _of_split(key, names.splits_of(f"{name}[{key}]", arrays)) for key, arrays in found.items()}
-    return from_splits(name, splits, split, num_classes, frame)
+    return from_splits(name, splits, split, num_classes, frame, ignore)
 
 
 def _of_split(split: str, found: Mapping[str, Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
