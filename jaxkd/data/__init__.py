@@ -7,6 +7,7 @@ TFDS, ArrayRecord, tokenizers, pyarrow and soundfile are imported only by the fi
 
 from jaxkd.data.alignment import NO_LABEL, Carried, Pool, carry_tokens, label_tokens, pool_tokens, shared_characters
 from jaxkd.data.labels import Task
+from jaxkd.data.masks import IGNORED, from_masks, masks_of_boxes, open_masks
 from jaxkd.data.open import Spec, open_source
 from jaxkd.data.phrases import add_texts, draw_texts, phrases
 from jaxkd.data.pipeline import (
@@ -33,6 +34,7 @@ from jaxkd.data.tokenizer import Encoded, Tokenizer, open_tokenizer, train_token
 from jaxkd.data.tokens import SEPARATOR, VOCABULARY, Transform, encode_bytes
 
 __all__ = [
+    "IGNORED",
     "NO_LABEL",
     "SEPARATOR",
     "VOCABULARY",
@@ -62,13 +64,16 @@ __all__ = [
     "entities_of",
     "eval_batches",
     "few_labels",
+    "from_masks",
     "from_tokens",
     "in_characters",
     "in_memory",
     "join_tasks",
     "label_tokens",
     "labels_of",
+    "masks_of_boxes",
     "of_classes",
+    "open_masks",
     "open_sounds",
     "open_source",
     "open_texts",

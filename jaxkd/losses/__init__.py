@@ -21,6 +21,7 @@ from jaxkd.losses import (
     maps,
     regression,
     relations,
+    segmentation,
     sequence,
     target_class,
     top_k,
@@ -40,6 +41,7 @@ from jaxkd.losses.logits import *
 from jaxkd.losses.maps import *
 from jaxkd.losses.regression import *
 from jaxkd.losses.relations import *
+from jaxkd.losses.segmentation import *
 from jaxkd.losses.sequence import *
 from jaxkd.losses.target_class import *
 from jaxkd.losses.top_k import *
@@ -62,5 +64,6 @@ __all__ += relations.__all__
 __all__ += contrastive.__all__
 __all__ += embeddings.__all__
 __all__ += dense.__all__
+__all__ += segmentation.__all__
 __all__ += binary.__all__
 __all__ += regression.__all__

@@ -182,20 +182,39 @@ def ifvd(
       https://www.ecva.net/papers/eccv_2020/papers_ECCV/papers/123520341.pdf
     """
     s, t = numerics.promote(student_feature, teacher_feature)
-    check_range("labels", labels)
-    given = jnp.asarray(labels)
-    fits = s.ndim == 4 and s.shape[:3] == t.shape[:3] and given.ndim == 3 and len(given) == len(s)
-    if not fits or not jnp.issubdtype(given.dtype, jnp.integer):
+    if s.ndim != 4 or s.shape[:3] != t.shape[:3] or jnp.ndim(labels) != 3 or jnp.shape(labels)[0] != len(s):
         raise ValueError(
-            f"student features have shape {s.shape}, teacher features {t.shape} and labels {given.shape} of "
-            f"{given.dtype}: give [B, H, W, C] of the same B, H and W, and integer labels [B, Hl, Wl]."
+            f"student features have shape {s.shape}, teacher features {t.shape} and labels {jnp.shape(labels)}: give "
+            "[B, H, W, C] of the same B, H and W, and integer labels [B, Hl, Wl]."
         )
-    (H, W), (Hl, Wl) = s.shape[1:3], given.shape[1:]
-    nearest = given[:, jnp.arange(H) * Hl // H][:, :, jnp.arange(W) * Wl // W].reshape(len(s), -1)
-    y = of_classes(nearest, num_classes, ignore)
+    y = of_classes(nearest_labels(labels, s.shape).reshape(len(s), -1), num_classes, ignore)
     members = jax.nn.one_hot(jnp.where(y.counts, y.values, -1), num_classes, dtype=s.dtype)
     variation_s, variation_t = _class_cosines(_positions(s), members), _class_cosines(_positions(t), members)
     return jnp.mean(y.mark(jnp.square(variation_s - variation_t)), axis=1)
+
+
+def nearest_labels(labels: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
+    """Labels of the resolution of a feature map, resized by nearest neighbour as PyTorch does.
+
+    Args:
+      labels: [B, Hl, Wl] integers.
+      shape: Shape of the map, [B, H, W, C].
+
+    Returns:
+      [B, H, W] integers.
+
+    Raises:
+      ValueError: If the labels are no integers of that batch.
+    """
+    check_range("labels", labels)
+    given = jnp.asarray(labels)
+    if given.ndim != 3 or len(given) != shape[0] or not jnp.issubdtype(given.dtype, jnp.integer):
+        raise ValueError(
+            f"labels have shape {given.shape} and dtype {given.dtype} but features have shape {shape}: give integers "
+            "[B, Hl, Wl] of the same B."
+        )
+    (H, W), (Hl, Wl) = shape[1:3], given.shape[1:]
+    return given[:, jnp.arange(H) * Hl // H][:, :, jnp.arange(W) * Wl // W]
 
 
 @declare(

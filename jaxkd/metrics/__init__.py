@@ -30,6 +30,7 @@ from jaxkd.metrics.classification import (
 from jaxkd.metrics.fidelity import DISTILLATION, agreement, agreement_at, kl_to_teacher, linear_cka, total_variation
 from jaxkd.metrics.ignored import ignoring
 from jaxkd.metrics.regression import R2, REGRESSION, RootMean, mae, r2, rmse
+from jaxkd.metrics.segmentation import SEGMENTATION, IoU, miou
 from jaxkd.metrics.spans import SpanF1, span_f1
 from jaxkd.types import Metric
 
@@ -43,9 +44,11 @@ __all__ = [
     "MULTI_LABEL",
     "R2",
     "REGRESSION",
+    "SEGMENTATION",
     "Accumulator",
     "AveragePrecision",
     "Calibration",
+    "IoU",
     "Matthews",
     "Mean",
     "Metric",
@@ -67,6 +70,7 @@ __all__ = [
     "linear_cka",
     "mae",
     "matthews",
+    "miou",
     "nll",
     "per_class",
     "r2",

@@ -35,6 +35,7 @@ from jaxkd.models.vision.mlp import mlp
 from jaxkd.models.vision.mobilenet import mobilenet_v1, mobilenet_v2
 from jaxkd.models.vision.resnet import imagenet_resnet, resnet
 from jaxkd.models.vision.shufflenet import shufflenet_v1, shufflenet_v2
+from jaxkd.models.vision.unet import unet
 from jaxkd.models.vision.vgg import vgg
 from jaxkd.models.vision.vision_transformer import vision_transformer
 from jaxkd.models.vision.wide_resnet import wide_resnet
@@ -94,6 +95,7 @@ __all__ = [
     "token_weights",
     "top_k",
     "unbiased_variance",
+    "unet",
     "vgg",
     "vision_transformer",
     "wide_resnet",

@@ -4,7 +4,7 @@ from jaxkd.objectives.cross_layer import ab, ofd, review, semckd
 from jaxkd.objectives.hyper import Held, Number, hold
 from jaxkd.objectives.layers import last_layers, layer_names, uniform_layers
 from jaxkd.objectives.maps import cat_kd, fgd, ft, mgd, paraphrase, srrl, vid
-from jaxkd.objectives.memories import crd, info_nce_queue
+from jaxkd.objectives.memories import cirkd_memory, crd, info_nce_queue
 from jaxkd.objectives.networks import Network
 from jaxkd.objectives.paths import features_of, pick
 from jaxkd.objectives.projections import connector, linear, mlp, regressor
@@ -36,6 +36,7 @@ __all__ = [
     "Weigh",
     "ab",
     "cat_kd",
+    "cirkd_memory",
     "connector",
     "cosine_ramp",
     "crd",

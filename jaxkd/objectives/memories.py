@@ -1,4 +1,4 @@
-"""Terms with a memory in their state: CRD's banks of embeddings, and InfoNCE's queue."""
+"""Terms with a memory in their state: CRD's banks of embeddings, InfoNCE's queue, CIRKD's pixels and regions."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxkd import losses
-from jaxkd.losses import contrastive
-from jaxkd.objectives.projections import linear
+from jaxkd.losses import contrastive, segmentation
+from jaxkd.losses.dense import nearest_labels
+from jaxkd.objectives.projections import linear, mlp
 from jaxkd.objectives.terms import Result, stateful
 from jaxkd.types import PyTree, Term, Variables
 
@@ -114,6 +115,99 @@ def info_nce_queue(
 
     paths = (f"student.{student}", f"teacher.{teacher}")
     return stateful(call, *paths, init=init, hyper_of=losses.info_nce_queue, where=where, couples=True, **hyper)
+
+
+def cirkd_memory(
+    *,
+    student: str,
+    teacher: str,
+    num_classes: int,
+    label: str = "label",
+    pixels: int = 2048,
+    regions: int = 256,
+    drawn_pixels: int = 256,
+    drawn_regions: int = 64,
+    each: int = 16,
+    pixel_weight: float = 0.1,
+    region_weight: float = 0.1,
+    temperature: float = 0.1,
+    kd_temperature: float = 1.0,
+    ignore: int | None = 255,
+) -> Term:
+    """Term of CIRKD's memories: a perceptron embeds the student's pixels, which are compared with the teacher's rows.
+
+    pixel_weight * cirkd_memory(s, t, V_p) + region_weight * cirkd_memory(s, t, V_r)
+
+    V_p and V_r are drawn from the memory after this batch came in, as in the authors' code, whose perceptron has a
+    batch norm too. The part of CIRKD within a batch is `losses.cirkd_pixels`.
+
+    Args:
+      student: Name of the student's feature [B, H, W, Cs].
+      teacher: Name of the teacher's feature [B, H, W, Ct].
+      num_classes: K.
+      label: Field of the batch with the labels [B, Hl, Wl].
+      pixels: N, pixels of each class that are remembered.
+      regions: M, regions of each class that are remembered.
+      drawn_pixels: Pixels of each class that a step compares with, at most N.
+      drawn_regions: Regions of each class that a step compares with, at most M.
+      each: Pixels of each class that an image adds, at most.
+      pixel_weight: Weight of the comparison with pixels.
+      region_weight: Weight of the comparison with regions.
+      temperature: tau of the similarities.
+      kd_temperature: T of the distributions.
+      ignore: Label of pixels that count nowhere; none if None.
+
+    Returns:
+      A term with parameters `student` and the state `memory`.
+
+    Raises:
+      ValueError: If more rows are drawn than there are.
+
+    Reference:
+      Yang et al., "Cross-Image Relational Knowledge Distillation for Semantic Segmentation", CVPR 2022,
+      https://arxiv.org/abs/2204.06986
+    """
+    if not (1 <= drawn_pixels <= pixels and 1 <= drawn_regions <= regions):
+        raise ValueError(
+            f"{drawn_pixels} of {pixels} pixels and {drawn_regions} of {regions} regions are drawn: draw at least 1 "
+            "and at most all."
+        )
+
+    def init(key: jax.Array, s: Any, t: Any, y: Any) -> Variables:
+        kp, km = jax.random.split(key)
+        width = t.shape[-1]
+        memory = segmentation.cirkd_init(km, num_classes=num_classes, pixels=pixels, regions=regions, width=width)
+        return Variables({"student": mlp(hidden=(width,)).init(kp, s.shape, t.shape)}, {"memory": memory})
+
+    def call(
+        variables: Variables,
+        key: jax.Array,
+        s: jax.Array,
+        t: jax.Array,
+        y: jax.Array,
+        *,
+        pixel_weight: ArrayLike = 0.1,
+        region_weight: ArrayLike = 0.1,
+        temperature: ArrayLike = 0.1,
+        kd_temperature: ArrayLike = 1.0,
+    ) -> Result:
+        params, state = variables
+        kept = jax.lax.stop_gradient(t)
+        memory = segmentation.cirkd_push(state["memory"], kept, y, jax.random.fold_in(key, 0), each=each, ignore=ignore)
+        mask = None if ignore is None else nearest_labels(y, s.shape) != ignore
+        s, values = mlp(hidden=()).apply(params["student"], s), []
+        for place, (rows, count) in enumerate(((memory.pixels, drawn_pixels), (memory.regions, drawn_regions)), 1):
+            at = jax.random.choice(jax.random.fold_in(key, place), rows.shape[1], (count,), replace=False)
+            drawn = rows[:, at].reshape(-1, rows.shape[-1])
+            options: dict[str, Any] = {"temperature": temperature, "kd_temperature": kd_temperature, "mask": mask}
+            values.append(losses.cirkd_memory(s, t, drawn, **options))
+        pixel, region = (jnp.asarray(w, values[0].dtype) for w in (pixel_weight, region_weight))
+        return pixel * values[0] + region * values[1], {"memory": memory}, {}
+
+    paths = (f"student.{student}", f"teacher.{teacher}", f"batch.{label}")
+    numbers: dict[str, Any] = {"pixel_weight": pixel_weight, "region_weight": region_weight}
+    numbers |= {"temperature": temperature, "kd_temperature": kd_temperature}
+    return stateful(call, *paths, init=init, couples=True, **numbers)
 
 
 def _embeddings(key: jax.Array, width: int, s: Any, t: Any) -> tuple[PyTree, jax.Array]:

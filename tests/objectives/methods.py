@@ -34,6 +34,7 @@ STUDENT, TEACHER = side(4), side(6)
 BATCH = {
     "label": jnp.arange(B) % K,
     "id": jnp.arange(B) * 4,
+    "classes": jnp.arange(B * 64).reshape(B, 8, 8) // 21 % 4,  # 3 is no class
     "boxes": jnp.asarray([[[2.0, 2.0, 20.0, 20.0], [8.0, 0.0, 30.0, 9.0]]] * B),
 }
 CLASSIFIER = (draw(12, K), draw(K))
@@ -69,6 +70,9 @@ TERMS = {
     "review": objectives.review(**LAYERS),
     "crd": objectives.crd(student="pooled", teacher="pooled", examples=N, width=5, negatives=16),
     "info_nce_queue": objectives.info_nce_queue(student="pooled", teacher="pooled", size=16, width=5),
+    "cirkd_memory": objectives.cirkd_memory(
+        **MAP, num_classes=3, label="classes", pixels=16, regions=8, drawn_pixels=8, drawn_regions=4, each=4
+    ),
     "info_nce": objectives.from_features(
         losses.info_nce,
         student="pooled",
