@@ -27,6 +27,8 @@ from jaxkd.metrics.classification import (
     per_class,
     top_k,
 )
+from jaxkd.metrics.ctc_decoding import Hypothesis, beam_search, greedy_ctc
+from jaxkd.metrics.edits import Edits, character_edits, word_edits
 from jaxkd.metrics.fidelity import DISTILLATION, agreement, agreement_at, kl_to_teacher, linear_cka, total_variation
 from jaxkd.metrics.ignored import ignoring
 from jaxkd.metrics.regression import R2, REGRESSION, RootMean, mae, r2, rmse
@@ -48,6 +50,8 @@ __all__ = [
     "Accumulator",
     "AveragePrecision",
     "Calibration",
+    "Edits",
+    "Hypothesis",
     "IoU",
     "Matthews",
     "Mean",
@@ -60,11 +64,14 @@ __all__ = [
     "agreement_at",
     "auroc",
     "average_precision",
+    "beam_search",
     "binary_accuracy",
     "binary_nll",
     "brier",
     "calibration",
+    "character_edits",
     "f1",
+    "greedy_ctc",
     "ignoring",
     "kl_to_teacher",
     "linear_cka",
@@ -79,4 +86,5 @@ __all__ = [
     "top_k",
     "total_variation",
     "values",
+    "word_edits",
 ]
