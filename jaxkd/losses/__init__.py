@@ -12,6 +12,7 @@ from jaxkd.losses import (
     contrastive,
     correlation,
     cross_tokenizer,
+    ctc,
     dense,
     divergences,
     embeddings,
@@ -32,6 +33,7 @@ from jaxkd.losses.chunked import *
 from jaxkd.losses.contrastive import *
 from jaxkd.losses.correlation import *
 from jaxkd.losses.cross_tokenizer import *
+from jaxkd.losses.ctc import *
 from jaxkd.losses.dense import *
 from jaxkd.losses.divergences import *
 from jaxkd.losses.embeddings import *
@@ -56,6 +58,7 @@ __all__ += top_k.__all__
 __all__ += cross_tokenizer.__all__
 __all__ += sequence.__all__
 __all__ += chunked.__all__
+__all__ += ctc.__all__
 __all__ += hints.__all__
 __all__ += maps.__all__
 __all__ += flows.__all__

@@ -28,7 +28,7 @@ OF_LOGITS = (
     losses.hidden_mse,
     losses.cosine,
 )
-COUNT = len(OF_LOGITS) + 11
+COUNT = len(OF_LOGITS) + 12
 
 
 def draw(*shape):
@@ -55,6 +55,7 @@ def all_losses(shifts, mask, rubbish):
     found["cross_entropy"] = losses.token_level(losses.cross_entropy)(s(), tokens, mask)
     found["sequence_kd"] = losses.sequence_kd(s(), tokens, mask)
     found["masked_token_kl"] = losses.masked_token_kl(s(), t, mask)
+    found["ctc_frame_kd"] = losses.ctc_frame_kd(s(), t, mask, blank_weight=0.5)
     found["pixel_kd"] = losses.pixel_kd(s(), t, mask=mask)
     found["chunked_kl"] = losses.chunked_kl(s(), t, jnp.eye(K), jnp.eye(K), mask=mask)
     kept = fill(jnp.take_along_axis(jax.nn.log_softmax(TEACHER), IDS, axis=-1))
