@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxkd.data.checks import is_text
 from jaxkd.data.source import Source
 from jaxkd.keys import is_key, plain_words
 from jaxkd.parallel.mesh import fetch
@@ -84,7 +86,8 @@ def probe(source: Source, prepare: Prepare, ids: np.ndarray, *, backwards: bool 
     rows, prepared = np.searchsorted(source.ids, ids), jax.jit(prepare)
     projections: dict[str, list[np.ndarray]] = {}
     for view in _VIEWS:
-        batch = dict(prepared({**source.read(rows[order]), "view": np.full(len(rows), view, np.int32)}))
+        fields = {name: _without_texts(values) for name, values in source.read(rows[order]).items()}
+        batch = dict(prepared({**fields, "view": np.full(len(rows), view, np.int32)}))
         for field in sorted(set(batch) - set(_SKIPPED)):
             projections.setdefault(field, []).append(_project(np.asarray(batch[field], np.float64))[order])
     return {field: np.stack(views) for field, views in projections.items()}
@@ -112,6 +115,14 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, t
             view, position = np.argwhere(far)[0]
             found[field] = (_VIEWS[view], int(position))
     return found
+
+
+def _without_texts(values: np.ndarray) -> np.ndarray:
+    """A field, with a checksum in place of each text, since no device takes texts."""
+    if not is_text(values):
+        return values
+    sums = [zlib.crc32(value if isinstance(value, bytes) else str(value).encode()) for value in values.ravel()]
+    return np.asarray(sums, np.uint32).reshape(values.shape)
 
 
 def _project(values: np.ndarray) -> np.ndarray:

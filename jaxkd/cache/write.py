@@ -93,8 +93,8 @@ def write_targets(
     outputs = functools.partial(_targets, teacher, prepare, top_k, tuple(features))
     folder, shapes = Path(path), jax.eval_shape(outputs, teacher_variables, _one(source))
     _check_lengths(source, shapes, functools.partial(jax.eval_shape, outputs, teacher_variables))
-    manifest = _begin(folder, source, prepare, shapes, made_with, rows)
-    choices = list(_choices(_missing(folder, manifest, views), own_size))
+    manifest = begin(folder, source, prepare, shapes, made_with, rows)
+    choices = list(_choices(missing_shards(folder, manifest, views), own_size))
     teacher_variables = plan.put(teacher_variables)
     plan = plan if plan.axis_name is None else parallel.with_jit(plan.mesh)
     step = plan.compile(lambda _, variables, batch: outputs(variables, batch), donate_state=False)
@@ -159,7 +159,7 @@ def _check_lengths(
         )
 
 
-def _begin(
+def begin(
     folder: Path,
     source: data.Source,
     prepare: Prepare,
@@ -167,7 +167,22 @@ def _begin(
     made_with: Mapping[str, str],
     rows: int,
 ) -> Manifest:
-    """Manifest on disk, after a check that it fits, or a new one that is written."""
+    """Reads the manifest of a folder and checks that it fits, or writes a new one.
+
+    Args:
+      folder: Folder of the targets.
+      source: Source of the examples.
+      prepare: Preparation of the batches.
+      shapes: Name -> shape [B, ...] and dtype of the targets of a batch.
+      made_with: Name -> value of everything that the targets depend on.
+      rows: Number of examples in a shard.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      ValueError: As `write_targets` says.
+    """
     fields = {name: (x.dtype.name, x.shape[1:]) for name, x in shapes.items()}
     found, own = read_manifest(folder), fingerprints.fingerprint_ids(source)
     processes.barrier(f"targets so far in {folder}")
@@ -195,8 +210,17 @@ def _begin(
     return manifest
 
 
-def _missing(folder: Path, manifest: Manifest, views: int) -> list[Shard]:
-    """Shards that are to be written; those whose bytes have changed are deleted first."""
+def missing_shards(folder: Path, manifest: Manifest, views: int) -> list[Shard]:
+    """Finds the shards that are to be written; those whose bytes have changed are deleted first.
+
+    Args:
+      folder: Folder of the targets.
+      manifest: Its manifest.
+      views: Number of views that are wanted.
+
+    Returns:
+      The shards, the same in all processes.
+    """
     if processes.is_first():
         shards.clear_parts(folder)
     processes.barrier(f"clearing of {folder}")
@@ -258,11 +282,27 @@ def _write(folder: Path, manifest: Manifest, results: Generator[Result, None, No
         with shards.writing(folder, name) if name else contextlib.nullcontext() as append:
             for _, view, rows, targets in group:
                 if append is not None:
-                    append(_records(folder, manifest, view, rows, targets))
+                    append(to_records(folder, manifest, view, rows, targets))
 
 
-def _records(folder: Path, manifest: Manifest, view: int, rows: range, targets: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Records of a batch, which must not hold NaN; -inf stands for a masked class and is allowed."""
+def to_records(
+    folder: Path, manifest: Manifest, view: int, rows: range, targets: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """Makes records of a batch, which must not hold NaN; -inf stands for a masked class and is allowed.
+
+    Args:
+      folder: Folder of the targets.
+      manifest: Its manifest.
+      view: The view.
+      rows: Rows of the examples.
+      targets: Name -> array [B, ...].
+
+    Returns:
+      Structured array [B].
+
+    Raises:
+      ValueError: If a target is NaN.
+    """
     records = np.empty(len(rows), manifest.record)
     records["id"], records["view"] = manifest.start + np.arange(rows.start, rows.stop), view
     for field, values in targets.items():

@@ -185,7 +185,7 @@ def test_the_ids_of_many_classes_and_tiny_probabilities_are_kept(classes, dtype)
     assert found["top_logprobs"][0].tolist() == [0.0, float(np.finfo(np.float16).min), -np.inf]
     found = jax.device_get(found)
     fields = {name: (values.dtype.name, values.shape[1:]) for name, values in found.items()}
-    records = write._records(pathlib.Path(), Manifest(0, 1, 1, 1, fields, {}, {}), 0, range(1), found)
+    records = write.to_records(pathlib.Path(), Manifest(0, 1, 1, 1, fields, {}, {}), 0, range(1), found)
     np.testing.assert_array_equal(records["top_logprobs"], found["top_logprobs"])
 
 

@@ -35,11 +35,11 @@ def from_npz(
     """
     name = f"npz:{path}"
     if "{split}" not in path:
-        return from_arrays(name, _load(path_of(path)), split, num_classes, frame, ignore)
+        return from_arrays(name, load_arrays(path_of(path)), split, num_classes, frame, ignore)
     files = _files_of_splits(path)
     base = split.partition("[")[0].strip()
     # The other splits' labels alone are read, for the number of classes.
-    found = {key: _load(file, None if key == base else names.label_names) for key, file in files.items()}
+    found = {key: load_arrays(file, None if key == base else names.label_names) for key, file in files.items()}
     splits = {key: _of_split(key, names.splits_of(f"{name}[{key}]", arrays)) for key, arrays in found.items()}
     return from_splits(name, splits, split, num_classes, frame, ignore)
 
@@ -61,8 +61,19 @@ def _files_of_splits(path: str) -> dict[str, Path]:
     return files
 
 
-def _load(path: Path, choose: Callable[[Iterable[str]], Iterable[str]] | None = None) -> Mapping[str, np.ndarray]:
-    """Arrays of an .npz file, or only those whose names are chosen."""
+def load_arrays(path: Path, choose: Callable[[Iterable[str]], Iterable[str]] | None = None) -> Mapping[str, np.ndarray]:
+    """Reads the arrays of an .npz file.
+
+    Args:
+      path: The file.
+      choose: Names of all arrays -> names of those that are read; None to read all.
+
+    Returns:
+      Name -> array.
+
+    Raises:
+      ValueError: If the file cannot be read, or holds objects.
+    """
     arrays, key = {}, ""
     try:
         with path.open("rb") as raw:
