@@ -20,6 +20,7 @@ from jaxkd.losses import (
     hints,
     logits,
     maps,
+    margin,
     regression,
     relations,
     segmentation,
@@ -41,6 +42,7 @@ from jaxkd.losses.flows import *
 from jaxkd.losses.hints import *
 from jaxkd.losses.logits import *
 from jaxkd.losses.maps import *
+from jaxkd.losses.margin import *
 from jaxkd.losses.regression import *
 from jaxkd.losses.relations import *
 from jaxkd.losses.segmentation import *
@@ -66,6 +68,7 @@ __all__ += transformers.__all__
 __all__ += relations.__all__
 __all__ += contrastive.__all__
 __all__ += embeddings.__all__
+__all__ += margin.__all__
 __all__ += dense.__all__
 __all__ += segmentation.__all__
 __all__ += binary.__all__

@@ -18,8 +18,10 @@ from jaxkd.metrics.binary import (
 )
 from jaxkd.metrics.classification import (
     CLASSIFICATION,
+    BalancedAccuracy,
     Matthews,
     accuracy,
+    balanced_accuracy,
     brier,
     calibration,
     matthews,
@@ -32,8 +34,10 @@ from jaxkd.metrics.edits import Edits, character_edits, word_edits
 from jaxkd.metrics.fidelity import DISTILLATION, agreement, agreement_at, kl_to_teacher, linear_cka, total_variation
 from jaxkd.metrics.ignored import ignoring
 from jaxkd.metrics.regression import R2, REGRESSION, RootMean, mae, r2, rmse
+from jaxkd.metrics.roc import ROC, roc, sensitivity_at_specificity
 from jaxkd.metrics.segmentation import SEGMENTATION, IoU, miou
 from jaxkd.metrics.spans import SpanF1, span_f1
+from jaxkd.metrics.verification import Pairs, pairs_of, rank_one
 from jaxkd.types import Metric
 
 __all__ = [
@@ -46,9 +50,11 @@ __all__ = [
     "MULTI_LABEL",
     "R2",
     "REGRESSION",
+    "ROC",
     "SEGMENTATION",
     "Accumulator",
     "AveragePrecision",
+    "BalancedAccuracy",
     "Calibration",
     "Edits",
     "Hypothesis",
@@ -56,6 +62,7 @@ __all__ = [
     "Matthews",
     "Mean",
     "Metric",
+    "Pairs",
     "PerClass",
     "RootMean",
     "SpanF1",
@@ -64,6 +71,7 @@ __all__ = [
     "agreement_at",
     "auroc",
     "average_precision",
+    "balanced_accuracy",
     "beam_search",
     "binary_accuracy",
     "binary_nll",
@@ -79,9 +87,13 @@ __all__ = [
     "matthews",
     "miou",
     "nll",
+    "pairs_of",
     "per_class",
     "r2",
+    "rank_one",
     "rmse",
+    "roc",
+    "sensitivity_at_specificity",
     "span_f1",
     "top_k",
     "total_variation",

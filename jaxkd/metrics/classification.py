@@ -52,6 +52,28 @@ class Matthews(NamedTuple):
         return ratio(covariance, xp.sqrt(spread[0]) * xp.sqrt(spread[1]))
 
 
+class BalancedAccuracy(NamedTuple):
+    """Accumulator of the balanced accuracy: a confusion matrix, whose entry (i, j) counts class i predicted as j.
+
+    Attributes:
+      confusion: Counts, [..., K, K].
+    """
+
+    confusion: jax.Array
+
+    def value(self) -> Any:
+        """Recall of each class, averaged over the classes that have examples; 0 if there are none.
+
+        Returns:
+          Scalar in 0..1, or [S] for stacked students.
+        """
+        xp = module_of(self.confusion)
+        (matrix,) = wide(self.confusion)
+        labelled = matrix.sum(axis=-1)
+        recall = ratio(xp.diagonal(matrix, axis1=-2, axis2=-1), labelled)
+        return ratio(recall.sum(axis=-1), (labelled != 0).sum(axis=-1))
+
+
 def _classes(student: Outputs, batch: Batch) -> Labels:
     """Classes [B, ...]: the batch's integer labels, or the most probable classes of soft labels."""
     z, label = jnp.asarray(student.logits), label_field(batch)
@@ -182,6 +204,24 @@ def matthews(student: Outputs, teacher: Outputs, batch: Batch) -> Matthews:
       and Chemistry 2004, https://doi.org/10.1016/j.compbiolchem.2004.09.006
     """
     return Matthews(_confusion(student.logits, student, batch))
+
+
+def balanced_accuracy(student: Outputs, teacher: Outputs, batch: Batch) -> BalancedAccuracy:
+    """Balanced accuracy: the mean of the classes' recalls, where classes are of unequal size, as in medicine.
+
+    Args:
+      student: Outputs with logits [B, ..., K].
+      teacher: Not used.
+      batch: Holds `label`, integers [B, ...] or probabilities [B, ..., K], of which the most probable class counts.
+
+    Returns:
+      Counts, whose `value()` is 1 / K for the predictions of a constant.
+
+    Reference:
+      Brodersen, Ong, Stephan, Buhmann, "The Balanced Accuracy and Its Posterior Distribution", ICPR 2010,
+      https://doi.org/10.1109/ICPR.2010.764
+    """
+    return BalancedAccuracy(_confusion(student.logits, student, batch))
 
 
 def _confusion(logits: jax.Array, student: Outputs, batch: Batch) -> jax.Array:

@@ -4,6 +4,7 @@ from jaxkd.objectives.cross_layer import ab, ofd, review, semckd
 from jaxkd.objectives.hyper import Held, Number, hold
 from jaxkd.objectives.layers import last_layers, layer_names, uniform_layers
 from jaxkd.objectives.maps import cat_kd, fgd, ft, mgd, paraphrase, srrl, vid
+from jaxkd.objectives.margin import margin_softmax
 from jaxkd.objectives.memories import cirkd_memory, crd, info_nce_queue
 from jaxkd.objectives.networks import Network
 from jaxkd.objectives.paths import features_of, pick
@@ -22,6 +23,8 @@ from jaxkd.objectives.terms import (
 from jaxkd.objectives.tokens import from_hidden, pkd, tinybert, vitkd
 from jaxkd.objectives.vectors import srd, uskd
 from jaxkd.objectives.weighting import (
+    class_weight,
+    inverse_frequency,
     teacher_certainty,
     teacher_confidence,
     uncertainty_weighted,
@@ -37,6 +40,7 @@ __all__ = [
     "ab",
     "cat_kd",
     "cirkd_memory",
+    "class_weight",
     "connector",
     "cosine_ramp",
     "crd",
@@ -51,9 +55,11 @@ __all__ = [
     "ft",
     "hold",
     "info_nce_queue",
+    "inverse_frequency",
     "last_layers",
     "layer_names",
     "linear",
+    "margin_softmax",
     "mgd",
     "mlp",
     "ofd",

@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxkd import losses, numerics
 from jaxkd.keys import fold_name
-from jaxkd.labels import check_classes, check_labels
+from jaxkd.labels import check_classes, check_labels, label_field, of_classes
 from jaxkd.objectives.hyper import Number, as_number, hold
 from jaxkd.objectives.paths import pick
 from jaxkd.objectives.terms import Weigh
@@ -214,6 +215,62 @@ def teacher_certainty(*, temperature: float = 1.0) -> Weigh:
         return 1 - jnp.sum(-numerics.xlogy(p, p), axis=-1) / jnp.log(jnp.asarray(z.shape[-1], z.dtype))
 
     return weigh
+
+
+def class_weight(weights: ArrayLike, *, label: str = "label") -> Weigh:
+    """Weight of each example: that of its class, so that rare classes count as much as common ones.
+
+    The mean stays that over the examples, sum_i w[y_i] loss_i / N. PyTorch's `weight=` divides by sum_i w[y_i] instead,
+    which differs by a factor for each batch, near 1 with `inverse_frequency`.
+
+    Args:
+      weights: [K], at least 0, such as `inverse_frequency` gives.
+      label: Field of the batch with the labels, integers.
+
+    Returns:
+      A factor [B] for a term's `weigh`; NaN where the label is no class.
+
+    Raises:
+      ValueError: If there are not at least two weights, or one is negative or not finite.
+    """
+    w = np.asarray(weights, np.float32)
+    if w.ndim != 1 or w.size < 2 or not np.isfinite(w).all() or (w < 0).any():
+        raise ValueError(f"class weights are {weights!r}: give one number of 0 or more for each of at least 2 classes.")
+
+    def weigh(student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
+        y = of_classes(jnp.asarray(label_field(batch, label)), w.size)
+        return y.mark(jnp.asarray(w)[y.values])
+
+    return weigh
+
+
+def inverse_frequency(labels: ArrayLike, num_classes: int) -> np.ndarray:
+    """Class weights that are inverse to the classes' numbers of examples, and 1 in the mean over the examples.
+
+    w_k = N / (C N_k), with N_k of N examples in class k, and C classes that have examples
+
+    Args:
+      labels: [N] integers, those of the training set.
+      num_classes: K.
+
+    Returns:
+      float32 [K]; 1 for classes without examples.
+
+    Raises:
+      ValueError: If there is no label, or one is outside 0..K-1.
+
+    Reference:
+      King, Zeng, "Logistic Regression in Rare Events Data", Political Analysis 2001,
+      https://doi.org/10.1093/oxfordjournals.pan.a004868
+    """
+    y = np.asarray(labels)
+    if y.ndim != 1 or not y.size or y.dtype.kind not in "iub" or y.min() < 0 or y.max() >= num_classes:
+        raise ValueError(
+            f"labels have shape {y.shape} and dtype {y.dtype}: give at least one integer in 0..{num_classes - 1}, [N]."
+        )
+    counts = np.bincount(y, minlength=num_classes)
+    there = counts > 0
+    return np.where(there, y.size / (there.sum() * np.maximum(counts, 1)), 1).astype(np.float32)
 
 
 def wsld_weight(*, label: str = "label") -> Weigh:

@@ -7,6 +7,7 @@ import optax
 import pytest
 from helpers import assert_trees_equal
 from objectives.test_terms import BATCH, KEY, STUDENT, TEACHER, rows, start, value
+from sklearn.utils.class_weight import compute_class_weight
 
 from jaxkd import losses, objectives
 from jaxkd.types import Outputs, Term, Variables
@@ -154,3 +155,27 @@ def test_sum_of_nothing_and_a_term_called_weights_are_refused():
     for given in ({}, {"weights": objectives.from_logits(losses.kd)}):
         with pytest.raises(ValueError, match='at least one term, none of them called "weights"'):
             objectives.weighted(**given)
+
+
+def test_class_weights_make_classes_count_alike():
+    labels = np.array([0, 0, 0, 0, 1, 2, 2, 0])
+    weights = objectives.inverse_frequency(labels, 4)
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    np.testing.assert_allclose(weights, [*expected, 1], rtol=1e-6)
+    np.testing.assert_allclose(weights[labels].mean(), 1, rtol=1e-6)
+    given = BATCH | {"label": np.asarray([0, 2, 1, 2, 0, 1], np.int32)}
+    term = objectives.from_labels(losses.cross_entropy, weigh=objectives.class_weight([1.0, 2.0, 5.0]))
+    found, _, _ = term.apply(start(term), STUDENT, TEACHER, given, KEY, 0)
+    each = losses.cross_entropy(STUDENT.logits, given["label"])
+    np.testing.assert_allclose(found, np.mean(np.array([1.0, 2, 5])[given["label"]] * each), rtol=1e-6)
+
+
+def test_class_weights_that_are_none_are_refused():
+    for weights in ([1.0], [1.0, -1.0], [1.0, np.nan], [[1.0, 2.0]]):
+        with pytest.raises(ValueError, match="give one number of 0 or more for each of at least 2 classes"):
+            objectives.class_weight(weights)
+    for labels in ([], [0, 4], [-1, 0], [0.5]):
+        with pytest.raises(ValueError, match=r"give at least one integer in 0\.\.3"):
+            objectives.inverse_frequency(np.array(labels), 4)
+    weigh = objectives.class_weight([1.0, 2.0])
+    assert np.isnan(weigh(STUDENT, TEACHER, {"label": jnp.asarray([0, 2])})).tolist() == [False, True]
