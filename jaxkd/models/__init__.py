@@ -1,6 +1,8 @@
 """Models: networks with named intermediates, and the makers that turn any network into a `Model`."""
 
 from jaxkd.models.adapters import from_linen, init
+from jaxkd.models.audio.depthwise import Stream, depthwise_net, depthwise_stream
+from jaxkd.models.audio.spectrum_cnn import spectrum_cnn
 from jaxkd.models.combine import cached, ensemble, join, mean_logits, mean_probabilities, no_teacher, with_head
 from jaxkd.models.frozen import freeze, frozen, thaw
 from jaxkd.models.heads import at_head, with_heads
@@ -43,6 +45,7 @@ from jaxkd.models.vision.wide_resnet import wide_resnet
 __all__ = [
     "KEPT",
     "Int8",
+    "Stream",
     "at_head",
     "at_resolution",
     "bag_of_embeddings",
@@ -53,6 +56,8 @@ __all__ = [
     "convnet",
     "convnext",
     "count_parameters",
+    "depthwise_net",
+    "depthwise_stream",
     "ensemble",
     "first_token",
     "freeze",
@@ -85,6 +90,7 @@ __all__ = [
     "shufflenet_v1",
     "shufflenet_v2",
     "size",
+    "spectrum_cnn",
     "spread_tail",
     "static_embeddings",
     "take_blocks",
