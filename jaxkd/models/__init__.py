@@ -2,6 +2,7 @@
 
 from jaxkd.models.adapters import from_linen, init
 from jaxkd.models.audio.depthwise import Stream, depthwise_net, depthwise_stream
+from jaxkd.models.audio.recurrent import recurrent_net
 from jaxkd.models.audio.spectrum_cnn import spectrum_cnn
 from jaxkd.models.combine import cached, ensemble, join, mean_logits, mean_probabilities, no_teacher, with_head
 from jaxkd.models.frozen import freeze, frozen, thaw
@@ -84,6 +85,7 @@ __all__ = [
     "narrowed",
     "no_teacher",
     "principal_basis",
+    "recurrent_net",
     "resnet",
     "reuse_classifier",
     "sentence_embeddings",
