@@ -16,12 +16,13 @@ from jaxkd.types import Batch, Model, Prepare
 _SAMPLE = 512
 
 
-def open_images(config: Any, *splits: str) -> list[data.Source]:
+def open_images(config: Any, *splits: str, spec: data.Spec | None = None) -> list[data.Source]:
     """Opens splits of `--source` into memory and checks them.
 
     Args:
       config: The configuration, an `ImageConfig`.
       *splits: The training split, then others.
+      spec: The data set in place of `--source`, such as arrays that were made for a smoke run.
 
     Returns:
       A source for each split.
@@ -30,7 +31,8 @@ def open_images(config: Any, *splits: str) -> list[data.Source]:
       ValueError: As `data.open_source`, `check_images` and `check_held_out` say.
     """
     options = {"data_dir": config.data_dir, "image_size": config.image_size}
-    sources = [data.in_memory(data.open_source(config.source, split, **options)) for split in splits]
+    spec = config.source if spec is None else spec
+    sources = [data.in_memory(data.open_source(spec, split, **options)) for split in splits]
     check_images(config, *sources)
     check_held_out(*sources)
     return sources

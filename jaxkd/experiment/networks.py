@@ -47,9 +47,10 @@ def _tiny(num_classes: int, axis_name: str | None = None) -> Model:
 SIMPLE: Mapping[str, Published] = {
     "mlp": Published(_mlp, ()),
     "convnet": Published(models.convnet, ()),
+    "lenet": Published(models.lenet, ()),
     "tiny": Published(_tiny, ()),
 }
-"""A perceptron and two convolutional networks, without published weights; "tiny" is for smoke runs."""
+"""A perceptron and three convolutional networks, without published weights; "tiny" is for smoke runs."""
 SMALL_IMAGES: Mapping[str, Published] = {**SIMPLE, **CIFAR100_BENCHMARK}
 """Networks for small images: `SIMPLE`, and those of the CIFAR-100 benchmark."""
 LARGE_IMAGES: Mapping[str, Published] = {**SMALL_IMAGES, **TIMM, **TORCHVISION}

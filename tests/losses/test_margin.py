@@ -16,12 +16,14 @@ from jaxkd.types import Outputs, Variables
 
 RNG = np.random.default_rng(0)
 X, W, Y = RNG.standard_normal((7, 4)), RNG.standard_normal((5, 4)), np.arange(7) % 5
+FLOATS = X.astype(np.float32), Y, W.astype(np.float32)
 OPTIONS = [
-    {"scale": 16.0, "margin": 0.5},
+    {"scale": 16.0, "margin": 0.5, "cosine_margin": 0.0},
     {"scale": 30.0, "margin": 0.0, "cosine_margin": 0.35},
     {"scale": 8.0, "margin": 1.5, "cosine_margin": 0.1},
-    {"scale": 8.0, "margin": 3.0},  # of which most angles lie beyond pi - m
+    {"scale": 8.0, "margin": 3.0, "cosine_margin": 0.0},  # most angles lie beyond pi - m
 ]
+PROGRAM = jax.jit(losses.margin_softmax)  # one for all options, which are traced
 
 
 def twin(x, y, w, *, scale=64.0, margin=0.5, cosine_margin=0.0):
@@ -42,12 +44,12 @@ def outputs(kernel):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_it_equals_its_twin(options):
     with jax.enable_x64(True):
-        np.testing.assert_allclose(run(losses.margin_softmax, X, Y, W, **options), twin(X, Y, W, **options), rtol=1e-11)
+        np.testing.assert_allclose(PROGRAM(X, Y, W, **options), twin(X, Y, W, **options), rtol=1e-11)
 
 
 def test_without_margins_it_is_the_cross_entropy_of_scaled_cosines():
     x, w = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (X, W))
-    found = run(losses.margin_softmax, X, Y, W, scale=5.0, margin=0.0)
+    found = PROGRAM(*FLOATS, scale=5.0, margin=0.0, cosine_margin=0.0)
     np.testing.assert_allclose(found, run(losses.cross_entropy, 5 * x @ w.T, Y), rtol=1e-5)
 
 
@@ -65,7 +67,7 @@ def test_gradients_at_the_ends_of_the_cosine_are_finite_and_of_their_size(sign):
 def test_labels_that_are_none_give_nan_and_zero_rows_do_not():
     x = X.astype(np.float32)
     x[0] = 0
-    found = run(losses.margin_softmax, x, np.where(np.arange(7) == 3, 5, Y), W.astype(np.float32))
+    found = PROGRAM(x, np.where(np.arange(7) == 3, 5, Y), W.astype(np.float32), **OPTIONS[0])
     assert np.isnan(found).tolist() == [i == 3 for i in range(7)]
 
 
@@ -99,7 +101,7 @@ def test_planted_mistakes_are_noticed(right, wrong):
     exec(
         compile("from __future__ import annotations\n" + source[start:].replace(right, wrong), "mutant", "exec"), space
     )
-    found = [np.asarray(space["margin_softmax"](*map(jnp.asarray, (X, Y, W)), **options)) for options in OPTIONS]
+    found = [np.asarray(space["margin_softmax"](*map(jnp.asarray, FLOATS), **options)) for options in OPTIONS]
     assert not all(np.allclose(a, twin(X, Y, W, **o), rtol=1e-4) for a, o in zip(found, OPTIONS, strict=True))
 
 

@@ -87,7 +87,7 @@ def test_balanced_accuracy_equals_the_reference(classes):
     logits[:, 1] -= 9 * (len(classes) < 4)  # the reference warns of a class that is only predicted
     mask = rng.random(50) < 0.8
     parts = []
-    for rows in np.split(np.arange(50), [20, 31]):
+    for rows in np.split(np.arange(50), 2):
         batch, z = {"label": labels[rows], "mask": mask[rows]}, jnp.asarray(logits[rows], jnp.float32)
         parts.append({"balanced": metrics.balanced_accuracy(Outputs(z), Outputs(None), batch)})
     expected = reference.balanced_accuracy_score(labels[mask], logits.argmax(axis=1)[mask])

@@ -1,0 +1,1 @@
+"""Parts of the experiments of single fields: configurations, floors, teachers, tables."""
