@@ -100,7 +100,7 @@ def black_box(
         raise ValueError(f"views is {views}: give at least 1, together with the prepare= that makes the views.")
     if batch_size < 1 or rows < 1:
         raise ValueError(f"batch_size is {batch_size} and rows is {rows}: give at least 1 example.")
-    asked = _open(teacher, source, version, inputs, output, channels_first)
+    asked = _open(teacher, source, gives, version, inputs, output, channels_first)
     meaning = meaning_of(source, gives or asked.gives, one_logit, smoothing)
     made_with = {
         "black box": asked.fingerprint,
@@ -117,7 +117,13 @@ def black_box(
 
 
 def _open(
-    teacher: Any, source: Source, version: str | None, inputs: Inputs, output: str | None, channels_first: bool
+    teacher: Any,
+    source: Source,
+    gives: Gives | None,
+    version: str | None,
+    inputs: Inputs,
+    output: str | None,
+    channels_first: bool,
 ) -> Foreign:
     """Opens a teacher that is asked."""
     if isinstance(teacher, str):
@@ -129,7 +135,7 @@ def _open(
             )
         return _NETWORKS[kind](place, inputs, output, channels_first)
     if hasattr(teacher, "predict"):
-        return from_estimator(teacher, source, inputs)
+        return from_estimator(teacher, source, inputs, gives)
     if callable(teacher):
         return from_function(teacher, version)
     raise ValueError(

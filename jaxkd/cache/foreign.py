@@ -77,7 +77,7 @@ def from_function(function: Callable[[HostBatch], Any], version: str | None) -> 
     return Foreign(name, f"function {version}", "logits", lambda batch: np.asarray(function(batch)))
 
 
-def from_estimator(estimator: Any, source: Source, inputs: Inputs) -> Foreign:
+def from_estimator(estimator: Any, source: Source, inputs: Inputs, gives: Gives | None = None) -> Foreign:
     """An estimator of scikit-learn, or one that has its methods, as a teacher.
 
     A classifier gives `predict_proba`, or else `decision_function`, or else `predict`; a regressor `predict`. It is
@@ -87,6 +87,7 @@ def from_estimator(estimator: Any, source: Source, inputs: Inputs) -> Foreign:
       estimator: The fitted estimator.
       source: The students' source.
       inputs: The fields, which are flattened and put side by side; None for the only one.
+      gives: "classes" for the labels alone that a classifier predicts.
 
     Returns:
       The teacher.
@@ -101,7 +102,7 @@ def from_estimator(estimator: Any, source: Source, inputs: Inputs) -> Foreign:
         chosen = _fields(name, batch, fields)
         return np.concatenate([np.asarray(batch[f]).reshape(len(batch[f]), -1) for f in chosen], axis=1)
 
-    method, gives = _method(estimator, source)
+    method, gives = ("predict", gives) if gives == "classes" else _method(estimator, source)
 
     def answer(batch: HostBatch) -> np.ndarray:
         X = table(batch)

@@ -26,6 +26,7 @@ from jaxkd.data.sounds import Sounds, open_sounds, split_by_speaker, to_source
 from jaxkd.data.source import Source, in_memory, labels_of, statistics, table, with_fields
 from jaxkd.data.subsets import few_labels, of_classes
 from jaxkd.data.suitability import check_disjoint, check_task, check_unit_pixels
+from jaxkd.data.tabular import munge, open_table
 from jaxkd.data.tags import Entity, Scheme, entities_of, in_characters, split_words, tag_names, tag_words
 from jaxkd.data.tasks import join_tasks
 from jaxkd.data.texts import Texts, open_texts
@@ -72,10 +73,12 @@ __all__ = [
     "label_tokens",
     "labels_of",
     "masks_of_boxes",
+    "munge",
     "of_classes",
     "open_masks",
     "open_sounds",
     "open_source",
+    "open_table",
     "open_texts",
     "open_tokenizer",
     "phrases",

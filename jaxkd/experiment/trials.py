@@ -146,13 +146,15 @@ class Trials(NamedTuple):
         self.add(name, found, parameters=models.count_parameters(each[0]))
         return variables
 
-    def add(self, name: str, found: Scores | Sequence[Scores], *, parameters: int | None = None, **cells: str) -> None:
+    def add(
+        self, name: str, found: Scores | Sequence[Scores], *, parameters: int | str | None = None, **cells: str
+    ) -> None:
         """Adds a row to the table.
 
         Args:
           name: Name of the row.
           found: Figures of one network or rule, such as a floor; or of each of several students.
-          parameters: Number of parameters of one of them.
+          parameters: Number of parameters of one of them, or what else it is made of.
           **cells: Texts of further columns.
         """
         each = [found] if isinstance(found, Mapping) else list(found)
@@ -162,7 +164,8 @@ class Trials(NamedTuple):
             )
             for key, column in self.columns.items()
         }
-        size = {} if parameters is None else {"parameters": f"{parameters:,}"}
+        count = f"{parameters:,}" if isinstance(parameters, int) else parameters
+        size = {} if count is None else {"parameters": count}
         self.rows.append({"network": name, **size, **figures, **cells})
 
     def conclude(self, *, title: str, headers: Mapping[str, str] | None = None, **options: Any) -> None:

@@ -13,6 +13,7 @@ from jaxkd.models.precision import Int8, cast, from_int8, in_dtype, to_int8
 from jaxkd.models.reused import reuse_classifier
 from jaxkd.models.size import count_parameters, size
 from jaxkd.models.statistics import unbiased_variance
+from jaxkd.models.tabular.mlp import table_mlp
 from jaxkd.models.text.bag import bag_of_embeddings
 from jaxkd.models.text.bert import bert, modern_bert
 from jaxkd.models.text.cnn import text_cnn
@@ -95,6 +96,7 @@ __all__ = [
     "spectrum_cnn",
     "spread_tail",
     "static_embeddings",
+    "table_mlp",
     "take_blocks",
     "text_cnn",
     "thaw",

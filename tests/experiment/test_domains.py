@@ -19,6 +19,7 @@ FILES = ("digits", "vision/image_kd", "vision/transfer", "vision/imagenet", "cif
 FILES += ("vision/faces", "vision/xrays")
 FILES += ("benchmarks/crash", "benchmarks/loop_overhead")
 FILES += ("text/embeddings", "text/entities", "text/extraction", "text/sentiment", "text/transfer")
+FILES += ("tabular/tables",)
 
 
 def configurations():
