@@ -134,6 +134,19 @@ def is_whole(value: object) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
+def first_of(where: np.ndarray) -> tuple[int, int]:
+    """Row and column of the first true entry of a matrix.
+
+    Args:
+      where: bool [N, M], at least one of them true.
+
+    Returns:
+      (row, column).
+    """
+    row, column = np.argwhere(where)[0]
+    return int(row), int(column)
+
+
 def check_rows(name: str, rows: np.ndarray, size: int) -> np.ndarray:
     """Checks row numbers that are to be read.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias, get_args
 
 from jaxkd.data.checks import is_whole, path_of
-from jaxkd.data.readers import arrays, folders, npz, tfds
+from jaxkd.data.readers import arrays, folders, npz, tar, tfds
 from jaxkd.data.readers.pictures import Fit, Frame
 from jaxkd.data.source import Source
 
@@ -36,6 +36,8 @@ def open_source(
         - "npz:PATH", a file of arrays, where PATH may contain "{split}";
         - "folder:PATH", a folder of pictures PATH/split/class/picture, PATH/class/picture (one split, "train"), or
           without folders of classes, which gives unlabelled pictures;
+        - "tar:PATH", shards of pictures as WebDataset has them, KEY.jpg beside KEY.cls or KEY.json: a file, a name such
+          as "tar:PATH-{000..009}.tar", in which "{split}" may stand for the split, or a folder of shards;
         - a mapping of arrays.
         Arrays, also those in a file, are named `image` and `label` (one split, "train"), or `x_train`, `y_train`,
         `x_test`, ..., or `train_image`, `train_label`, `test_image`, ...; texts and further arrays have other names.
@@ -89,6 +91,10 @@ def open_source(
         raise ValueError(f"ignore is {ignore}, but labels of {text} cannot be missing: give arrays or npz:PATH.")
     if kind.lower() == "folder":
         return folders.from_pictures(path_of(place), split, num_classes, frame)
+    if kind.lower() == "tar":
+        return tar.from_shards(place, split, num_classes, frame)
+    if text.endswith(".tar"):
+        raise ValueError(f"{text} is named like a shard of pictures: write tar:{text}.")
     if "://" in text:
         raise ValueError(f"{text} is an address: download it, and give npz:PATH or folder:PATH of the copy.")
     if text.endswith(".npz"):

@@ -6,6 +6,8 @@ from jaxkd.models.audio.recurrent import recurrent_net
 from jaxkd.models.audio.spectrum_cnn import spectrum_cnn
 from jaxkd.models.combine import cached, ensemble, join, mean_logits, mean_probabilities, no_teacher, with_head
 from jaxkd.models.frozen import freeze, frozen, thaw
+from jaxkd.models.graph.sensor_mlp import sensor_mlp
+from jaxkd.models.graph.tgcn import normalise_adjacency, tgcn
 from jaxkd.models.heads import at_head, with_heads
 from jaxkd.models.inherit import inherit, take_blocks
 from jaxkd.models.nnx_modules import from_nnx
@@ -85,10 +87,12 @@ __all__ = [
     "modern_bert",
     "narrowed",
     "no_teacher",
+    "normalise_adjacency",
     "principal_basis",
     "recurrent_net",
     "resnet",
     "reuse_classifier",
+    "sensor_mlp",
     "sentence_embeddings",
     "shufflenet_v1",
     "shufflenet_v2",
@@ -99,6 +103,7 @@ __all__ = [
     "table_mlp",
     "take_blocks",
     "text_cnn",
+    "tgcn",
     "thaw",
     "to_basis",
     "to_int8",

@@ -18,6 +18,7 @@ FOLDER = pathlib.Path(__file__).parents[2] / "experiments"
 FILES = ("digits", "vision/image_kd", "vision/transfer", "vision/imagenet", "cifar100/run", "cifar100/every_method")
 FILES += ("vision/faces", "vision/xrays")
 FILES += ("benchmarks/crash", "benchmarks/loop_overhead")
+FILES += ("graph/traffic",)
 FILES += ("text/embeddings", "text/entities", "text/extraction", "text/sentiment", "text/transfer")
 FILES += ("tabular/tables",)
 

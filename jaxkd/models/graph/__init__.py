@@ -1,0 +1,1 @@
+"""Networks for series of a graph's nodes."""
