@@ -15,7 +15,7 @@ import dataclasses
 import jax
 
 from jaxkd import augment, data, losses, models, objectives
-from jaxkd.experiment import NETWORKS, Context, check_choice, flag, launch
+from jaxkd.experiment import NETWORKS, NO_VARIABLES, Context, check_choice, flag, launch
 from jaxkd.experiment.evaluator import predictor
 from jaxkd.experiment.fields import faces
 from jaxkd.experiment.images import check_network, first_rows, prepared
@@ -61,9 +61,9 @@ def train_division(config, trials, number, people, found) -> None:
 
     def fit(kind, name, model, term, epochs, **options):
         """Variables of a network, whose figures are added."""
-        steps = epochs * data.steps_per_epoch(people.train, context.batch_of(people.train))
+        steps = epochs * data.steps_per_epoch(train, context.batch_of(train))
         optimizer = adamw_of(config.learning_rate)(steps)
-        variables = trials.fit(f"{name}-{number}", people.train, model, term, optimizer, steps, **options)
+        variables = trials.fit(f"{name}-{number}", train, model, term, optimizer, steps, **options)
         embed = predictor(context, model)(variables)
         scores = faces.figures(config, people, *(embed(source)[1] for source in people[1:]))
         found.setdefault(kind, ([], models.count_parameters(variables)))[0].append(scores)
@@ -71,11 +71,14 @@ def train_division(config, trials, number, people, found) -> None:
 
     for name, floor in faces.floors(people).items():
         found.setdefault(name, ([], None))[0].append(faces.figures(config, people, *floor))
+    train = people.train
     teacher = fit(f"teacher {config.teacher}", "teacher", big, terms["alone"], config.teacher_epochs)
-    other = jax.random.key(context.seed + 1_000)  # or a student like its teacher would begin as the same network
+    # Students follow what the teacher says of the pictures without augmentation, which is computed once.
+    train = data.with_fields(train, teacher_logits=predictor(context, big)(teacher)(people.train)[1])
+    options = dict(teacher=models.cached(), teacher_variables=NO_VARIABLES)
+    options |= dict(key=jax.random.key(context.seed + 1_000))  # or a student like its teacher would begin as it did
     for kind in config.students:
-        live = {} if kind == "alone" else dict(teacher=big, teacher_variables=teacher)
-        fit(f"student {config.student}, {kind}", kind, small, terms[kind], config.epochs, key=other, **live)
+        fit(f"student {config.student}, {kind}", kind, small, terms[kind], config.epochs, **options)
 
 
 def procedure(config, run, logger, plan) -> None:

@@ -16,7 +16,7 @@ import dataclasses
 from jaxkd import augment, data, losses, models, objectives
 from jaxkd.experiment import NETWORKS, NO_VARIABLES, Context, check_choice, flag, launch
 from jaxkd.experiment.evaluator import predictor
-from jaxkd.experiment.fields import xrays
+from jaxkd.experiment.fields import frozen, xrays
 from jaxkd.experiment.images import check_network, first_rows, prepared
 from jaxkd.experiment.kept import kept
 from jaxkd.experiment.networks import make_network
@@ -34,6 +34,8 @@ class Config(xrays.XrayConfig):
         """Checks values and names before the run's folder is made."""
         super().check()
         check_choice(self, "students", "kind of student", KINDS)
+        if self.teacher == xrays.FROZEN and self.teacher_file is None:
+            frozen.published_file()
 
 
 SMALL = dict(name="xrays-smoke", source=xrays.SYNTHETIC, teacher="tiny", student="tiny", crop=1, seeds=1)
@@ -57,7 +59,10 @@ def procedure(config, run, logger, plan) -> None:
     noisy, clean = prepared(splits.train, [augment.random_crop(config.crop)] * (config.crop > 0), seed=config.seed)
     context = Context(run, logger, plan, config.seed, config.batch_size, noisy, clean, config)
     trials, board = Trials(context, config.seeds, config.columns, []), xrays.Board(config, splits, {})
-    small, example = make_network(config.student, splits.train.num_classes), clean(first_rows(splits.train, 8))
+    small, example = (
+        make_network(config.student, splits.train.num_classes, config.networks),
+        clean(first_rows(splits.train, 8)),
+    )
     check_network("--student", config.student, small, example)
 
     def fit_for(epochs):
@@ -68,9 +73,9 @@ def procedure(config, run, logger, plan) -> None:
     # 1. Floors, and the teacher's answers to all images.
     xrays.add_floors(board, trials)
     if config.teacher == xrays.FROZEN:
-        answers, parameters = xrays.frozen_teacher(config, context, splits)
+        answers, parameters = frozen.answers(config, context, splits)
     else:
-        big = make_network(config.teacher, splits.train.num_classes)
+        big = make_network(config.teacher, splits.train.num_classes, config.networks)
         check_network("--teacher", config.teacher, big, example)
         label = objectives.from_labels(losses.cross_entropy)
         variables = trials.fit("teacher", splits.train, big, label, *fit_for(config.teacher_epochs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -47,10 +48,11 @@ def _tiny(num_classes: int, axis_name: str | None = None) -> Model:
 SIMPLE: Mapping[str, Published] = {
     "mlp": Published(_mlp, ()),
     "convnet": Published(models.convnet, ()),
+    "convnet_8_16": Published(functools.partial(models.convnet, widths=(8, 16)), ()),
     "lenet": Published(models.lenet, ()),
     "tiny": Published(_tiny, ()),
 }
-"""A perceptron and three convolutional networks, without published weights; "tiny" is for smoke runs."""
+"""A perceptron and four convolutional networks, without published weights; "tiny" is for smoke runs."""
 SMALL_IMAGES: Mapping[str, Published] = {**SIMPLE, **CIFAR100_BENCHMARK}
 """Networks for small images: `SIMPLE`, and those of the CIFAR-100 benchmark."""
 LARGE_IMAGES: Mapping[str, Published] = {**SMALL_IMAGES, **TIMM, **TORCHVISION}

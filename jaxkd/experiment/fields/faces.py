@@ -37,18 +37,18 @@ class FaceConfig(Config):
     parts: tuple[str, ...] = flag(("train",), "splits of the source that are read, all together", DATA)
     label_field: str = flag("label", "field that says who is on a picture", DATA)
     image_size: int | None = flag(
-        32, "height and width to resize pictures to, in pixels; unchanged if absent", DATA, SIDE
+        28, "height and width to resize pictures to, in pixels; unchanged if absent", DATA, SIDE
     )
     validation_people: int = flag(6, "people on whose pictures thresholds are chosen", DATA, SEVERAL)
     test_people: int = flag(10, "people on whose pictures networks are compared", DATA, SEVERAL)
     crop: int = flag(3, "padding of random crops, in pixels", DATA, WHOLE)
     far: float = flag(0.01, "false acceptance rate at which true acceptances are counted", DATA, FRACTION)
     teacher: str = flag("resnet8", "teacher's network, as of the other experiments on images", NETWORKS)
-    student: str = flag("convnet", "student's network, as --teacher", NETWORKS)
+    student: str = flag("convnet_8_16", "student's network, as --teacher", NETWORKS)
     width: int = flag(64, "numbers of an embedding", NETWORKS, COUNT)
     batch_size: int = 40
-    teacher_epochs: int = flag(60, "passes of the teacher over the training pictures", TRAINING, COUNT)
-    epochs: int = flag(60, "passes of the students over the training pictures", TRAINING, COUNT)
+    teacher_epochs: int = flag(50, "passes of the teacher over the training pictures", TRAINING, COUNT)
+    epochs: int = flag(100, "passes of the students over the training pictures", TRAINING, COUNT)
     learning_rate: float = flag(2e-3, "highest rate of AdamW", TRAINING, POSITIVE)
     scale: float = flag(16.0, "scale s of the margin softmax", TRAINING, POSITIVE)
     margin: float = flag(0.3, "angular margin m (ArcFace), in radians", TRAINING, _ANGLE)

