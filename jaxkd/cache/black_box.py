@@ -15,11 +15,11 @@ from jaxkd.cache import shards
 from jaxkd.cache.foreign import Foreign, Inputs, from_estimator, from_function
 from jaxkd.cache.manifest import Manifest, read_manifest, stem, write_manifest
 from jaxkd.cache.network_files import from_litert, from_onnx
-from jaxkd.cache.outputs import LOGITS, Gives, Meaning, meaning_of, to_logits, to_top_k
+from jaxkd.cache.outputs import LOGITS, Gives, Meaning, meaning_of, say_if_probabilities, to_logits, to_top_k
 from jaxkd.cache.read import with_targets
 from jaxkd.cache.soft_labels import KINDS, read_soft_labels
 from jaxkd.cache.write import begin, missing_shards, to_records
-from jaxkd.data.source import Source
+from jaxkd.data.source import Source, sample_rows
 from jaxkd.data.splits import say
 from jaxkd.models.top_k import spread_tail
 from jaxkd.parallel import processes
@@ -57,7 +57,7 @@ def black_box(
     Args:
       source: The students' training data, or a split to evaluate on.
       teacher: One of
-        - a function: batch of NumPy fields [B, ...] -> outputs [B, K] or [B] (give `version` too);
+        - a function: batch of NumPy fields [B, ...] -> outputs [B, ..., K] or [B] (give `version` too);
         - a fitted estimator of scikit-learn;
         - "onnx:PATH" or "litert:PATH" (or "tflite:PATH"), a network's file;
         - "csv:PATH", "tsv:PATH", "parquet:PATH" or "npz:PATH", soft labels by the examples' ids, in one of the forms
@@ -70,7 +70,7 @@ def black_box(
       inputs: Fields that a network or an estimator reads: one, several in their order, or {input: field}. None takes
         those with the names of the inputs, or the only field.
       output: Name of a network's output, if it has several.
-      channels_first: Whether a network takes images as [B, C, H, W].
+      channels_first: Whether a network takes images as [B, C, H, W], and gives outputs of that order.
       prepare: Preparation of what a teacher sees, such as `augment.augment_batch(augment.to_float(), seed=0)`; None for
         the fields as they are read.
       views: Number of views of each example, for a `prepare` that augments: the same that students see. None for one
@@ -81,7 +81,8 @@ def black_box(
       rows: Number of examples in a shard.
 
     Returns:
-      The source with the field `teacher_logits`, float32 [B, K]; [B, 1] for `one_logit`, [B, D] of numbers. The top k
+      The source with the field `teacher_logits`, float32 [B, ..., K], where K is 1 for `one_logit`, and the
+      number of outputs of a regressor. The top k
       of a file come as `top_ids`, `top_logprobs` and `top_tail` too, as `models.cached(num_classes=K)` reads them.
 
     Raises:
@@ -111,8 +112,10 @@ def black_box(
     count = 1 if views is None else views
     _write(folder, source, asked, meaning, as_read, count, made_with, batch_size, rows, prepared=prepare is not None)
     joined = with_targets(source, folder, made_with=made_with, prepare=as_read, views=count)
+    assert joined.targets is not None, "with_targets has joined them"
+    say_if_probabilities(asked.name, joined.targets(sample_rows(source, 256), 0)[LOGITS], meaning)
     joined = joined if views is not None else _as_fields(joined, source)
-    width = read_manifest(folder).fields[LOGITS][1][0]  # type: ignore[union-attr]
+    width = read_manifest(folder).fields[LOGITS][1][-1]  # type: ignore[union-attr]
     return _with_classes(joined, 2 if one_logit else width)
 
 
@@ -233,7 +236,7 @@ def _from_file(source: Source, kind: str, place: str, gives: Gives | None, one_l
 
     made = {**source.made_with, "black box": found.fingerprint, "outputs": f"{meaning.gives}, {one_logit}, {smoothing}"}
     joined = dataclasses.replace(source, read=read, made_with=made)
-    width = meaning.num_classes if found.top is not None else fields[LOGITS].shape[1]
+    width = meaning.num_classes if found.top is not None else fields[LOGITS].shape[-1]
     return _with_classes(joined, 2 if one_logit else width)
 
 

@@ -176,7 +176,8 @@ def in_batches(
                     "row for each by output=."
                 )
             parts.append(found[: len(found) - short])
-        return np.concatenate(parts)
+        outputs = np.concatenate(parts)
+        return np.moveaxis(outputs, 1, -1) if channels_first and outputs.ndim == 4 else outputs
 
     return answer
 

@@ -78,20 +78,21 @@ def from_litert(place: str, inputs: Inputs, output: str | None, channels_first: 
         raise ImportError(f'{name} is run by the package ai-edge-litert: pip install "jaxkd[litert]".') from error
     try:
         interpreter = Interpreter(model_path=str(path))
-        interpreter.allocate_tensors()
     except Exception as error:  # broken files fail in many ways
         raise ValueError(f"{path} cannot be opened as a LiteRT file ({root_cause(error)}): export it anew.") from error
     outs = interpreter.get_output_details()
     chosen = next(out for out in outs if out["name"] == _output(name, [out["name"] for out in outs], output))
     details = interpreter.get_input_details()
     ports = [_litert_port(given) for given in details]
+    sides: list[tuple[int, ...]] = []  # shapes that memory was allocated for
 
     def run(arrays: list[np.ndarray]) -> np.ndarray:
         try:
-            for given, x in zip(details, arrays, strict=True):
-                if tuple(interpreter.get_tensor(given["index"]).shape) != x.shape:
+            if sides != [x.shape for x in arrays]:
+                for given, x in zip(details, arrays, strict=True):
                     interpreter.resize_tensor_input(given["index"], x.shape)
-                    interpreter.allocate_tensors()
+                interpreter.allocate_tensors()
+                sides[:] = [x.shape for x in arrays]
             for given, x in zip(details, arrays, strict=True):
                 interpreter.set_tensor(given["index"], _quantised(given, x))
             interpreter.invoke()

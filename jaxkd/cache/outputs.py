@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxkd.data.checks import listing
 from jaxkd.data.source import Source
+from jaxkd.data.splits import say
 
 Gives: TypeAlias = Literal["logits", "probabilities", "classes", "numbers"]
 """Meaning of a teacher's outputs: logits; probabilities; class numbers alone, [N]; numbers that a regressor gives."""
@@ -64,7 +65,8 @@ def meaning_of(source: Source, gives: Gives, one_logit: bool, smoothing: float) 
             f"the teacher gives {gives} but the task of {source.name} is {source.task}: give numbers for a regression "
             "and only there (gives=)."
         )
-    if one_logit and (gives == "numbers" or source.task != "classification" or source.num_classes not in (0, 2)):
+    of_classes = source.task in ("classification", "unlabelled") and gives != "numbers"
+    if one_logit and not (of_classes and source.num_classes in (0, 2)):
         raise ValueError(
             f"one_logit is for two classes, but {source.name} has {source.num_classes} and the task {source.task}: "
             "leave it out."
@@ -85,12 +87,13 @@ def to_logits(name: str, outputs: np.ndarray, ids: np.ndarray, meaning: Meaning)
 
     Args:
       name: The teacher, for messages.
-      outputs: [N, K]; [N] of classes, of numbers, or of one output.
+      outputs: [N, ..., K], where K is the only axis that is not 1 it may stand anywhere; [N] of classes, of numbers, or
+        of one output.
       ids: Ids of the examples [N].
       meaning: What they are.
 
     Returns:
-      float32 [N, K], finite; [N, 1] for one logit; [N, D] of numbers.
+      float32 [N, ..., K], finite; [N, ..., 1] for one logit; [N, ..., D] of numbers.
 
     Raises:
       ValueError: If an output is NaN, infinite, of another shape than the classes ask for, or is not what it should be.
@@ -103,8 +106,17 @@ def to_logits(name: str, outputs: np.ndarray, ids: np.ndarray, meaning: Meaning)
         )
     if meaning.gives == "classes":
         return _of_probabilities(_one_hot(name, outputs, ids, meaning), meaning)
-    values = outputs[:, None] if outputs.ndim == 1 else outputs
-    values = values.astype(np.float64)
+    if sum(side > 1 for side in outputs.shape[1:]) < 2:  # such as [N, K, 1, 1] of a network for images
+        outputs = outputs.reshape(len(outputs), -1)
+    leading, K = outputs.shape[:-1], outputs.shape[-1]
+    each = np.repeat(ids, int(np.prod(leading[1:])))
+    found = _each_to_logits(name, outputs.reshape(-1, K), each, meaning)
+    return found.reshape(*leading, found.shape[-1])
+
+
+def _each_to_logits(name: str, outputs: np.ndarray, ids: np.ndarray, meaning: Meaning) -> np.ndarray:
+    """Logits [N, K] of outputs [N, K]."""
+    values = outputs.astype(np.float64)
     _check(name, values, ids, ~np.isfinite(values), "is NaN or infinite", "correct the teacher or its input")
     _check_width(name, values, meaning)
     if meaning.gives == "numbers":
@@ -130,6 +142,20 @@ def to_logits(name: str, outputs: np.ndarray, ids: np.ndarray, meaning: Meaning)
             f"1 (as for {off.sum()} of {len(off)} examples): normalise them."
         )
     return _of_probabilities(values, meaning)
+
+
+def say_if_probabilities(name: str, logits: np.ndarray, meaning: Meaning) -> None:
+    """Says that single outputs which are called logits are rather probabilities, since they all lie in 0..1.
+
+    Args:
+      name: The teacher, for the message.
+      logits: Some rows of what `to_logits` gave.
+      meaning: What the outputs are said to be.
+    """
+    z = logits[..., 1] - logits[..., 0] if logits.shape[-1] == 2 and not meaning.several else logits
+    single = meaning.several or logits.shape[-1] == 1 or (logits.shape[-1] == 2 and (logits.sum(axis=-1) == 0).all())
+    if meaning.gives == "logits" and single and ((z >= 0) & (z <= 1)).all():
+        say(f'all outputs of {name} lie in 0..1: say gives="probabilities" if they are probabilities of yes.')
 
 
 def to_top_k(
@@ -192,7 +218,8 @@ def by_class(name: str, columns: Sequence[object], source: Source) -> np.ndarray
     names: Mapping[str, int] = {text: k for k, text in enumerate(source.class_names)}
     found = []
     for column in columns:
-        text = str(column.item() if isinstance(column, np.generic) else column)
+        column = column.item() if isinstance(column, np.generic) else column
+        text = str(int(column) if isinstance(column, bool) else column)
         text = text.removesuffix(".0")
         if text not in names and not text.isdigit():
             have = listing(source.class_names[:8]) if names else f"the numbers 0..{max(source.num_classes - 1, 0)}"
@@ -250,7 +277,7 @@ def _one_hot(name: str, outputs: np.ndarray, ids: np.ndarray, meaning: Meaning) 
     if classes.ndim != 1:
         raise ValueError(f"{name} gave shape {outputs.shape} where one class for each of {len(ids)} is expected.")
     wrong = (classes != np.floor(classes)) | (classes < 0) | (classes >= K) | ~np.isfinite(classes)
-    _check(name, classes, ids, wrong, f"is none of the {K} classes, 0..{K - 1}", "correct the labels")
+    _check(name, classes, ids, wrong, f"is none of the {K} classes, 0..{K - 1}", "give a teacher of these classes")
     p = np.full((len(classes), K), meaning.smoothing / max(K - 1, 1))
     p[np.arange(len(classes)), classes.astype(np.int64)] = 1 - meaning.smoothing
     return p

@@ -7,7 +7,7 @@ import pytest
 from foreign_files import litert_linear, onnx_linear
 from scipy.special import log_softmax, softmax
 
-from jaxkd import cache, data, losses, models
+from jaxkd import cache, data, models
 from jaxkd.data.source import Source
 from jaxkd.types import Variables
 
@@ -262,8 +262,9 @@ def test_the_top_classes_alone_are_a_teacher(tmp_path):
     np.testing.assert_allclose(told(one), told(other), rtol=1e-4)
     np.testing.assert_allclose(np.exp(told(one)), P, atol=2e-4)
     batch = one.read(ALL)
-    kept = [batch[name] for name in models.KEPT]
-    np.testing.assert_allclose(losses.topk_kl_tail_bucket(np.log(np.maximum(P, 1e-6)), *kept), 0, atol=1e-4)
+    np.testing.assert_array_equal(batch["top_ids"], ids)
+    whole = np.exp(batch["top_logprobs"]).sum(axis=1) + np.exp(batch["top_tail"])
+    np.testing.assert_allclose(whole, 1, rtol=1e-5)
     read = models.cached(num_classes=K).apply(Variables({}, {}), batch, None, False)[0]
     np.testing.assert_allclose(read.logits, told(one), rtol=1e-6)
 
@@ -353,6 +354,26 @@ def test_ids_that_the_source_lacks_are_counted(tmp_path, caplog):
 def test_answers_that_do_not_fit_are_refused(tmp_path, answer, options, said):
     with pytest.raises(ValueError, match=said):
         cache.black_box(SOURCE, answer, tmp_path, version="1", **options)
+
+
+def test_outputs_for_each_pixel_and_singleton_axes_keep_what_they_mean(tmp_path):
+    shape = (SIZE, 2, 2, K)
+    dense = rng.normal(size=shape)
+    given = {"version": "1", "gives": "probabilities"}
+    joined = cache.black_box(SOURCE, lambda batch: softmax(dense[batch["id"]], axis=-1), tmp_path / "a", **given)
+    np.testing.assert_allclose(told(joined), log_softmax(dense, axis=-1), rtol=1e-4, atol=1e-5)
+    thin = cache.black_box(SOURCE, lambda batch: linear(batch)[:, :, None, None], tmp_path / "b", version="1")
+    np.testing.assert_allclose(told(thin), Z, rtol=1e-6)
+
+
+def test_probabilities_of_yes_that_are_called_logits_are_pointed_at(tmp_path, caplog):
+    two = rows_of(label=LABEL % 2, num_classes=2)
+    cache.black_box(two, lambda batch: 1 / (1 + np.exp(-linear(batch)[:, 0])), tmp_path / "a", version="1")
+    assert 'lie in 0..1: say gives="probabilities" if they are' in caplog.text
+    caplog.clear()
+    cache.black_box(two, lambda batch: linear(batch)[:, 0], tmp_path / "b", version="1")
+    cache.black_box(two, Fitted(classes_=np.array([False, True]), predict=lambda X: X[:, 0] > 0), tmp_path / "c")
+    assert "lie in 0..1" not in caplog.text
 
 
 def test_what_is_no_teacher_is_refused(tmp_path):
