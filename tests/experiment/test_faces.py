@@ -38,6 +38,11 @@ def test_a_folder_of_people_and_an_archive_with_another_field_open_alike(tmp_pat
         faces.open_faces(faces.FaceConfig(source=f"npz:{tmp_path}/faces.npz", **options))
 
 
+def test_pictures_that_are_read_twice_are_refused():
+    with pytest.raises(ValueError, match="--parts has 'train' twice: give each once"):
+        faces.FaceConfig(parts=("train", "train")).check()
+
+
 def test_too_few_people_are_refused_and_single_pictures_said(monkeypatch, caplog):
     with pytest.raises(ValueError, match=r"has 9 people, but 2 of --validation-people, 6 of --test-people .* make 10"):
         faces.open_faces(faces.FaceConfig(source=faces.SYNTHETIC, image_size=None, validation_people=2, test_people=6))

@@ -73,6 +73,7 @@ class FaceConfig(Config):
         super().check()
         for side in ("teacher", "student"):
             check_choice(self, side, "network", self.networks)
+        check_choice(self, "parts", "part", self.parts)  # each once
 
 
 class People(NamedTuple):

@@ -52,7 +52,7 @@ def answers(config: XrayConfig, context: Context, splits: Splits) -> tuple[list[
     line = logistic_regression(
         features[0], labels[0], (features[1], labels[1]), splits.train.num_classes, strengths=(0.001, 0.01, 0.1)
     )
-    head = models.count_parameters(variables.params["head"])
+    head = sum(leaf.size for leaf in jax.tree.leaves(variables.params["head"]))
     return [line.logits(x) for x in features], models.count_parameters(variables) - head + line.parameters
 
 
