@@ -8,6 +8,7 @@ from foreign_files import litert_linear, onnx_linear
 from scipy.special import log_softmax, softmax
 
 from jaxkd import cache, data, models
+from jaxkd.cache import network_files
 from jaxkd.data.source import Source
 from jaxkd.types import Variables
 
@@ -148,6 +149,15 @@ def test_a_litert_file_answers(tmp_path, batch):
     file.write_bytes(litert_linear(W, B, batch=batch))
     joined = cache.black_box(SOURCE, f"litert:{file}", tmp_path / "targets")
     np.testing.assert_allclose(told(joined), Z, rtol=1e-5, atol=1e-6)
+
+
+def test_quantised_inputs_and_outputs_stand_for_numbers():
+    given, x = {"quantization": (0.5, 3), "dtype": np.int8}, np.array([0.0, -1.0, 0.6, 1e4], np.float32)
+    held = network_files._quantised(given, x)
+    np.testing.assert_array_equal(held, np.array([3, 1, 4, 127], np.int8))
+    np.testing.assert_array_equal(network_files._numbers(given, held), [0, -1, 0.5, 62])
+    plain = {"quantization": (0.0, 0), "dtype": np.float32}
+    np.testing.assert_array_equal(network_files._numbers(plain, network_files._quantised(plain, x)), x)
 
 
 @pytest.mark.parametrize(("kind", "package"), [("onnx", "onnxruntime"), ("litert", "ai_edge_litert.interpreter")])
