@@ -104,7 +104,7 @@ def procedure(config, run, logger, plan) -> None:
         for name, (size, _) in splits[0].items():
             these = Trials(context, config.seeds, figures, rows)
             these.add(f"{short_name(spec)}: {name}", [found[name][1] for found in splits], parameters=size)
-    title = f"{len(config.sources)} table(s), {config.seeds} split(s) each"
+    title = f"{len(config.sources)} table(s), {config.seeds} split(s) each, {config.figures} rows"
     Trials(context, config.seeds, columns, rows).conclude(title=title)
 
 

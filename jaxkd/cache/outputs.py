@@ -24,7 +24,7 @@ _OFF = 0.02  # how far the sum of a row of rounded probabilities may be from 1
 
 
 class Meaning(NamedTuple):
-    """What a teacher's outputs are, and what its students need.
+    """Meaning of a teacher's outputs, and the form that its students need.
 
     Attributes:
       gives: What the outputs are.

@@ -63,6 +63,12 @@ def test_kinds_suit_the_task(name, kinds):
     assert list(tables.make_kinds(TableConfig(), SETS[name])) == kinds
 
 
+def test_flags_are_chosen_by_rows_that_are_not_the_test_rows():
+    tested, chosen = (TableConfig(figures=figures).table("sklearn:wine", 1) for figures in ("test", "validation"))
+    np.testing.assert_array_equal(chosen.test.ids, tested.validation.ids)
+    assert not np.intersect1d(tested.test.ids, chosen.test.ids).size
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

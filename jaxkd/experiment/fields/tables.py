@@ -49,6 +49,7 @@ class TableConfig(Config):
     ignored: tuple[str, ...] = flag((), "columns to leave out, such as identifiers", DATA)
     validation_share: float = flag(0.2, "share of the rows for choices of your own", DATA, FRACTION)
     test_share: float = flag(0.2, "share of the rows on which each network is evaluated once", DATA, FRACTION)
+    figures: Literal["test", "validation"] = flag("test", "rows of the figures: choose flags by validation", DATA)
     mixed: int = flag(1000, "rows mixed from training rows, for the teacher to label", DATA, WHOLE)
     trees: int = flag(150, "boosted trees of the teacher", NETWORKS, COUNT)
     depth: int = flag(2, "levels of a tree", NETWORKS, COUNT)
@@ -81,11 +82,12 @@ class TableConfig(Config):
           seed: Seed of the split.
 
         Returns:
-          The table.
+          The table, whose test rows are the validation rows if the figures are to be theirs.
         """
         shares = self.validation_share, self.test_share
         names = {name: tuple(getattr(self, name)) for name in ("categorical", "ignored")}
-        return open_table(spec, target=self.target, task=self.task, fractions=shares, seed=seed, **names)
+        table = open_table(spec, target=self.target, task=self.task, fractions=shares, seed=seed, **names)
+        return table._replace(test=table.validation) if self.figures == "validation" else table
 
     def optimizer(self) -> optax.GradientTransformation:
         """Makes the optimizer of all networks: AdamW, whose rate falls along a cosine."""
@@ -94,7 +96,7 @@ class TableConfig(Config):
 
 
 class Answers(NamedTuple):
-    """What a fitted estimator says of the test split, beside what it is.
+    """A fitted estimator and its figures on the test split.
 
     Attributes:
       estimator: The estimator.
