@@ -1,12 +1,19 @@
 """Medical images: what is refused and said of splits, and figures whose thresholds come from validation images."""
 
+from types import SimpleNamespace
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import log_softmax, logsumexp
 from sklearn import metrics as reference
 
 from jaxkd import data
+from jaxkd.experiment.context import Context
 from jaxkd.experiment.fields import frozen, xrays
+from jaxkd.parallel import make_mesh
+from jaxkd.parallel.compile import with_jit
+from jaxkd.types import Model, Outputs, Variables
 
 CONFIG = xrays.XrayConfig(source=xrays.SYNTHETIC)
 
@@ -90,6 +97,30 @@ def test_floors_are_rows(splits):
     assert (constant, line) == ("always the same answer", "logistic regression on pixels")
     assert (same["auc"], same["balanced"], same["sensitivity"]) == (0.5, 0.5, 0)
     assert found["auc"] > 0.9
+
+
+def test_a_frozen_teacher_answers_by_a_line_on_features_of_enlarged_pictures(splits, tmp_path, monkeypatch):
+    seen = []
+
+    def apply(variables, batch, key, train):
+        seen.append(batch["image"].shape[1:])
+        middle = jnp.mean(batch["image"][:, 4:9, 4:9], axis=(1, 2))  # where the bright spot is
+        return Outputs(None, {"pooled": variables.params["scale"] * middle}), {}
+
+    variables = Variables({"scale": jnp.ones((1, 3)), "head": {"kernel": np.zeros((3, 1000))}}, {})
+    monkeypatch.setattr(frozen, "make_network", lambda *given: Model(lambda key, batch: variables, apply))
+    monkeypatch.setattr(frozen.pytorch, "read_tensors", lambda file: {})
+    monkeypatch.setattr(frozen.pytorch, "import_weights", lambda *given: variables)
+    run = SimpleNamespace(path=tmp_path, settle=lambda: None)
+    context = Context(run, None, with_jit(make_mesh()), 0, 16, None, None)
+    config = xrays.XrayConfig(source=xrays.SYNTHETIC, teacher=xrays.FROZEN, teacher_file="file", teacher_size=16)
+    for _ in range(2):  # the second start reads what the first has computed
+        logits, parameters = frozen.answers(config, context, splits)
+    assert set(seen) == {(16, 16, 3)}
+    assert len(seen) == 1
+    assert [x.shape for x in logits] == [(64, 2), (32, 2), (32, 2)]
+    assert parameters == 3 + 4
+    assert np.corrcoef(logits[2][:, 1], data.labels_of(splits.test))[0, 1] > 0.8
 
 
 def test_a_file_of_weights_is_refused_where_it_would_not_be_read(tmp_path):
