@@ -5,9 +5,9 @@
     python experiments/graph/traffic.py --series metr_la.csv --adjacency adj.csv --missing mask --missing-value 0
 
 One model forecasts all horizons at once. Compared on the last part of the time: the last value, the average at the same
-time of day, and a linear autoregression of each sensor; the teacher; a perceptron that sees one sensor's past, alone,
-and taught by the teacher's forecasts, within the teacher's errors as a bound, and by its hidden states. Mean absolute
-error and RMSE, as the mean of all steps up to a horizon and at the horizon.
+time of day, and a linear autoregression of each sensor; the teacher; a perceptron that sees one sensor's past, alone on
+the absolute error, also with the squared one, and taught by the teacher's forecasts, within the teacher's errors as a
+bound, and by its hidden states. Mean absolute error and RMSE, of all steps up to a horizon and at the horizon.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from jaxkd.experiment.evaluator import predictor
 from jaxkd.experiment.fields import traffic
 from jaxkd.experiment.trials import Trials
 
-KINDS = ("alone", "kd", "bounded", "hints")
+KINDS = ("alone", "alone-squared", "kd", "bounded", "hints")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,19 +53,20 @@ class Config(traffic.TrafficConfig):
 
 
 SMALL = dict(name="traffic-smoke", series="waves", adjacency="waves", students=("hints",), hidden=4, width=4, seeds=1)
-SMALL |= dict(teacher_epochs=1, epochs=1, horizons=(1, 3), past=6)
+SMALL |= dict(teacher_epochs=1, epochs=1, horizons=(1, 3), past=6, learned=0)
 
 
 def make_kinds(config, ignore):
     """Kind of student -> its term. The labels' error is absolute; all errors are in units of the data."""
     label = objectives.from_labels(losses.absolute_error, ignore=ignore)
-    kd = objectives.from_logits(losses.logits_mse)
+    squared, kd = objectives.from_labels(losses.squared_error, ignore=ignore), objectives.from_logits(losses.logits_mse)
     paths = ("student.logits", "teacher.logits", "batch.label")
     bounded = objectives.from_outputs(each_value(losses.teacher_bounded), *paths, ignore=ignore)
     project = objectives.linear()
     hint = objectives.from_features(losses.hint, student="hidden", teacher="hidden", project=project)
     return {
         "alone": label,
+        "alone-squared": objectives.weighted(label=label, squared=(config.kd, squared)),
         "kd": objectives.weighted(label=label, kd=(config.kd, kd)),
         "bounded": objectives.weighted(label=label, bounded=(config.bound, bounded)),
         "hints": objectives.weighted(label=label, hint=(config.hint, hint)),
@@ -107,7 +108,7 @@ def train_students(config, trials, windows, test, taught, reader, nothing):
 
     for kind in config.students:
         source, given = windows.train, {}
-        if kind != "alone":
+        if not kind.startswith("alone"):
             source, given = taught, dict(teacher=reader, teacher_variables=nothing)
         fit = traffic.clipped_adam(config.learning_rate, updates)
         trials.teach(kind, source, small, kinds[kind], fit, updates, score, **given)

@@ -19,6 +19,7 @@ from jaxkd.types import Prepare
 _EXAMPLES = 32
 _VIEWS = (0, 1)
 _PROJECTIONS = 4
+_NO_LABEL = 1234.5  # in place of missing labels, whose NaN is not equal to itself
 _TOLERANCE = 1e-4
 _SKIPPED = ("id", "view")
 
@@ -89,7 +90,10 @@ def probe(source: Source, prepare: Prepare, ids: np.ndarray, *, backwards: bool 
         fields = {name: _without_texts(values) for name, values in source.read(rows[order]).items()}
         batch = dict(prepared({**fields, "view": np.full(len(rows), view, np.int32)}))
         for field in sorted(set(batch) - set(_SKIPPED)):
-            projections.setdefault(field, []).append(_project(np.asarray(batch[field], np.float64))[order])
+            values = np.asarray(batch[field], np.float64)
+            if field == "label" and source.ignore is not None:
+                values = np.where(np.isnan(values), _NO_LABEL, values)
+            projections.setdefault(field, []).append(_project(values)[order])
     return {field: np.stack(views) for field, views in projections.items()}
 
 

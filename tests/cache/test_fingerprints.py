@@ -98,3 +98,14 @@ def test_fingerprint_sees_names_shapes_dtypes_and_bytes():
     ]
     assert fingerprint_variables(np.zeros(3, np.int32)) != fingerprint_variables(np.zeros(3, np.float32))
     assert len({digest, *map(fingerprint_variables, others)}) == 1 + len(others)
+
+
+def test_missing_labels_are_equal_and_other_nan_is_not():
+    numbers = np.where(LABELS == 1, np.nan, LABELS)
+    source = open_source({"image": IMAGES, "label": numbers}, "train[10:]", ignore=float("nan"))
+    found = seen(dict, source)
+    assert not differences(found, seen(dict, source, backwards=True))
+    other = open_source({"image": IMAGES, "label": np.where(LABELS == 2, np.nan, LABELS)}, "train[10:]", ignore=np.nan)
+    assert set(differences(found, seen(dict, other))) == {"label"}
+    broken = seen(lambda batch: {**batch, "label": jnp.full(batch["label"].shape, jnp.nan)}, SOURCE)
+    assert set(differences(broken, broken)) == {"label"}
