@@ -99,7 +99,8 @@ def mel_matrix(settings: LogMel) -> np.ndarray:
             f"{settings.mels} mel bands from {settings.low:g} to {high:g} Hz were asked for at {settings.rate} samples "
             f"a second: give at least 1, within 0 and {settings.rate / 2:g} Hz."
         )
-    ends = np.linspace(*(2595 * np.log10(1 + f / 700) for f in (settings.low, high)), settings.mels + 2)
+    first, last = (2595 * math.log10(1 + f / 700) for f in (settings.low, high))
+    ends = np.linspace(first, last, settings.mels + 2)
     ends = 700 * (10 ** (ends / 2595) - 1)
     f = np.arange(settings.size // 2 + 1)[:, None] * settings.rate / settings.size
     rise = (f - ends[:-2]) / (ends[1:-1] - ends[:-2])

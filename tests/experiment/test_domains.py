@@ -17,7 +17,7 @@ from jaxkd.experiment.domains import COUNT, DECAY, FRACTION, NON_NEGATIVE, POSIT
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments"
 FILES = ("digits", "vision/image_kd", "vision/transfer", "vision/imagenet", "cifar100/run", "cifar100/every_method")
 FILES += ("vision/faces", "vision/xrays")
-FILES += ("audio/digit_strings",)
+FILES += ("audio/digit_strings", "audio/other_language", "audio/spoken_digits")
 FILES += ("benchmarks/crash", "benchmarks/loop_overhead")
 FILES += ("graph/traffic",)
 FILES += ("text/embeddings", "text/entities", "text/extraction", "text/sentiment", "text/transfer")

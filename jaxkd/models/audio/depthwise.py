@@ -175,10 +175,9 @@ def depthwise_stream(
         if frames.ndim != 3 or frames.shape[-1] != bands:
             raise ValueError(f"frames have shape {frames.shape}: give log-mel frames [B, F, {bands}] of B streams.")
         variables, real = as_variables(variables), jnp.full(len(frames), frames.shape[1])
-        found: tuple[jax.Array, State] = net.apply(
-            {"params": variables.params, **variables.state}, frames, real, False, state
-        )
-        return found
+        collections = {"params": variables.params, **variables.state}
+        logits, after = net.apply(collections, frames, real, False, state)
+        return jnp.asarray(logits), dict(after)
 
     return Stream(start, stream)
 
