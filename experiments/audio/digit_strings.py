@@ -20,6 +20,7 @@ from jaxkd import losses, models, objectives
 from jaxkd.experiment import NETWORKS, NO_VARIABLES, TRAINING, Context, check_choice, flag, launch
 from jaxkd.experiment.domains import COUNT, FRACTION, POSITIVE, TEMPERATURE, WHOLE
 from jaxkd.experiment.evaluator import predict, predictor
+from jaxkd.experiment.fields import transcribed
 from jaxkd.experiment.fields import transcription as field
 from jaxkd.experiment.text_students import adamw_of
 from jaxkd.experiment.trials import PERCENT, Column, Trials
@@ -99,14 +100,14 @@ def procedure(config, run, logger, plan) -> None:
     def score_of(model):
         """Function from a network's variables to its error rates; the test split is read once."""
         compiled = predictor(context, model)
-        scores = [field.scorer(compiled, split, units) for split in (corpus.validation, corpus.test)]
+        scores = [transcribed.scorer(compiled, split, units) for split in (corpus.validation, corpus.test)]
         return lambda variables: {"validation": scores[0](variables)["wer"], **scores[1](variables)}
 
     # 1. Floors, and the teacher.
     truth = corpus.test.texts
-    these.add("constant text", field.error_rates(truth, field.constant_floor(corpus)))
+    these.add("constant text", transcribed.error_rates(truth, transcribed.constant_floor(corpus)))
     if corpus.words:
-        these.add("linear on equal cuts, told the count", field.error_rates(truth, field.cut_floor(corpus)))
+        these.add("linear on equal cuts, told the count", transcribed.error_rates(truth, transcribed.cut_floor(corpus)))
     big = models.recurrent_net(units.classes, width=96, hidden=config.hidden, layers=1, kernel=3)
     fit = adamw_of(config.teacher_rate)(config.teacher_steps)
     teacher = these.fit("teacher", train, big, CTC, fit, config.teacher_steps)
@@ -115,7 +116,7 @@ def procedure(config, run, logger, plan) -> None:
     _, logits = predict(context, big, teacher, train)
     heard = field.with_field(train, "teacher_logits", logits, per_frame=True)
     if "texts" in config.students:
-        for name, values in field.best_texts(logits, train.lengths, best=config.best).items():
+        for name, values in transcribed.best_texts(logits, train.lengths, best=config.best).items():
             heard = field.with_field(heard, name, values)
     small = models.depthwise_net(units.classes, width=config.width, blocks=config.blocks, kernel=5, per_frame=True)
     score = score_of(small)
