@@ -35,8 +35,9 @@ class Source:
       targets: (row numbers [B], view) -> fields that belong to one view of an example, such as a teacher's logits. The
         pipelines add them to batches. None if there are none.
       task: "classification": `label` is int32 [B], or [B, L] if it is of tokens. "multi_label": int32 [B, K], 0 or 1.
-        "regression": float32 [B] or [B, ..., K]. "tokens": int32 [B, L], a class of each token. "boxes", "ranking":
-        fields that the reader names. "unlabelled": there is no `label`.
+        "regression": float32 [B] or [B, ..., K]. "tokens": int32 [B, L], a class of each token. "boxes": int32
+        [B, M], the class of each of the field `boxes` [B, M, 4], -1 where there is none. "ranking": int32 [B, H],
+        items, -1 where there is none. "unlabelled": there is no `label`.
       ignore: The label that says that there is none, such as -1 or NaN; None if no label is missing.
       drawn: `id` of each row, increasing, int32 [size], if they are not consecutive; None if they are.
       class_names: Name of each class, [num_classes], or empty if they have none.
