@@ -96,3 +96,28 @@ def test_packages_that_are_missing_are_named(monkeypatch):
         speech_embedding.speech_embedding(8000)
     with pytest.raises(ImportError, match="pip install --no-deps espeakng-loader"):
         synthesiser.speak(["1"], "de", rate=8000)
+
+
+def test_the_synthesiser_speaks_digits_in_a_language():
+    try:
+        found = synthesiser.speak(["1", "7"], "de", rate=8000, takes=1, voices=("m1", "f1"))
+    except ImportError as error:
+        pytest.skip(str(error))
+    assert found.class_names == ("1", "7")
+    assert found.speakers.tolist() == ["m1", "m1", "f1", "f1"]
+    assert all(0.1 < len(x) / 8000 < 1.5 for x in found.samples)
+    with pytest.raises(ValueError, match=r"has no voice xx\+m1: give --language"):
+        synthesiser.speak(["1"], "xx", rate=8000, voices=("m1",))
+
+
+def test_the_speech_embedding_gives_a_vector_of_each_recording():
+    try:
+        vectors = speech_embedding.speech_embedding(8000)
+    except ImportError as error:
+        pytest.skip(str(error))
+    time = np.arange(4000) / 8000
+    audio = 0.14 * np.sin(2 * np.pi * np.array([[300.0], [1200.0]]) * time).astype(np.float32)
+    found = vectors({"audio": audio})
+    assert found.shape == (2, 96)
+    np.testing.assert_allclose(found[1], vectors({"audio": audio[1:]})[0], rtol=1e-4, atol=1e-4)
+    assert np.abs(found[0] - found[1]).max() > 1

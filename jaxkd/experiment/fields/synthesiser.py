@@ -36,7 +36,8 @@ def speak(
       voices: Variants, which become the speakers.
 
     Returns:
-      Recordings without silence at their ends, in a fixed order.
+      Recordings without silence at their ends, in a fixed order. The synthesiser draws noise of its own, which goes on
+      from call to call: a process's first call always gives the same samples.
 
     Raises:
       ImportError: If the package `espeakng-loader` is not installed; it is located and never imported.
