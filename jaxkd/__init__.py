@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxkd import (
         augment,
+        boxes,
         cache,
         data,
         deploy,
@@ -37,6 +38,7 @@ __version__ = "0.2.0"
 
 __all__ = [
     "augment",
+    "boxes",
     "cache",
     "data",
     "deploy",

@@ -6,6 +6,7 @@ Pictures are uint8 until `to_float()`, then floats in [0, 1] until `normalize(me
 """
 
 from jaxkd.augment.audio import LogMel, add_noise, change_speed, log_mel, spec_augment, to_log_mel
+from jaxkd.augment.boxes import flip_with_boxes
 from jaxkd.augment.channels import grey_to_rgb, rgb_to_grey
 from jaxkd.augment.core import Augmentation, Example, Mix, augment_batch, compose
 from jaxkd.augment.masks import flip_with_mask
@@ -36,6 +37,7 @@ __all__ = [
     "cutmix",
     "cutout",
     "flip",
+    "flip_with_boxes",
     "flip_with_mask",
     "grey_to_rgb",
     "log_mel",

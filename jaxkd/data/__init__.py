@@ -6,6 +6,7 @@ TFDS, ArrayRecord, tokenizers, pyarrow and soundfile are imported only by the fi
 """
 
 from jaxkd.data.alignment import NO_LABEL, Carried, Pool, carry_tokens, label_tokens, pool_tokens, shared_characters
+from jaxkd.data.boxes import open_boxes
 from jaxkd.data.labels import Task
 from jaxkd.data.masks import IGNORED, from_masks, masks_of_boxes, open_masks
 from jaxkd.data.open import Spec, open_source
@@ -75,6 +76,7 @@ __all__ = [
     "masks_of_boxes",
     "munge",
     "of_classes",
+    "open_boxes",
     "open_masks",
     "open_sounds",
     "open_source",

@@ -30,6 +30,7 @@ from jaxkd.metrics.classification import (
     top_k,
 )
 from jaxkd.metrics.ctc_decoding import Hypothesis, beam_search, greedy_ctc
+from jaxkd.metrics.detection import DetectionAP, detection_ap
 from jaxkd.metrics.edits import Edits, character_edits, word_edits
 from jaxkd.metrics.fidelity import DISTILLATION, agreement, agreement_at, kl_to_teacher, linear_cka, total_variation
 from jaxkd.metrics.ignored import ignoring
@@ -56,6 +57,7 @@ __all__ = [
     "AveragePrecision",
     "BalancedAccuracy",
     "Calibration",
+    "DetectionAP",
     "Edits",
     "Hypothesis",
     "IoU",
@@ -78,6 +80,7 @@ __all__ = [
     "brier",
     "calibration",
     "character_edits",
+    "detection_ap",
     "f1",
     "greedy_ctc",
     "ignoring",

@@ -387,3 +387,23 @@ def test_crops_of_everything_and_of_the_middle():
             augment.random_resized_crop(**options)
     with pytest.raises(ValueError, match="size is 0"):
         augment.center_crop(0)
+
+
+def test_boxes_follow_their_pictures_when_they_are_mirrored():
+    marked = np.zeros((6, 8, 1), np.uint8)
+    marked[1:3, 2:7] = 1
+    one = {"image": marked, "boxes": np.array([[2, 1, 7, 3], [0, 0, 0, 0]], np.float32), "label": np.array([0, -1])}
+    made = jax.jit(jax.vmap(augment.flip_with_boxes(), in_axes=(0, None)))(keys(40), one)
+    places = set()
+    for image, boxes in zip(np.asarray(made["image"]), np.asarray(made["boxes"]), strict=True):
+        x1, y1, x2, y2 = boxes[0].astype(int)
+        expected = np.zeros_like(image)
+        expected[y1:y2, x1:x2] = 1
+        np.testing.assert_array_equal(image, expected)
+        np.testing.assert_array_equal(boxes[1], 0, "padding stays")
+        places.add((x1, y1))
+    assert places == {(2, 1), (1, 1), (2, 3), (1, 3)}
+    across = jax.vmap(augment.flip_with_boxes(vertical=False), in_axes=(0, None))(keys(20), one)
+    assert set(np.asarray(across["boxes"])[:, 0, 1]) == {1}
+    with pytest.raises(ValueError, match="example has no boxes with labels"):
+        augment.flip_with_boxes()(keys(1)[0], {"image": marked})

@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 PROGRAMS = [p for p in sorted(ROOT.rglob("*.py")) if p.relative_to(ROOT).parts[0] in ("jaxkd", "experiments")]
 FLOORS = (
     {"types", "keys", "labels", "files", "kernels"},
-    {"numerics", "augment", "parallel", "data", "testing"},
+    {"numerics", "boxes", "augment", "parallel", "data", "testing"},
     {"losses", "metrics", "models", "train", "runs"},
     {"objectives", "cache", "pytorch", "reports", "deploy"},
     {"experiment"},
