@@ -14,6 +14,7 @@ from jaxkd.losses import (
     cross_tokenizer,
     ctc,
     dense,
+    detection,
     divergences,
     embeddings,
     flows,
@@ -36,6 +37,7 @@ from jaxkd.losses.correlation import *
 from jaxkd.losses.cross_tokenizer import *
 from jaxkd.losses.ctc import *
 from jaxkd.losses.dense import *
+from jaxkd.losses.detection import *
 from jaxkd.losses.divergences import *
 from jaxkd.losses.embeddings import *
 from jaxkd.losses.flows import *
@@ -71,5 +73,6 @@ __all__ += embeddings.__all__
 __all__ += margin.__all__
 __all__ += dense.__all__
 __all__ += segmentation.__all__
+__all__ += detection.__all__
 __all__ += binary.__all__
 __all__ += regression.__all__

@@ -5,6 +5,9 @@ from jaxkd.models.audio.depthwise import Stream, depthwise_net, depthwise_stream
 from jaxkd.models.audio.recurrent import recurrent_net
 from jaxkd.models.audio.spectrum_cnn import spectrum_cnn
 from jaxkd.models.combine import cached, ensemble, join, mean_logits, mean_probabilities, no_teacher, with_head
+from jaxkd.models.detection.decode import Detections, detect, suppress
+from jaxkd.models.detection.detector import apply_head, detector
+from jaxkd.models.detection.targets import Targets, assign
 from jaxkd.models.frozen import freeze, frozen, thaw
 from jaxkd.models.graph.sensor_mlp import sensor_mlp
 from jaxkd.models.graph.tgcn import normalise_adjacency, tgcn
@@ -48,8 +51,12 @@ from jaxkd.models.vision.wide_resnet import wide_resnet
 
 __all__ = [
     "KEPT",
+    "Detections",
     "Int8",
     "Stream",
+    "Targets",
+    "apply_head",
+    "assign",
     "at_head",
     "at_resolution",
     "bag_of_embeddings",
@@ -62,6 +69,8 @@ __all__ = [
     "count_parameters",
     "depthwise_net",
     "depthwise_stream",
+    "detect",
+    "detector",
     "ensemble",
     "first_token",
     "freeze",
@@ -100,6 +109,7 @@ __all__ = [
     "spectrum_cnn",
     "spread_tail",
     "static_embeddings",
+    "suppress",
     "table_mlp",
     "take_blocks",
     "text_cnn",

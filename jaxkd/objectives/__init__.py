@@ -1,6 +1,13 @@
 """Terms: losses with their own projections, memories, traced temperatures and weights; and weighted sums of terms."""
 
 from jaxkd.objectives.cross_layer import ab, ofd, review, semckd
+from jaxkd.objectives.detection import (
+    cross_head,
+    edge_distributions,
+    labelled_boxes,
+    predictions,
+    score_weighted_neck,
+)
 from jaxkd.objectives.hyper import Held, Number, hold
 from jaxkd.objectives.layers import last_layers, layer_names, uniform_layers
 from jaxkd.objectives.maps import cat_kd, fgd, ft, mgd, paraphrase, srrl, vid
@@ -44,7 +51,9 @@ __all__ = [
     "connector",
     "cosine_ramp",
     "crd",
+    "cross_head",
     "curriculum_temperature",
+    "edge_distributions",
     "features_of",
     "fgd",
     "from_features",
@@ -56,6 +65,7 @@ __all__ = [
     "hold",
     "info_nce_queue",
     "inverse_frequency",
+    "labelled_boxes",
     "last_layers",
     "layer_names",
     "linear",
@@ -66,8 +76,10 @@ __all__ = [
     "paraphrase",
     "pick",
     "pkd",
+    "predictions",
     "regressor",
     "review",
+    "score_weighted_neck",
     "semckd",
     "srd",
     "srrl",
