@@ -31,7 +31,7 @@ def training_metrics(source: data.Source) -> dict[str, Metric]:
 
     Returns:
       Name -> metric: accuracy of classes, also of tokens; MAE and RMSE of numbers; `metrics.BINARY` of several labels;
-      nothing of other tasks.
+      nothing of other tasks, nor of a single class.
     """
     return _of_task(source, {"accuracy": metrics.accuracy})
 
@@ -58,13 +58,18 @@ def best_of(source: data.Source) -> Best | None:
     Returns:
       The criterion, or None for a task without metrics.
     """
-    return _BEST.get(source.task)
+    return None if _is_dummy(source) else _BEST.get(source.task)
+
+
+def _is_dummy(source: data.Source) -> bool:
+    """True if all labels are the same class, as those that stand in for other targets."""
+    return source.task == "classification" and source.num_classes == 1
 
 
 def _of_task(source: data.Source, of_classes: Mapping[str, Metric]) -> dict[str, Metric]:
     """Metrics of a source's task, given those of classes; missing labels count in none of them."""
     found: Mapping[str, Metric] = {}
-    if source.task in ("classification", "tokens"):
+    if source.task in ("classification", "tokens") and not _is_dummy(source):
         found = {name: _of_one_logit_too(metric) for name, metric in of_classes.items()}
     elif source.task == "multi_label":
         found = metrics.BINARY

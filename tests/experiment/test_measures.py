@@ -92,6 +92,8 @@ def test_tokens_ignore_their_padding_and_other_tasks_have_no_metric():
         assert (measures.training_metrics(other), measures.best_of(other)) == ({}, None)
         with pytest.raises(ValueError, match=r"but class numbers .* are needed here"):
             data.check_task(other, "classification")
+    dummy = opened(np.zeros(24, int))  # beside targets of another name
+    assert (measures.evaluation_metrics(dummy), measures.best_of(dummy)) == ({}, None)
     with pytest.raises(ValueError, match=r"the student has no logits, .* give `measured={}`"):
         metric(Outputs(None), Outputs(None), {})
 
