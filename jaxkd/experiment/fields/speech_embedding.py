@@ -27,7 +27,7 @@ def speech_embedding(rate: int) -> Callable[[Batch], np.ndarray]:
       rate: Samples a second of the recordings, which are resampled to 16 kHz.
 
     Returns:
-      Batch with `audio` [B, L] -> vectors float32 [B, 96] of the first 0.8 s of each recording.
+      Batch with `audio` [B, L] and `length` [B] -> vectors float32 [B, 96] of the first 0.8 s of each recording.
 
     Raises:
       ImportError: If the package, or `onnxruntime`, is not installed.
@@ -50,12 +50,13 @@ def speech_embedding(rate: int) -> Callable[[Batch], np.ndarray]:
 
     def heard(audio: np.ndarray) -> np.ndarray:
         samples = resample(audio, rate, RATE)[: _SAMPLES + 480]
-        samples = np.pad(samples, (0, _SAMPLES + 480 - len(samples)))[None] * 2**15  # levels of 16-bit samples
+        # A recording ends where the window ends, as a word does in a stream; and has the levels of 16-bit samples.
+        samples = np.pad(samples, (_SAMPLES + 480 - len(samples), 0))[None] * 2**15
         found = np.squeeze(spectra.run(None, {"input": samples.astype(np.float32)})[0])
         return np.asarray(found[:_FRAMES] / 10 + 2, np.float32)  # the scale on which the embedding was trained
 
     def vectors(batch: Batch) -> np.ndarray:
-        audio, parts = batch["audio"], []
+        audio, parts = [x[:length] for x, length in zip(batch["audio"], batch["length"], strict=True)], []
         for first in range(0, len(audio), _AT_ONCE):
             frames = np.stack([heard(one) for one in audio[first : first + _AT_ONCE]])[..., None]
             parts.append(embedding.run(None, {"input_1": frames})[0].reshape(len(frames), -1))
