@@ -22,7 +22,7 @@ FILES += ("benchmarks/crash", "benchmarks/loop_overhead")
 FILES += ("graph/traffic",)
 FILES += ("text/embeddings", "text/entities", "text/extraction", "text/sentiment", "text/transfer")
 FILES += ("tabular/tables",)
-FILES += ("detection/cells",)
+FILES += ("detection/cells", "detection/masks")
 
 
 def configurations():
