@@ -9,6 +9,7 @@ from jaxkd.augment.audio import LogMel, add_noise, change_speed, log_mel, spec_a
 from jaxkd.augment.boxes import flip_with_boxes
 from jaxkd.augment.channels import grey_to_rgb, rgb_to_grey
 from jaxkd.augment.core import Augmentation, Example, Mix, augment_batch, compose
+from jaxkd.augment.interactions import draw_items
 from jaxkd.augment.masks import flip_with_mask
 from jaxkd.augment.mixes import cutmix, mixup
 from jaxkd.augment.pictures import (
@@ -36,6 +37,7 @@ __all__ = [
     "compose",
     "cutmix",
     "cutout",
+    "draw_items",
     "flip",
     "flip_with_boxes",
     "flip_with_mask",
