@@ -22,6 +22,7 @@ from jaxkd.losses import (
     logits,
     maps,
     margin,
+    ranking,
     regression,
     relations,
     segmentation,
@@ -45,6 +46,7 @@ from jaxkd.losses.hints import *
 from jaxkd.losses.logits import *
 from jaxkd.losses.maps import *
 from jaxkd.losses.margin import *
+from jaxkd.losses.ranking import *
 from jaxkd.losses.regression import *
 from jaxkd.losses.relations import *
 from jaxkd.losses.segmentation import *
@@ -76,3 +78,4 @@ __all__ += segmentation.__all__
 __all__ += detection.__all__
 __all__ += binary.__all__
 __all__ += regression.__all__
+__all__ += ranking.__all__

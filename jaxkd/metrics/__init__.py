@@ -34,6 +34,7 @@ from jaxkd.metrics.detection import DetectionAP, detection_ap
 from jaxkd.metrics.edits import Edits, character_edits, word_edits
 from jaxkd.metrics.fidelity import DISTILLATION, agreement, agreement_at, kl_to_teacher, linear_cka, total_variation
 from jaxkd.metrics.ignored import ignoring
+from jaxkd.metrics.ranking import RANKING, hit_rate, mrr, ndcg, recall
 from jaxkd.metrics.regression import R2, REGRESSION, RootMean, mae, r2, rmse
 from jaxkd.metrics.roc import ROC, roc, sensitivity_at_specificity
 from jaxkd.metrics.segmentation import SEGMENTATION, IoU, miou
@@ -50,6 +51,7 @@ __all__ = [
     "F1",
     "MULTI_LABEL",
     "R2",
+    "RANKING",
     "REGRESSION",
     "ROC",
     "SEGMENTATION",
@@ -83,17 +85,21 @@ __all__ = [
     "detection_ap",
     "f1",
     "greedy_ctc",
+    "hit_rate",
     "ignoring",
     "kl_to_teacher",
     "linear_cka",
     "mae",
     "matthews",
     "miou",
+    "mrr",
+    "ndcg",
     "nll",
     "pairs_of",
     "per_class",
     "r2",
     "rank_one",
+    "recall",
     "rmse",
     "roc",
     "sensitivity_at_specificity",

@@ -19,6 +19,7 @@ from jaxkd.models.reused import reuse_classifier
 from jaxkd.models.size import count_parameters, size
 from jaxkd.models.statistics import unbiased_variance
 from jaxkd.models.tabular.mlp import table_mlp
+from jaxkd.models.tabular.recommenders import matrix_factorisation, two_towers
 from jaxkd.models.text.bag import bag_of_embeddings
 from jaxkd.models.text.bert import bert, modern_bert
 from jaxkd.models.text.cnn import text_cnn
@@ -87,6 +88,7 @@ __all__ = [
     "keep_top_k",
     "language_model",
     "lenet",
+    "matrix_factorisation",
     "mean_logits",
     "mean_of_tokens",
     "mean_probabilities",
@@ -119,6 +121,7 @@ __all__ = [
     "to_int8",
     "token_weights",
     "top_k",
+    "two_towers",
     "unbiased_variance",
     "unet",
     "vgg",

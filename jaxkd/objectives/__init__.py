@@ -16,6 +16,7 @@ from jaxkd.objectives.memories import cirkd_memory, crd, info_nce_queue
 from jaxkd.objectives.networks import Network
 from jaxkd.objectives.paths import features_of, pick
 from jaxkd.objectives.projections import connector, linear, mlp, regressor
+from jaxkd.objectives.ranking import distillation_experts, rrd
 from jaxkd.objectives.schedules import cosine_ramp
 from jaxkd.objectives.temperature import curriculum_temperature
 from jaxkd.objectives.terms import (
@@ -53,6 +54,7 @@ __all__ = [
     "crd",
     "cross_head",
     "curriculum_temperature",
+    "distillation_experts",
     "edge_distributions",
     "features_of",
     "fgd",
@@ -79,6 +81,7 @@ __all__ = [
     "predictions",
     "regressor",
     "review",
+    "rrd",
     "score_weighted_neck",
     "semckd",
     "srd",

@@ -1,1 +1,1 @@
-"""Networks for rows of tables."""
+"""Networks for rows of tables, and for interactions of users with items."""
