@@ -79,7 +79,7 @@ def beam_search(log_p: np.ndarray, *, beam: int = 8, blank: int = 0, classes: in
             "without NaN, and positive numbers."
         )
     # Prefix -> log-probability of its alignments that end in a blank, and of those that end in its last label.
-    beams = {(): (0.0, -np.inf)}
+    beams: dict[tuple[int, ...], tuple[float, float]] = {(): (0.0, -np.inf)}
     for row in np.asarray(log_p, np.float64):
         likely = [int(k) for k in np.argsort(-row, kind="stable")[:classes] if k != blank]
         found: dict[tuple[int, ...], list[float]] = defaultdict(lambda: [-np.inf, -np.inf])
@@ -92,6 +92,6 @@ def beam_search(log_p: np.ndarray, *, beam: int = 8, blank: int = 0, classes: in
                 longer = found[(*prefix, k)]
                 # The same label again is a new one only after a blank.
                 longer[1] = np.logaddexp(longer[1], (in_blank if prefix and prefix[-1] == k else both) + row[k])
-        ranked = sorted(found.items(), key=lambda item: -np.logaddexp(*item[1]))
+        ranked = sorted(found.items(), key=lambda item: -np.logaddexp(item[1][0], item[1][1]))
         beams = {prefix: (ends[0], ends[1]) for prefix, ends in ranked[:beam] if max(ends) > -np.inf}
     return [Hypothesis(prefix, float(np.logaddexp(*ends))) for prefix, ends in beams.items()]
