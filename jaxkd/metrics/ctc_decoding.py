@@ -40,11 +40,9 @@ def greedy_ctc(
       ValueError: If the shapes do not fit.
     """
     z = jnp.asarray(logits)
-    if z.ndim != 3 or (frame_mask is not None and jnp.shape(frame_mask) != z.shape[:-1]):
-        raise ValueError(
-            f"logits have shape {z.shape} and the mask {jnp.shape(frame_mask)}: give [B, T, K] and [B, T]."
-        )
     real = jnp.ones(z.shape[:-1], bool) if frame_mask is None else jnp.asarray(frame_mask).astype(bool)
+    if z.ndim != 3 or real.shape != z.shape[:-1]:
+        raise ValueError(f"logits have shape {z.shape} and the mask {real.shape}: give [B, T, K] and [B, T].")
     to_front = jnp.argsort(~real, axis=-1, stable=True)
     path, real = (jnp.take_along_axis(x, to_front, axis=-1) for x in (jnp.argmax(z, axis=-1), real))
     repeats = jnp.pad(path[:, 1:] == path[:, :-1], ((0, 0), (1, 0)))[:, : path.shape[1]]
