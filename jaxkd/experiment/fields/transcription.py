@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -32,6 +31,7 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 """Words of the classes 0..9 of a set of spoken digits."""
 
 _AT_ONCE = 64  # recordings whose spectra are computed together
+_ROUNDED = 16  # stacked frames
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,18 +216,21 @@ def spectra(sounds: Sounds) -> tuple[np.ndarray, np.ndarray]:
     settings = augment.LogMel(sounds.rate)
     length = np.array([len(x) for x in sounds.samples])
     frames = -(-settings.frames(length) // STACK)
-    most = settings.size + (STACK * int(frames.max()) - 1) * settings.step
+    # Rounded up, so that sets of about one length share a program.
+    most = settings.size + (STACK * _ROUNDED * -(-int(frames.max()) // _ROUNDED) - 1) * settings.step
     found = np.zeros((len(sounds), int(frames.max()), STACK * settings.mels), np.float32)
-    compute = jax.jit(functools.partial(augment.log_mel, settings=settings))
     for first in range(0, len(sounds), _AT_ONCE):
         audio = np.zeros((_AT_ONCE, most), np.float32)
         some = sounds.samples[first : first + _AT_ONCE]
         for row, x in enumerate(some):
             audio[row, : min(len(x), most)] = x[:most]
-        values = np.asarray(compute(audio))[: len(some)]
+        values = np.asarray(_log_mel(audio, settings))[: len(some), : STACK * found.shape[1]]
         found[first : first + len(some)] = values.reshape(len(some), -1, found.shape[-1])
     found[np.arange(found.shape[1]) >= frames[:, None]] = 0
     return found, frames.astype(np.int32)
+
+
+_log_mel = jax.jit(augment.log_mel, static_argnames="settings")
 
 
 def _statistics(spectra: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
