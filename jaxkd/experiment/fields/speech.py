@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,11 @@ from jaxkd import augment, data, deploy
 from jaxkd.augment.core import Augmentation
 from jaxkd.data.checks import path_of
 from jaxkd.data.readers.audio import read_file
-from jaxkd.data.sounds import Sounds, open_sounds, resample, split_by_speaker, to_source
+from jaxkd.data.sounds import Sounds, resample, split_by_speaker, to_source
 from jaxkd.data.source import sample_rows
 from jaxkd.data.splits import first_few, say
-from jaxkd.experiment.config import Config
-from jaxkd.experiment.domains import COUNT, SECONDS, Domain
-from jaxkd.experiment.fields.tones import TONES, tones
+from jaxkd.experiment.domains import SECONDS, Domain
+from jaxkd.experiment.fields.recordings import RecordingsConfig, sounds_of
 from jaxkd.experiment.flags import DATA, flag
 from jaxkd.experiment.text_baselines import logistic_regression
 from jaxkd.experiment.trials import PERCENT, Column
@@ -47,23 +46,10 @@ _TEST_NOISE = 1  # added to the seed for the noise of the test, which no trainin
 
 
 @dataclasses.dataclass(frozen=True)
-class SpeechConfig(Config):
+class SpeechConfig(RecordingsConfig):
     """Base configuration of an experiment with recordings of single words."""
 
-    source: str = flag(
-        "npz:fsdd/{split}.npz",
-        "recordings: npz:PATH of arrays ({split} in PATH reads all such files), folder:PATH with a folder for each "
-        "word, csv:PATH or tsv:PATH of a table with the field path",
-        DATA,
-    )
-    label_field: str | None = flag(None, "field of the words; one with a usual name if absent", DATA)
-    speaker_field: str | None = flag(None, "field of the speakers; one with a usual name if absent", DATA)
-    speaker_pattern: str | None = flag(None, "regular expression whose group is the speaker in a file's name", DATA)
-    sample_rate: int | None = flag(None, "samples a second; that of most recordings if absent", DATA, COUNT)
-    other_rate: Literal["resample", "refuse"] = flag("resample", "recordings of another rate", DATA)
-    stereo: Literal["mix", "refuse"] = flag("mix", "recordings of several channels", DATA)
     seconds: float = flag(0.7, "length of a row: longer recordings are cut, shorter ones padded", DATA, SECONDS)
-    held_out: tuple[str, ...] = flag((), "speakers to test on; a fifth of them, the last by name, if absent", DATA)
     validation_speakers: tuple[str, ...] = flag(
         (), "speakers to evaluate on in place of those held out, to choose settings by; neither are trained on", DATA
     )
@@ -127,29 +113,6 @@ def open_task(config: SpeechConfig) -> Task:
     return task_of(*split_sounds(config, sounds_of(config)), config)
 
 
-def sounds_of(config: SpeechConfig, spec: str | Mapping[str, Any] | None = None) -> Sounds:
-    """Opens recordings as the flags say.
-
-    Args:
-      config: The configuration.
-      spec: Recordings in place of those of `--source`.
-
-    Returns:
-      The recordings; tones if the source is "tones", for smoke runs.
-    """
-    if config.source == TONES and spec is None:
-        return tones(config.seed)
-    return open_sounds(
-        config.source if spec is None else spec,
-        rate=config.sample_rate,
-        other_rate=config.other_rate,
-        stereo=config.stereo,
-        label=config.label_field,
-        speaker=config.speaker_field,
-        speaker_pattern=config.speaker_pattern,
-    )
-
-
 def split_sounds(config: SpeechConfig, sounds: Sounds) -> tuple[Sounds, Sounds]:
     """Splits recordings into those to train and those to test on, of other speakers.
 
@@ -171,7 +134,8 @@ def split_sounds(config: SpeechConfig, sounds: Sounds) -> tuple[Sounds, Sounds]:
     else:
         held_out = config.held_out or tuple(known[-math.ceil(len(known) / _EVERY) :])
         if not config.held_out:
-            say(f"no --held-out is given: the speakers {first_few(held_out)} of {len(known)} are tested on.")
+            named = f"the speakers {first_few(held_out)} of {len(known)} are tested on"
+            say(f"no speakers of {sounds.name} are held out by name: {named}.")
         parts = split_by_speaker(sounds, held_out, *[config.validation_speakers] * bool(config.validation_speakers))
     train, test = parts[0], parts[-1]
     missing = sorted(set(test.labels.tolist()) - set(train.labels.tolist()))

@@ -14,12 +14,12 @@ from jaxkd import augment, data
 from jaxkd.data.buckets import choose_buckets
 from jaxkd.data.checks import check_rows, listing
 from jaxkd.data.readers.audio import read_recordings
-from jaxkd.data.sounds import Sounds, open_sounds, split_by_speaker
+from jaxkd.data.sounds import Sounds, split_by_speaker
 from jaxkd.data.splits import first_few, say
 from jaxkd.data.transcripts import Units, find_units, join_words, say_unknown_units, texts_of
-from jaxkd.experiment.config import Config
 from jaxkd.experiment.domains import COUNT, NON_NEGATIVE, WHOLE
-from jaxkd.experiment.fields.tones import TONES, tones
+from jaxkd.experiment.fields.recordings import RecordingsConfig, sounds_of
+from jaxkd.experiment.fields.tones import TONES
 from jaxkd.experiment.flags import DATA, flag
 from jaxkd.losses.ctc import frames_needed
 from jaxkd.types import Batch, Prepare
@@ -35,22 +35,9 @@ _ROUNDED = 16  # stacked frames
 
 
 @dataclasses.dataclass(frozen=True)
-class TranscriptionConfig(Config):
+class TranscriptionConfig(RecordingsConfig):
     """Base configuration of an experiment with transcribed recordings."""
 
-    source: str = flag(
-        "npz:fsdd/{split}.npz",
-        "recordings: npz:PATH of arrays, folder:PATH with a folder for each word, csv:PATH or tsv:PATH of a table with "
-        "the fields path and text",
-        DATA,
-    )
-    label_field: str | None = flag(None, "field of the words or texts; one with a usual name if absent", DATA)
-    speaker_field: str | None = flag(None, "field of the speakers; one with a usual name if absent", DATA)
-    speaker_pattern: str | None = flag(None, "regular expression whose group is the speaker in a file's name", DATA)
-    sample_rate: int | None = flag(None, "samples a second; that of most recordings if absent", DATA, COUNT)
-    other_rate: Literal["resample", "refuse"] = flag("resample", "recordings of another rate", DATA)
-    stereo: Literal["mix", "refuse"] = flag("mix", "recordings of several channels", DATA)
-    held_out: tuple[str, ...] = flag((), "speakers to test on; a fifth of them, the last by name, if absent", DATA)
     validation_speakers: tuple[str, ...] = flag((), "speakers to validate on; a tenth of them if absent", DATA)
     strings: int = flag(1000, "training strings joined from recordings of words; 0 for texts as they are", DATA, WHOLE)
     test_strings: int = flag(200, "strings of each further split", DATA, COUNT)
@@ -143,27 +130,16 @@ def open_corpus(config: TranscriptionConfig) -> Corpus:
 
 def _sounds(config: TranscriptionConfig) -> Sounds:
     """All recordings, whose classes are words or texts."""
-    if config.source == TONES:
-        return tones(config.seed)
-    as_they_are = not config.strings
-    if as_they_are and config.source.partition(":")[0] not in ("csv", "tsv"):
+    if config.strings or config.source == TONES:
+        sounds = sounds_of(config)
+        spelled = tuple(DIGITS[int(n)] if n in map(str, range(10)) else n for n in sounds.class_names)
+        return dataclasses.replace(sounds, class_names=spelled)
+    if config.source.partition(":")[0] not in ("csv", "tsv"):
         raise ValueError(
             f"--strings is 0 but --source is {config.source}: give csv:PATH or tsv:PATH of a table with the fields "
             "path and text, or a number of strings to join from recordings of words."
         )
-    sounds = open_sounds(
-        config.source,
-        rate=config.sample_rate,
-        other_rate=config.other_rate,
-        stereo=config.stereo,
-        label="path" if as_they_are else config.label_field,
-        speaker=config.speaker_field,
-        speaker_pattern=config.speaker_pattern,
-    )
-    if as_they_are:
-        return _with_table_texts(sounds, config)
-    spelled = tuple(DIGITS[int(n)] if n in map(str, range(10)) else n for n in sounds.class_names)
-    return dataclasses.replace(sounds, class_names=spelled)
+    return _with_table_texts(sounds_of(config, label="path"), config)
 
 
 def _with_table_texts(sounds: Sounds, config: TranscriptionConfig) -> Sounds:
