@@ -3,12 +3,13 @@
     pip install --no-deps espeakng-loader
     python experiments/audio/other_language.py --source "npz:fsdd/{split}.npz" --language de
     python experiments/audio/other_language.py --source folder:words --language fr --words oui non stop --per-class 3
+    python experiments/audio/other_language.py --source folder:words --other-source folder:mots --other-held-out anne
 
 Recordings of people in the first language train the network that is carried over. The other language is SYNTHESISER
-SPEECH, made by eSpeak NG in 16 voices at several speeds and pitches: it shows the way, and says nothing about people
-who speak that language. Voices of the test are in no training. Compared for each number of labels a word: a linear
-classifier of log-mel spectra, the network from scratch, the carried one with a new last layer that alone is trained,
-and the carried one that is trained on as a whole.
+SPEECH, made by eSpeak NG in 16 voices at several speeds and pitches, which shows the way, and says nothing about people
+who speak that language; --other-source names recordings of people in its place. Speakers of the test are in no
+training. Compared for each number of labels a word: a linear classifier of log-mel spectra, the network from scratch,
+the carried one with a new last layer that alone is trained, and the carried one that is trained on as a whole.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from jaxkd.experiment import DATA, NETWORKS, TRAINING, Context, check_choice, fl
 from jaxkd.experiment.domains import COUNT, POSITIVE
 from jaxkd.experiment.evaluator import predictor
 from jaxkd.experiment.fields import speech, synthesiser
+from jaxkd.experiment.fields.recordings import sounds_of
 from jaxkd.experiment.fields.tones import TONES
 from jaxkd.experiment.text_students import adamw_of
 from jaxkd.experiment.transfer import last_layer
@@ -36,6 +38,8 @@ LABEL = objectives.from_labels(losses.cross_entropy)
 class Config(speech.SpeechConfig):
     name: str = "other-language"
     form: Literal["vmap", "map", "unroll", "fastest"] = "map"
+    other_source: str | None = flag(None, "recordings of the other language; a synthesiser if absent", DATA)
+    other_held_out: tuple[str, ...] = flag((), "speakers of --other-source to test on, as --held-out", DATA)
     language: str = flag("de", "voice of the synthesiser, such as de, fr, es, it, nl", DATA)
     words: tuple[str, ...] = flag(tuple("0123456789"), "words to tell apart; digits are read in the language", DATA)
     takes: int = flag(6, "recordings of a word in each voice", DATA, COUNT)
@@ -55,6 +59,8 @@ class Config(speech.SpeechConfig):
         """Checks values and names before the run's folder is made."""
         super().check()
         check_choice(self, "networks", "kind of network", KINDS)
+        if self.other_held_out and self.other_source is None:
+            raise ValueError(f"--other-held-out is {self.other_held_out} but there is no --other-source: give it too.")
 
 
 SMALL = dict(name="other-language-smoke", source="tones", seconds=0.2, width=4, blocks=1, kernel=3, seeds=1)
@@ -62,7 +68,11 @@ SMALL |= dict(batch_size=8, first_steps=2, steps=2, per_class=(2,), networks=KIN
 
 
 def other_task(config, first) -> speech.Task:
-    """Words of the other language, heard as in the first one; four voices are held out."""
+    """Words of the other language, heard as in the first one; some speakers, or four voices, are held out."""
+    if config.other_source is not None:
+        people = dataclasses.replace(config, held_out=config.other_held_out, validation_speakers=())
+        spoken = sounds_of(config, config.other_source, rate=first.rate)
+        return speech.task_of(*speech.split_sounds(people, spoken), config, like=first)
     if config.source == TONES:  # a smoke run needs no synthesiser
         return first
     spoken = synthesiser.speak(config.words, config.language, rate=first.rate, takes=config.takes, seed=config.seed)
@@ -107,8 +117,8 @@ def procedure(config, run, logger, plan) -> None:
             optimizer, options = kinds[name]
             args = few, nets[1], LABEL, optimizer, config.steps, score
             these.teach(f"{name}-{count}-a-word", *args, **options)
-    size = other.tests["clean"].size
-    these.conclude(title=f"synthesiser speech, {config.language}: {size:,} test recordings, {config.seeds} seed(s)")
+    test = other.tests["clean"]
+    these.conclude(title=f"{test.name}: {test.size:,} test recordings, {config.seeds} seed(s)")
 
 
 if __name__ == "__main__":
