@@ -1,6 +1,9 @@
 """Keywords in speech: speakers apart, noise at its ratio in the test, floors, streams, missing packages."""
 
 import dataclasses
+import pathlib
+import re
+import runpy
 
 import jax
 import numpy as np
@@ -79,6 +82,42 @@ def test_noise_may_be_a_recording(sounds, tmp_path):
     soundfile.write(path, np.zeros(500), 4000)
     with pytest.raises(ValueError, match=r"hum\.wav is empty, silent or not finite"):
         speech.task_of(*parts, dataclasses.replace(CONFIG, noise=str(path)))
+
+
+def test_recordings_of_people_take_the_place_of_the_synthesiser(task, tmp_path, caplog):
+    for number in range(8):
+        path = tmp_path / ("oui", "non")[number % 2] / f"{('ann', 'bob')[number // 4]}_{number}.wav"
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, np.sin(np.arange(1000) * (0.2 + 0.5 * (number % 2))), 4000)
+    file = runpy.run_path(str(pathlib.Path(__file__).parents[2] / "experiments/audio/other_language.py"))
+    options = {"other_source": f"folder:{tmp_path}", "speaker_pattern": "^([a-z]+)_", "seconds": 0.2}
+    config = file["Config"](source="tones", validation_speakers=("s1",), **options)
+    other = file["other_task"](config, task)
+    assert "the speakers bob of 2 are tested on" in caplog.text
+    assert other.spectrum is task.spectrum, "heard as in the first language"
+    assert other.train.class_names == ("non", "oui")
+    assert (other.train.size, other.tests["clean"].size) == (4, 4)
+    other = file["other_task"](dataclasses.replace(config, other_held_out=("ann",)), task)
+    assert "[ann]" in other.tests["clean"].name
+    with pytest.raises(ValueError, match="there is no --other-source: give it too"):
+        dataclasses.replace(config, other_source=None, other_held_out=("ann",)).check()
+    with pytest.raises(ValueError, match="has 4000 samples a second"):
+        file["other_task"](dataclasses.replace(config, other_rate="refuse"), task._replace(rate=8000))
+
+
+def test_a_network_and_its_front_end_are_a_program_of_usual_operations(task):
+    model = models.depthwise_net(3, width=4, blocks=1, kernel=3)
+    batch = {**task.train.read(np.arange(1)), "view": np.zeros(1, np.int32)}
+    variables = jax.eval_shape(model.init, jax.random.key(0), jax.eval_shape(task.clean, batch))
+
+    def answer(variables, audio, length):
+        heard = task.clean({**batch, "audio": audio, "length": length})
+        return model.apply(variables, heard, None, False)[0].logits
+
+    exported = jax.export.export(jax.jit(answer), platforms=["tpu"])(variables, batch["audio"], batch["length"])
+    text = exported.mlir_module()
+    assert "stablehlo.dot_general" in text
+    assert not re.findall(r"stablehlo\.(fft|custom_call)", text)
 
 
 def test_a_stream_is_timed(task):

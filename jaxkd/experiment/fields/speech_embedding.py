@@ -43,6 +43,7 @@ def speech_embedding(rate: int) -> Callable[[Batch], np.ndarray]:
         raise ImportError('the speech embedding is run by onnxruntime: pip install "jaxkd[onnx]".') from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that wait leave the cores alone
     spectra, embedding = (
         onnxruntime.InferenceSession(folder / name, options, providers=["CPUExecutionProvider"])
         for name in ("melspectrogram.onnx", "embedding_model.onnx")
