@@ -3,7 +3,7 @@
     pip install --no-deps espeakng-loader
     python experiments/audio/other_language.py --source "npz:fsdd/{split}.npz" --language de
     python experiments/audio/other_language.py --source folder:words --language fr --words oui non stop --per-class 3
-    python experiments/audio/other_language.py --source folder:words --other-source folder:mots --other-held-out anne
+    python experiments/audio/other_language.py --source folder:words --other-source csv:mots.csv --other-held-out anne
 
 Recordings of people in the first language train the network that is carried over. The other language is SYNTHESISER
 SPEECH, made by eSpeak NG in 16 voices at several speeds and pitches, which shows the way, and says nothing about people

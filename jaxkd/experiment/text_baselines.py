@@ -119,7 +119,9 @@ def logistic_regression(
 
     def logits(given: Any) -> np.ndarray:
         found = np.full((given.shape[0], num_classes), _ABSENT, np.float32)
-        found[:, best.classes_] = best.predict_log_proba(given)
+        z = np.asarray(best.decision_function(given), np.float64)  # log(predict_proba) is -inf far from the boundary
+        z = np.stack([np.zeros_like(z), z], axis=1) if z.ndim == 1 else z
+        found[:, best.classes_] = z - np.logaddexp.reduce(z, axis=1, keepdims=True)
         return found
 
     parameters = best.coef_.size + best.intercept_.size

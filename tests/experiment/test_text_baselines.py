@@ -34,6 +34,18 @@ def test_c_is_the_smallest_of_those_that_are_best_on_the_validation_split():
     assert found.parameters == 3 * 5 + 3
 
 
+@pytest.mark.parametrize("K", [2, 3])
+def test_logits_are_finite_log_probabilities_however_far_a_vector_lies(K):
+    rng = np.random.default_rng(1)
+    x, y = rng.standard_normal((40, 5)), np.arange(40) % K
+    found = text_baselines.logistic_regression(x, y, (x, y), K, strengths=(1.0,))
+    wanted = LogisticRegression(C=1.0, max_iter=5000).fit(x, y).predict_log_proba(x)
+    np.testing.assert_allclose(found.logits(x), wanted, rtol=1e-5)
+    far = found.logits((1e5 * x).astype(np.float32))
+    assert np.isfinite(far).all()
+    assert (far.max(axis=1) > np.log(1 / K) - 1e-6).all()
+
+
 @pytest.mark.parametrize("labels", [[1, 1, 1], [0, 1, 2], [-1, 0, 1]])
 def test_labels_that_cannot_be_learned_are_refused(labels):
     with pytest.raises(ValueError, match="at least two classes"):
