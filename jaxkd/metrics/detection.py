@@ -91,7 +91,7 @@ def detection_ap(
       The average precision of each threshold and class.
 
     Raises:
-      ValueError: If the shapes do not fit together, or a score is NaN.
+      ValueError: If the shapes do not fit together, a class is none of K, or a score is NaN.
 
     Reference:
       Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014, https://arxiv.org/abs/1405.0312
@@ -107,6 +107,8 @@ def detection_ap(
             f"{truth.shape}, classes {true_label.shape} and crowds {crowds.shape}: give [N, D, 4] and twice [N, D], "
             "[N, M, 4] and twice [N, M]."
         )
+    if (label >= num_classes).any() or (true_label >= num_classes).any():
+        raise ValueError(f"a class is {num_classes} or more: give 0..{num_classes - 1}, or -1 where there is no box.")
     if np.isnan(score[label >= 0]).any():
         raise ValueError("a score of a found box is NaN: leave such boxes out, or see why the network gives it.")
     levels = np.asarray(thresholds, np.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -35,9 +36,10 @@ class Edits(NamedTuple):
 
 
 def word_edits(references: Sequence[str], hypotheses: Sequence[str]) -> Edits:
-    """Edits of words, which white space separates; the value is the word error rate (WER).
+    """Edits of words, which spaces separate; the value is the word error rate (WER).
 
-    The counts are those of `jiwer.process_words`: of several ways with the fewest edits it is the same one.
+    The counts are those of `jiwer.process_words`: of several ways with the fewest edits it is the same one. As there,
+    any two or more characters of white space count as a space, and a single tab or line break is part of a word.
 
     Args:
       references: True texts.
@@ -49,7 +51,7 @@ def word_edits(references: Sequence[str], hypotheses: Sequence[str]) -> Edits:
     Raises:
       ValueError: If there are more texts of one kind than of the other.
     """
-    return _sum([text.split() for text in references], [text.split() for text in hypotheses])
+    return _sum([_words(text) for text in references], [_words(text) for text in hypotheses])
 
 
 def character_edits(references: Sequence[str], hypotheses: Sequence[str]) -> Edits:
@@ -101,6 +103,11 @@ def count_edits(reference: Sequence[Hashable], hypothesis: Sequence[Hashable]) -
             i, j = i - 1, j - 1
             substitutions += int(x[i] != y[j])
     return Edits(substitutions, deletions + i, insertions + j, len(reference))
+
+
+def _words(text: str) -> list[str]:
+    """Words of a text."""
+    return [word for word in re.sub(r"\s\s+", " ", text).strip().split(" ") if word]
 
 
 def _sum(references: Sequence[Sequence[str]], hypotheses: Sequence[Sequence[str]]) -> Edits:

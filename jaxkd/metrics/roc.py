@@ -133,7 +133,7 @@ def roc(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) 
         raise ValueError(f"none of {z.size} examples is {which}, so there is no curve: give examples of both kinds.")
     order = np.argsort(-z, kind="stable")
     z, hits, alarms = z[order], np.cumsum((w * yes)[order]), np.cumsum((w * ~yes)[order])
-    last = np.append(np.flatnonzero(np.diff(z)), z.size - 1)  # of each run of equal scores
+    last = np.append(np.flatnonzero(z[1:] != z[:-1]), z.size - 1)  # of each run of equal scores
     start = np.zeros(1)
     return ROC(
         np.concatenate([start, alarms[last] / alarms[-1]]),

@@ -38,7 +38,7 @@ class Pairs(NamedTuple):
                 f"there is no pair of {kind} among {self.same.size}: give at least two identities, one of them with "
                 "two examples."
             )
-        return roc(self.scores, self.same)
+        return roc(_tied(self.scores), self.same)
 
     def accuracy(self, threshold: float) -> float:
         """Accuracy at a threshold, both kinds of pairs counted alike: the mean of TAR and 1 - FAR.
@@ -52,7 +52,7 @@ class Pairs(NamedTuple):
         Returns:
           A number in 0..1.
         """
-        accepted = self.scores >= threshold
+        accepted = _tied(self.scores) >= threshold
         return float((accepted[self.same].mean() + 1 - accepted[~self.same].mean()) / 2)
 
 
@@ -77,6 +77,8 @@ def pairs_of(embeddings: ArrayLike, identities: ArrayLike) -> Pairs:
 def rank_one(embeddings: ArrayLike, identities: ArrayLike) -> float:
     """Rank-1 identification: fraction of the examples whose nearest other example, by cosine, is of their identity.
 
+    Of examples that are equally near, one of another identity is taken, so that a constant embedding earns nothing.
+
     Args:
       embeddings: [N, D] finite.
       identities: [N], a number for each identity; those with one example are candidates, and not asked for.
@@ -92,9 +94,10 @@ def rank_one(embeddings: ArrayLike, identities: ArrayLike) -> float:
     asked = same.sum(axis=1) > 1
     if not asked.any():
         raise ValueError("no identity has two examples, so none can be found again: give more of one at least.")
-    cosines = x @ x.T
+    cosines = _tied(x @ x.T)
     np.fill_diagonal(cosines, -np.inf)
-    return float(np.mean(same[np.arange(len(x)), cosines.argmax(axis=1)][asked]))
+    its = np.where(same, cosines, -np.inf).max(axis=1)
+    return float(np.mean((its > np.where(same, -np.inf, cosines).max(axis=1))[asked]))
 
 
 def _checked(embeddings: ArrayLike, identities: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -108,3 +111,8 @@ def _checked(embeddings: ArrayLike, identities: ArrayLike) -> tuple[np.ndarray, 
         raise ValueError("an embedding is NaN or infinite: give finite numbers.")
     length = np.linalg.norm(x, axis=1, keepdims=True)
     return x / np.where(length > 0, length, 1), who
+
+
+def _tied(cosines: np.ndarray) -> np.ndarray:
+    """Cosines without their last digits, which rounding decides: equal angles are to be equal scores."""
+    return np.round(cosines, 12)

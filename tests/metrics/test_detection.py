@@ -111,6 +111,8 @@ def test_shapes_scores_and_thresholds_that_do_not_fit_are_named():
         metrics.detection_ap(boxes, np.zeros((1, 3)), np.zeros((1, 2)), boxes, np.zeros((1, 2)), num_classes=1)
     with pytest.raises(ValueError, match="a score of a found box is NaN"):
         metrics.detection_ap(boxes, np.full((1, 2), np.nan), np.zeros((1, 2)), boxes, np.zeros((1, 2)), num_classes=1)
+    with pytest.raises(ValueError, match="a class is 1 or more"):
+        metrics.detection_ap(boxes, np.zeros((1, 2)), np.zeros((1, 2)), boxes, np.array([[0, 1]]), num_classes=1)
     given = boxes, np.zeros((1, 2)), np.zeros((1, 2)), boxes, np.zeros((1, 2))
     found = metrics.detection_ap(*given, num_classes=1, thresholds=(0.5,))
     with pytest.raises(ValueError, match=r"0.6 is none of \(0.5,\)"):

@@ -58,6 +58,14 @@ def test_edits_of_short_sequences(reference, hypothesis, expected):
     assert count_edits(reference, hypothesis) == expected
 
 
+def test_white_space_separates_words_as_in_jiwer():
+    texts = ["a\tb  c", "a\xa0b", " \n a ", "a \t\nb", ""], ["a b c", "a b", "a\n\nb", "a  b", "\t"]
+    for references, hypotheses in (texts, texts[::-1]):
+        found, expected = metrics.word_edits(references, hypotheses), jiwer.process_words(references, hypotheses)
+        assert found.value() == expected.wer
+        assert found[:3] == (expected.substitutions, expected.deletions, expected.insertions)
+
+
 def test_texts_that_do_not_pair_up_are_refused():
     with pytest.raises(ValueError, match=r"2 references but 1 hypotheses: give one for each"):
         metrics.word_edits(["one", "two"], ["one"])

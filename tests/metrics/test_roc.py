@@ -126,3 +126,17 @@ def test_embeddings_that_cannot_be_verified_are_refused():
     with pytest.raises(ValueError, match="an embedding is NaN or infinite"):
         metrics.pairs_of(np.full((2, 2), np.nan), [0, 0])
     assert metrics.pairs_of(np.zeros((2, 2)), [0, 0]).scores.tolist() == [0]
+
+
+def test_infinite_scores_tie_as_others_do():
+    found = metrics.roc([np.inf, np.inf, 0.0, -np.inf, -np.inf], [1, 0, 1, 1, 0])
+    assert found.thresholds.tolist() == [np.inf, np.inf, 0, -np.inf]
+    assert found.auc() == pytest.approx((0.5 + 1 + 0 + 1 + 0 + 0.5) / 6)
+
+
+def test_a_constant_embedding_verifies_as_chance_does():
+    # Of vectors in one direction all cosines are 1, which rounding would put in some order.
+    x = np.random.default_rng(0).random((6, 1)) * np.random.default_rng(1).standard_normal((1, 7))
+    curve = metrics.pairs_of(x, [0, 0, 1, 1, 2, 2]).roc()
+    assert (curve.auc(), curve.equal_error_rate()) == (0.5, 0.5)
+    assert metrics.rank_one(x, [0, 0, 1, 1, 2, 2]) == 0
