@@ -56,11 +56,11 @@ def procedure(config, run, logger, plan) -> None:
         teacher = trials.fit("teacher", train, big, label, *fit)
         logits = predictor(context, big)(teacher)(test)[1]
         trials.add("teacher", board.score("teacher", logits), parameters=models.count_parameters(teacher))
-        kinds = dict(alone=label, **segmentation.kind_terms(config, train.num_classes))
+        kinds = segmentation.kind_terms(config, train.num_classes)
         given = dict(teacher=big, teacher_variables=teacher)
     # 2. The students.
     answer = predictor(context, small)
-    for kind in (*["alone"] * (not seen), *config.chosen):
+    for kind in config.chosen:
 
         def score(variables, kind=kind):
             return board.score(kind, answer(variables)(test)[1])

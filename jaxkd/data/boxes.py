@@ -17,12 +17,11 @@ from jaxkd.data.readers import pictures as decoding
 from jaxkd.data.readers.boxes import COLUMNS, Annotated, Annotations, Box, read_coco, read_csv_boxes, read_voc
 from jaxkd.data.readers.layouts import SUFFIXES
 from jaxkd.data.source import Source
-from jaxkd.data.splits import draw, first_few, say, say_new
+from jaxkd.data.splits import SPLITS, draw, first_few, say, say_new
 
 Outside: TypeAlias = Literal["clip", "refuse"]
 """Fate of boxes over the border of their picture: "clip" cuts them, "refuse" is an error."""
 
-SPLITS = ("train", "val", "test")
 _OTHER_NAMES = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}
 _SHARE = 0.15  # part of the pictures that val and test get each, where no list splits them
 _TOLERANCE = 1.0  # pixels over the border that are rounding, and are cut without a word

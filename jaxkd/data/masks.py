@@ -12,11 +12,10 @@ from jaxkd.data.checks import check_rows, listing
 from jaxkd.data.readers import pictures as decoding
 from jaxkd.data.readers.masks import Pair, find_pairs, read_mask, to_classes
 from jaxkd.data.source import Source
-from jaxkd.data.splits import draw, say
+from jaxkd.data.splits import SPLITS, draw, say
 
 IGNORED = 255
 """Label of pixels that count nowhere."""
-SPLITS = ("train", "val", "test")
 _SHARES = (0.7, 0.85)  # of pictures that no folder splits: the rest of train, then val, then test
 
 

@@ -10,6 +10,9 @@ import numpy as np
 from jaxkd.data.checks import SPLIT, listing
 from jaxkd.data.labels import Labels, Task
 
+SPLITS = ("train", "val", "test")
+"""Splits of pictures with boxes or masks."""
+
 _LOG = logging.getLogger(__name__)
 _SURE = 1e-3  # chance below which the absence of a class is no accident of a draw
 

@@ -279,7 +279,8 @@ def cirkd_push(
     rows = _unit_positions(t).astype(memory.pixels.dtype)
     means = numerics.unit(jnp.einsum("bpk,bpd->kbd", belongs.astype(rows.dtype), rows, precision="highest"))
     regions, next_region = _pushed(memory.regions, memory.next_region, means, jnp.any(belongs, axis=1).T)
-    drawn = jnp.where(belongs, jax.random.uniform(key, belongs.shape), -1).transpose(2, 0, 1)
+    # One number for each pixel, since it has one class at most.
+    drawn = jnp.where(belongs, jax.random.uniform(key, belongs.shape[:2])[..., None], -1).transpose(2, 0, 1)
     found, at = jax.lax.top_k(drawn, min(each, drawn.shape[2]))
     chosen = jax.vmap(lambda one: jnp.take_along_axis(rows, one[..., None], axis=1))(at)
     pixels, next_pixel = _pushed(

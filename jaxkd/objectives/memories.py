@@ -193,12 +193,17 @@ def cirkd_memory(
     ) -> Result:
         params, state = variables
         kept = jax.lax.stop_gradient(t)
-        memory = segmentation.cirkd_push(state["memory"], kept, y, jax.random.fold_in(key, 0), each=each, ignore=ignore)
+        kept_key, drawn_key = jax.random.split(key)
+        memory = segmentation.cirkd_push(state["memory"], kept, y, kept_key, each=each, ignore=ignore)
         mask = None if ignore is None else nearest_labels(y, s.shape) != ignore
         s, values = mlp(hidden=()).apply(params["student"], s), []
-        for place, (rows, count) in enumerate(((memory.pixels, drawn_pixels), (memory.regions, drawn_regions)), 1):
-            at = jax.random.choice(jax.random.fold_in(key, place), rows.shape[1], (count,), replace=False)
-            drawn = rows[:, at].reshape(-1, rows.shape[-1])
+        # The largest of one draw of numbers: `random.choice` without replacement takes longer to compile.
+        numbers = jax.random.uniform(drawn_key, (pixels + regions,))
+        for rows, own, count in (
+            (memory.pixels, numbers[:pixels], drawn_pixels),
+            (memory.regions, numbers[pixels:], drawn_regions),
+        ):
+            drawn = rows[:, jax.lax.top_k(own, count)[1]].reshape(-1, rows.shape[-1])
             options: dict[str, Any] = {"temperature": temperature, "kd_temperature": kd_temperature, "mask": mask}
             values.append(losses.cirkd_memory(s, t, drawn, **options))
         pixel, region = (jnp.asarray(w, values[0].dtype) for w in (pixel_weight, region_weight))

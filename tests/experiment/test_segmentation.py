@@ -17,7 +17,7 @@ IMAGES = np.linspace(0, 255, 8 * 6 * 4).reshape(8, 6, 4, 1).astype(np.uint8)
     ("given", "sentence"),
     [
         ({"masks": "m", "black_box": "litert:x"}, "--masks and --black-box are both given"),
-        ({"students": ("kd", "hard")}, "no way to teach 'hard': choose one of kd, cwd, cirkd, skd, ifvd"),
+        ({"students": ("kd", "hard")}, "no way to teach 'hard': choose one of alone, kd, cwd, cirkd, skd, ifvd"),
         ({"students": ("kd",), "black_box": "litert:x"}, "no way to teach 'kd': choose one of hard, soft"),
         ({"depth": 1}, "--depth is 1: give at least 2"),
     ],

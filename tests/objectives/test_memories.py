@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from objectives.methods import BATCH, TEACHER, TERMS, B, N, evaluate, start, started
+from objectives.methods import BATCH, STUDENT, TEACHER, TERMS, B, N, evaluate, start, started
 
 from jaxkd import objectives
 from jaxkd.losses import contrastive
@@ -57,3 +57,11 @@ def test_the_queue_holds_the_teachers_latest_embeddings():
     np.testing.assert_array_equal(queue[:-B], np.asarray(owned.state["queue"])[B:])
     pushed = jax.jit(contrastive.queue_push)(owned.state["queue"], embedded)
     np.testing.assert_allclose(queue, pushed, rtol=1e-5)
+
+
+def test_cirkd_is_a_short_program_with_few_draws():
+    inputs = STUDENT, TEACHER, BATCH, jax.random.key(1), jax.numpy.int32(0)
+    text = jax.jit(TERMS["cirkd_memory"].apply).lower(started("cirkd_memory"), *inputs).as_text()
+    assert text.count("stablehlo.sort") == 0  # as of permutations
+    assert text.count("call @_uniform") <= 2  # pixels that come in; rows to compare with
+    assert len(text.splitlines()) < 1550

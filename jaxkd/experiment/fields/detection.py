@@ -11,8 +11,8 @@ import numpy as np
 import optax
 
 from jaxkd import augment, data, losses, metrics, models, objectives, parallel, reports
-from jaxkd.data.boxes import SPLITS
 from jaxkd.data.readers.boxes import COLUMNS
+from jaxkd.data.splits import SPLITS
 from jaxkd.experiment.config import Config, check_choice
 from jaxkd.experiment.context import Context
 from jaxkd.experiment.domains import COUNT, FRACTION, POSITIVE, SIDE

@@ -10,16 +10,17 @@ import numpy as np
 
 from jaxkd import augment, data, losses, objectives
 from jaxkd.data.boxes import open_boxes
-from jaxkd.data.masks import IGNORED, SPLITS
+from jaxkd.data.masks import IGNORED
+from jaxkd.data.splits import SPLITS
 from jaxkd.experiment.config import Config, check_choice
 from jaxkd.experiment.domains import COUNT, NON_NEGATIVE, POSITIVE, SIDE, TEMPERATURE, WHOLE
 from jaxkd.experiment.flags import DATA, NETWORKS, TRAINING, flag
 from jaxkd.experiment.trials import PERCENT, Column
 from jaxkd.types import Prepare, Term
 
-KINDS = ("kd", "cwd", "cirkd", "skd", "ifvd")
-"""Ways to teach a network for segmentation."""
-USUAL = ("kd",)
+KINDS = ("alone", "kd", "cwd", "cirkd", "skd", "ifvd")
+"""Ways to teach a network for segmentation; alone, it has the labels only."""
+USUAL = ("alone", "kd", "cwd", "cirkd")
 """That of the default table."""
 OF_BLACK_BOX = ("hard", "soft")
 """Ways to learn from a black box's masks: classes of pixels, or probabilities."""
@@ -49,7 +50,9 @@ class SegmentationConfig(Config):
     teacher_width: int = flag(16, "channels of the teacher's first stage", NETWORKS, COUNT)
     student_width: int = flag(4, "channels of the students' first stage", NETWORKS, COUNT)
     depth: int = flag(3, "stages of the networks, each of half the resolution, at least 2", NETWORKS, COUNT)
-    students: tuple[str, ...] = flag((), f"ways to teach: some of {', '.join(KINDS)}, or all; kd if absent", TRAINING)
+    students: tuple[str, ...] = flag(
+        (), f"ways to teach: some of {', '.join(KINDS)}, or all; {', '.join(USUAL)} if absent", TRAINING
+    )
     teacher_epochs: int = flag(15, "passes of the teacher over the training pictures", TRAINING, COUNT)
     epochs: int = flag(15, "passes of each student over the training pictures", TRAINING, COUNT)
     batch_size: int = 8
@@ -179,7 +182,8 @@ def label_term() -> Term:
 def kind_terms(config: SegmentationConfig, num_classes: int) -> dict[str, Term]:
     """Objectives of students, with the labels in each.
 
-    CIRKD has its three parts besides the soft labels of pixels, as in its paper.
+    CIRKD has its three parts besides the soft labels of pixels, as in its paper. They read the deepest map, since pairs
+    of all pixels of a batch cost the square of its size.
 
     Args:
       config: The configuration.
@@ -188,12 +192,12 @@ def kind_terms(config: SegmentationConfig, num_classes: int) -> dict[str, Term]:
     Returns:
       Way to teach -> term.
     """
-    coarse = f"decoder{config.depth - 1}"
-    logits, maps = [("student.logits", "teacher.logits"), (f"student.{coarse}", f"teacher.{coarse}")]
+    coarse, deepest = f"decoder{config.depth - 1}", f"stage{config.depth}"
+    logits, maps, deep = ([f"{side}.{x}" for side in ("student", "teacher")] for x in ("logits", coarse, deepest))
     kd = config.kd_weight, objectives.from_outputs(losses.pixel_kd, *logits, temperature=config.temperature)
     memory = objectives.cirkd_memory(
-        student=coarse,
-        teacher=coarse,
+        student=deepest,
+        teacher=deepest,
         num_classes=num_classes,
         pixel_weight=config.memory_weight,
         region_weight=config.memory_weight,
@@ -202,11 +206,12 @@ def kind_terms(config: SegmentationConfig, num_classes: int) -> dict[str, Term]:
         drawn_regions=32,
     )
     further: dict[str, Mapping[str, tuple[float, Term]]] = {
+        "alone": {},
         "kd": {"kd": kd},
         "cwd": {"cwd": (config.cwd_weight, objectives.from_outputs(losses.cwd, *logits))},
         "cirkd": {
             "kd": kd,
-            "pixels": (config.cirkd_weight, objectives.from_outputs(losses.cirkd_pixels, *maps)),
+            "pixels": (config.cirkd_weight, objectives.from_outputs(losses.cirkd_pixels, *deep)),
             "memory": (1.0, memory),
         },
         "skd": {"kd": kd, "pairs": (1.0, objectives.from_outputs(losses.skd_pairwise, *maps))},
