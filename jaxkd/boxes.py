@@ -16,10 +16,24 @@ def overlap(one: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
     Returns:
       Intersection and union, each [...].
     """
-    areas = [jnp.prod(jnp.maximum(box[..., 2:] - box[..., :2], 0), axis=-1) for box in (one, other)]
+    areas = [area(box[..., :2], box[..., 2:]) for box in (one, other)]
     high, low = jnp.minimum(one[..., 2:], other[..., 2:]), jnp.maximum(one[..., :2], other[..., :2])
-    intersection = jnp.prod(jnp.maximum(high - low, 0), axis=-1)
+    intersection = area(low, high)
     return intersection, areas[0] + areas[1] - intersection
+
+
+def area(low: jax.Array, high: jax.Array) -> jax.Array:
+    """Areas of boxes.
+
+    Args:
+      low: (x1, y1), [..., 2].
+      high: (x2, y2), [..., 2]; a side below 0 counts as 0.
+
+    Returns:
+      [...].
+    """
+    sides = jnp.maximum(high - low, 0)
+    return sides[..., 0] * sides[..., 1]  # `jnp.prod` has a gradient that takes long to trace and to compile
 
 
 def around(points: jax.Array, distances: jax.Array) -> jax.Array:

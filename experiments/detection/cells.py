@@ -32,7 +32,7 @@ class Config(field.DetectionConfig):
 
 
 SMALL = dict(name="cells-smoke", boxes="shapes", pictures="shapes", height=16, width=16, strides=(4,), blocks=1)
-SMALL |= dict(teacher_width=4, student_width=2, students=("crosskd",), batch_size=4, views=1, seeds=1)
+SMALL |= dict(depth=1, teacher_width=4, student_width=2, students=("neck",), batch_size=4, views=1, seeds=1)
 SMALL |= dict(teacher_epochs=1, epochs=1)
 
 

@@ -183,7 +183,7 @@ def giou(student_boxes: ArrayLike, teacher_boxes: ArrayLike) -> jax.Array:
         raise ValueError(f"boxes have shapes {s.shape} and {t.shape}: give two of one shape [..., 4].")
     intersection, union = boxes.overlap(s, t)
     low, high = jnp.minimum(s[..., :2], t[..., :2]), jnp.maximum(s[..., 2:], t[..., 2:])
-    hull = jnp.prod(jnp.maximum(high - low, 0), axis=-1)
+    hull = boxes.area(low, high)
     iou = jnp.where(union > 0, intersection, 0) / jnp.where(union > 0, union, 1)
     beside = jnp.where(hull > 0, hull - union, 0) / jnp.where(hull > 0, hull, 1)
     return 1 - iou + jnp.maximum(beside, 0)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import losses, numerics
-from jaxkd.models.detection.detector import apply_head
+from jaxkd.models.detection.detector import apply_head, locations
 from jaxkd.models.detection.targets import assign
 from jaxkd.objectives.projections import linear
 from jaxkd.objectives.terms import Result, from_outputs, stateful, trained
@@ -78,8 +78,7 @@ def labelled_boxes(
 
 def _stride_of(image_shape: tuple[int, int], strides: Sequence[int], dtype: Any) -> jax.Array:
     """Stride of each location [P]."""
-    counts = [(image_shape[0] // s) * (image_shape[1] // s) for s in strides]
-    return jnp.repeat(jnp.asarray(strides, dtype), jnp.asarray(counts), total_repeat_length=sum(counts))
+    return jnp.asarray(locations([(image_shape[0] // s, image_shape[1] // s) for s in strides], strides)[1], dtype)
 
 
 def predictions(*, box_weight: float = 1.0) -> Term:

@@ -1,9 +1,9 @@
 """Detectors: shapes and names, targets, non-maximum suppression, and a head that reads another network's features."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import expit, softmax
 
 from jaxkd import boxes, models
 from jaxkd.models.detection.targets import centerness_of
@@ -15,13 +15,20 @@ BATCH = {"image": np.random.default_rng(0).random((2, *SHAPE, 3), np.float32)}
 
 @pytest.fixture(scope="module")
 def network():
+    """Its variables, what it says, and what its head says of its own features."""
     model = models.detector(3, width=4, blocks=1, strides=STRIDES)
     variables = models.init(model, jax.random.key(0), BATCH)
-    return model, variables, jax.jit(lambda v, b: model.apply(v, b, None, False)[0])(variables, BATCH)
+
+    def run(v, b):
+        out = model.apply(v, b, None, False)[0]
+        towers = [[out.features[f"{side}_tower{level}"] for level in (0, 1)] for side in ("class", "box")]
+        return out, models.apply_head(v.params["head"], *towers, STRIDES)
+
+    return variables, *jax.jit(run)(variables, BATCH)
 
 
 def test_features_are_named_and_cover_all_locations(network):
-    _, variables, out = network
+    variables, out, _ = network
     shapes = {name: x.shape for name, x in out.features.items()}
     assert out.logits.shape == (2, 24 + 6, 3)
     assert shapes["neck0"] == shapes["class_tower0"] == shapes["box_tower0"] == (2, 4, 6, 4)
@@ -30,13 +37,13 @@ def test_features_are_named_and_cover_all_locations(network):
     assert shapes["found_boxes"] == shapes["distances"] == (2, 30, 4)
     assert shapes["bins"] == (2, 30, 4, 8)
     assert shapes["centerness"] == (2, 30)
-    np.testing.assert_allclose(jax.nn.sigmoid(out.logits).mean(), 0.01, atol=0.003)
+    np.testing.assert_allclose(expit(out.logits).mean(), 0.01, atol=0.003)
     assert models.count_parameters(variables) < 12_000
 
 
 def test_a_distance_is_the_mean_of_its_bins_and_boxes_lie_around_their_locations(network):
-    _, _, out = network
-    weights = np.asarray(jax.nn.softmax(out.features["bins"], axis=-1))
+    _, out, _ = network
+    weights = softmax(out.features["bins"], axis=-1)
     scale = np.repeat([8.0, 16.0], [24, 6])
     distances = (weights * (np.arange(8) - 1)).sum(-1) * scale[None, :, None]
     np.testing.assert_allclose(out.features["distances"], distances, rtol=1e-4)
@@ -48,16 +55,19 @@ def test_a_distance_is_the_mean_of_its_bins_and_boxes_lie_around_their_locations
 
 
 def test_a_head_gives_its_own_predictions_for_its_own_features(network):
-    _, variables, out = network
-    towers = [[out.features[f"{side}_tower{level}"] for level in (0, 1)] for side in ("class", "box")]
-    again = jax.jit(lambda p, c, b: models.apply_head(p, c, b, STRIDES))(variables.params["head"], *towers)
+    _, out, again = network
     np.testing.assert_allclose(again.logits, out.logits, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(again.features["found_boxes"], out.features["found_boxes"], rtol=1e-4, atol=1e-3)
 
 
-def assigned(corners, label, **options):
-    program = jax.jit(lambda b, c: models.assign(b, c, image_shape=SHAPE, strides=STRIDES, **options))
-    return program(jnp.asarray([corners], jnp.float32), jnp.asarray([label]))
+PROGRAM = jax.jit(lambda b, c, crowd: models.assign(b, c, image_shape=SHAPE, strides=STRIDES, crowd=crowd))
+
+
+def assigned(corners, label, crowd=()):
+    """Targets of three boxes, of which those that are not given are not there."""
+    boxes, classes, crowds = np.zeros((1, 3, 4), np.float32), np.full((1, 3), -1, np.int32), np.zeros((1, 3), bool)
+    boxes[0, : len(corners)], classes[0, : len(label)], crowds[0, : len(crowd)] = corners, label, crowd
+    return PROGRAM(boxes, classes, crowds)
 
 
 def test_locations_near_the_centre_of_a_box_find_it_at_the_stride_of_its_size():
@@ -81,7 +91,7 @@ def test_of_boxes_at_one_place_the_smallest_is_found_and_those_without_a_place_a
 
 
 def test_locations_in_a_crowd_are_asked_for_nothing():
-    target = assigned([[8, 8, 32, 24], [16, 8, 24, 16]], [1, 1], crowd=jnp.asarray([[True, False]]))
+    target = assigned([[8, 8, 32, 24], [16, 8, 24, 16]], [1, 1], crowd=[True, False])
     ignored, label = np.asarray(target.ignored[0, :24]).reshape(4, 6), np.asarray(target.label[0, :24]).reshape(4, 6)
     assert label[1, 2] == 1
     assert not ignored[1, 2]
@@ -91,7 +101,7 @@ def test_locations_in_a_crowd_are_asked_for_nothing():
 
 
 def test_centerness_is_one_at_the_centre_and_zero_beyond_an_edge():
-    found = centerness_of(jnp.asarray([[3.0, 5, 3, 5], [1, 1, 4, 1], [-1, 2, 5, 2]]))
+    found = jax.jit(centerness_of)(np.float32([[3.0, 5, 3, 5], [1, 1, 4, 1], [-1, 2, 5, 2]]))
     np.testing.assert_allclose(found, [1, 0.5, 0], rtol=1e-6)
 
 
@@ -125,9 +135,9 @@ def test_suppression_equals_a_loop_in_order_and_pads():
 
 
 def test_detections_are_cut_to_the_picture_and_have_a_least_score():
-    corners = jnp.asarray([[[-9.0, 2, 10, 12], [20, 20, 60, 40], [5, 5, 5, 9], [1, 1, 9, 9]]])
-    logits = jnp.asarray([[[5.0, -9], [-9, 4], [9, -9], [-9, -9]]])
-    out = Outputs(logits, {"found_boxes": corners, "centerness": jnp.full((1, 4), 9.0)})
+    corners = np.float32([[[-9, 2, 10, 12], [20, 20, 60, 40], [5, 5, 5, 9], [1, 1, 9, 9]]])
+    logits = np.float32([[[5, -9], [-9, 4], [9, -9], [-9, -9]]])
+    out = Outputs(logits, {"found_boxes": corners, "centerness": np.full((1, 4), 9, np.float32)})
     found = jax.jit(lambda o: models.detect(o, image_shape=SHAPE, limit=3, threshold=0.5))(out)
     np.testing.assert_array_equal(found.label, [[0, 1, -1]])
     np.testing.assert_allclose(found.boxes[0, :2], [[0, 2, 10, 12], [20, 20, 48, 32]])
@@ -135,7 +145,7 @@ def test_detections_are_cut_to_the_picture_and_have_a_least_score():
 
 
 def test_overlap_of_boxes():
-    both, union = boxes.overlap(jnp.asarray([[0.0, 0, 4, 4]]), jnp.asarray([[2.0, 2, 6, 6], [5, 5, 3, 9]]))
+    both, union = jax.jit(boxes.overlap)(np.float32([[0, 0, 4, 4]]), np.float32([[2, 2, 6, 6], [5, 5, 3, 9]]))
     np.testing.assert_array_equal(both, [4, 0])
     np.testing.assert_array_equal(union, [28, 16])
 

@@ -20,13 +20,14 @@ from jaxkd.experiment.flags import DATA, NETWORKS, TRAINING, flag
 from jaxkd.experiment.trials import PERCENT, Column
 from jaxkd.parallel import processes
 from jaxkd.runs.directory import Run
-from jaxkd.types import Batch, Model, Prepare, Term, Variables
+from jaxkd.types import Batch, Model, Outputs, Prepare, Term, Variables
 
 KINDS = ("alone", "predictions", "crosskd", "hard", "ld", "neck", "pkd", "cwd", "fgd")
 """Kinds of students: without a teacher, or ways to teach; "hard" learns from its boxes instead of the labelled ones."""
 
 _SHAPES = {"train": 8, "val": 2, "test": 4}  # pictures of smoke runs
 _AT_ONCE = 32  # pictures of a batch in which objects are searched
+_detect = jax.jit(models.detect, static_argnames="image_shape")  # one program for detectors of all widths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,7 @@ class DetectionConfig(Config):
         (4, 8, 16), "strides of the maps on which objects are found: some of 4, 8, 16", NETWORKS, COUNT
     )
     blocks: int = flag(2, "residual blocks of each of the three stages", NETWORKS, COUNT)
+    depth: int = flag(2, "convolutions of each tower of the head", NETWORKS, COUNT)
     teacher_width: int = flag(32, "channels of the first stage of the teacher", NETWORKS, COUNT)
     student_width: int = flag(8, "channels of the first stage of the students", NETWORKS, COUNT)
     students: tuple[str, ...] = flag(
@@ -172,7 +174,7 @@ def make_detector(config: DetectionConfig, width: int, num_classes: int) -> Mode
     Returns:
       The model.
     """
-    return models.detector(num_classes, width=width, blocks=config.blocks, strides=config.strides)
+    return models.detector(num_classes, width=width, blocks=config.blocks, depth=config.depth, strides=config.strides)
 
 
 def adamw(config: DetectionConfig, steps: int) -> optax.GradientTransformation:
@@ -257,16 +259,16 @@ def finder(context: Context, model: Model, image_size: tuple[int, int]) -> Calla
     """
     plan = parallel.with_jit(context.plan.mesh)
 
-    def search(state: Any, variables: Variables, batch: Batch) -> tuple[Any, ...]:
+    def run(state: Any, variables: Variables, batch: Batch) -> Outputs:
         outputs, _ = model.apply(variables, context.eval_prepare(batch), None, False)
-        return models.detect(outputs, image_shape=image_size), batch["mask"]
+        return Outputs(outputs.logits, {name: outputs.features[name] for name in ("found_boxes", "centerness")})
 
-    step = plan.compile(search, donate_state=False)
+    step = plan.compile(run, donate_state=False)
 
     def find(variables: Variables, source: data.Source) -> models.Detections:
         placed, parts = plan.put(variables), []
         for batch in data.prefetch(data.eval_batches(source, _AT_ONCE * plan.mesh.size), plan.place):
-            found, mask = jax.device_get(step(None, placed, batch))
+            found, mask = jax.device_get((_detect(step(None, placed, batch), image_shape=image_size), batch["mask"]))
             parts.append(models.Detections(*(x[mask] for x in found)))
         return models.Detections(*(np.concatenate(x) for x in zip(*parts, strict=True)))
 

@@ -129,7 +129,7 @@ class Detector(nn.Module):
         for level in reversed(range(len(used))):
             z = Conv(self.neck, (1, 1), name=f"lateral{level}")(used[level])
             if maps:
-                z = z + jax.image.resize(maps[0], z.shape, "nearest")
+                z = z + _raised(maps[0], z.shape[1] // maps[0].shape[1])
             maps.insert(0, z)
         maps = [Conv(self.neck, (3, 3), name=f"neck{level}")(z) for level, z in enumerate(maps)]
         features |= {f"neck{level}": z for level, z in enumerate(maps)}
@@ -148,6 +148,12 @@ def _halved(image: jax.Array) -> jax.Array:
     B, H, W, C = image.shape
     squares = image.reshape(B, H // 2, 2, W // 2, 2, C).transpose(0, 1, 3, 2, 4, 5)
     return squares.reshape(B, H // 2, W // 2, 4 * C)
+
+
+def _raised(x: jax.Array, factor: int) -> jax.Array:
+    """Maps [B, H, W, C] of `factor` times the height and width, each cell repeated; its gradient is a sum."""
+    B, H, W, C = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None], (B, H, factor, W, factor, C)).reshape(B, H * factor, W * factor, C)
 
 
 def joined(found: Sequence[Predictions], strides: Sequence[int]) -> tuple[jax.Array, Mapping[str, jax.Array]]:
@@ -246,7 +252,8 @@ def detector(
     model = from_linen(Detector(num_classes, width, neck, blocks, depth, given, bins, axis_name))
 
     def init(key: jax.Array, batch: Batch) -> Variables:
-        return _drawn(key, jax.eval_shape(model.init, key, batch))
+        shapes = jax.eval_shape(model.init, key, batch)
+        return jax.jit(lambda key: _drawn(key, shapes))(key)
 
     return Model(init, model.apply)
 

@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxkd import boxes as geometry
 from jaxkd.models.detection.detector import locations
 
 
@@ -64,8 +66,8 @@ def assign(
       https://arxiv.org/abs/1904.01355
     """
     shapes = [(image_shape[0] // s, image_shape[1] // s) for s in strides]
-    where, scale = (jnp.asarray(x, boxes.dtype) for x in locations(shapes, strides))
-    points, s = where[None, :, None], scale[None, :, None]
+    where, scale = locations(shapes, strides)
+    points, s = (jnp.asarray(x, boxes.dtype)[None, :, None] for x in (where, scale))
     crowds = jnp.zeros(label.shape, bool) if crowd is None else crowd
     corners, real = boxes[:, None], ((label >= 0) & ~crowds)[:, None]
     centre = (corners[..., :2] + corners[..., 2:]) / 2
@@ -74,12 +76,13 @@ def assign(
     distances = jnp.concatenate([points - corners[..., :2], corners[..., 2:] - points], axis=-1)
     longer = jnp.max(corners[..., 2:] - corners[..., :2], axis=-1) / 2
     order = sorted(strides)
-    finest, coarsest = jnp.asarray(scale == order[0]), jnp.asarray(scale == order[-1])
-    finer = jnp.asarray([0, *order[:-1]], boxes.dtype)[jnp.searchsorted(jnp.asarray(order, boxes.dtype), scale)]
-    fits = (longer <= reach * s) | coarsest[None, :, None]
-    fits &= (longer > reach * finer[None, :, None]) | finest[None, :, None]
+    finer = np.array([-np.inf, *order[:-1]])[np.searchsorted(order, scale)]
+    least, most = reach * finer, np.where(scale == order[-1], np.inf, reach * scale)
+    fits = (longer > jnp.asarray(least, boxes.dtype)[None, :, None]) & (
+        longer <= jnp.asarray(most, boxes.dtype)[None, :, None]
+    )
     candidate = inside & fits & real
-    area = jnp.prod(corners[..., 2:] - corners[..., :2], axis=-1)
+    area = geometry.area(corners[..., :2], corners[..., 2:])
     cost = jnp.where(candidate, jnp.broadcast_to(area, candidate.shape), jnp.inf)
     best = jnp.argmin(cost, axis=-1)
     positive = jnp.any(candidate, axis=-1)
@@ -111,4 +114,5 @@ def centerness_of(distances: jax.Array) -> jax.Array:
     """
     near = jnp.maximum(jnp.minimum(distances[..., :2], distances[..., 2:]), 0)
     far = jnp.maximum(jnp.maximum(distances[..., :2], distances[..., 2:]), 1e-6)
-    return jnp.sqrt(jnp.prod(near / far, axis=-1))
+    ratio = near / far
+    return jnp.sqrt(ratio[..., 0] * ratio[..., 1])
