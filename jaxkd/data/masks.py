@@ -190,9 +190,12 @@ def _classes(folder: Path, read: dict[str, np.ndarray], values: Sequence[int], i
                 f"values), which leaves nothing to learn: give masks of two classes at least.{more}"
             )
         if own[0] < 0 or own[-1] >= IGNORED or 2 * len(own) < own[-1] + 1:
+            first = next(name for name, mask in read.items() if (mask == own[-1]).any())
+            some = " ".join(map(str, own[:8]))
             raise ValueError(
-                f"the masks in {folder} have values up to {own[-1]} but only {len(own)} different ones: list those "
-                f"that stand for classes, such as --mask-values {' '.join(map(str, own[:8]))}."
+                f"the masks in {folder} have values up to {own[-1]} but only {len(own)} different ones: correct the "
+                f"mask of {first}, which has {own[-1]}, or list those that stand for classes, such as "
+                f"--mask-values {some}."
             )
         classes = {value: value for value in range(own[-1] + 1)} | classes
     return classes

@@ -175,9 +175,10 @@ def test_mistakes_in_a_csv_are_named(pictures, csv, change, message):
         data.open_boxes(csv(LINES.replace(*change, 1)), str(pictures), image_size=(8, 10))
 
 
-def test_columns_have_other_names_and_no_split(tmp_path, csv):
+@pytest.mark.parametrize("none", ["", "-"])
+def test_columns_have_other_names_and_no_split(tmp_path, csv, none):
     csv("file,kind,l,t,r,b\nx.png,cat,1,2,3,4\n")
-    given = read_csv_boxes(tmp_path / "boxes.csv", ("file", "", "kind", "l", "t", "r", "b"))
+    given = read_csv_boxes(tmp_path / "boxes.csv", ("file", none, "kind", "l", "t", "r", "b"))
     assert given.pictures[0].split is None
     assert given.pictures[0].boxes[0].corners == (1, 2, 3, 4)
 

@@ -80,7 +80,7 @@ def test_masks_without_a_picture_are_left_out_and_said(write, caplog):
         (
             {"val/c": np.full((2, 4), 99, np.uint8)},
             {},
-            r"values up to 99 but only 4 different ones: .*--mask-values 0 1 2",
+            r"values up to 99 but only 4 different ones: correct the mask of .*, which has 99.*--mask-values 0 1 2",
         ),
         ({"val/c": np.zeros((2, 4, 3), np.uint8)}, {}, r"c\.png has colours \(mode RGB\): save it as a PNG of one"),
         (dict.fromkeys(SPLIT, np.uint8([[0, 255]] * 2)), {"resize": True}, r"fewer than two classes .*--mask-values 0"),

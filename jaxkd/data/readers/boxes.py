@@ -70,8 +70,8 @@ def read_csv_boxes(path: Path, columns: Sequence[str] = COLUMNS) -> Annotations:
 
     Args:
       path: The file; its first line names the columns.
-      columns: Names of the columns of picture, split, class, and left, upper, right and lower edge. A split that is ""
-        says that there is no such column.
+      columns: Names of the columns of picture, split, class, and left, upper, right and lower edge. A split that is
+        "" or "-" says that there is no such column.
 
     Returns:
       The annotations.
@@ -82,11 +82,12 @@ def read_csv_boxes(path: Path, columns: Sequence[str] = COLUMNS) -> Annotations:
     table = read_csv(path)
     if len(columns) != len(COLUMNS):
         raise ValueError(f"{len(columns)} columns are named, {listing(list(columns))}: name {len(COLUMNS)}, {COLUMNS}.")
+    columns = [columns[0], "" if columns[1] == "-" and "-" not in table.values else columns[1], *columns[2:]]
     for name in columns:
         if name and name not in table.values:
             raise ValueError(
                 f"{path} has no column {name!r} but {listing(table.values)}: name its columns (--columns), in the "
-                f"order {' '.join(COLUMNS)}."
+                f"order {' '.join(COLUMNS)}, with - for no split."
             )
     image, split, label, *edges = columns
     splits: dict[str, str | None] = {}

@@ -77,7 +77,7 @@ def read_lines(path: Path) -> list[str]:
             raise ValueError(f"{path} is {what}, where a text file in UTF-8 is expected: {advice}.")
     raw = raw.removeprefix(b"\xef\xbb\xbf")
     if not raw.strip():
-        raise ValueError(f"{path} is empty: give a file with at least one text.")
+        raise ValueError(f"{path} is empty: give a file with at least one line.")
     end = b"\n" if b"\n" in raw else b"\r"
     if (nul := raw.find(b"\0")) >= 0:
         raise ValueError(

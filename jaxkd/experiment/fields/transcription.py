@@ -14,6 +14,7 @@ from jaxkd import augment, data
 from jaxkd.data.buckets import choose_buckets
 from jaxkd.data.checks import check_rows, listing
 from jaxkd.data.readers.audio import read_recordings
+from jaxkd.data.readers.columns import shortened
 from jaxkd.data.sounds import Sounds, split_by_speaker
 from jaxkd.data.splits import first_few, say
 from jaxkd.data.transcripts import Units, find_units, join_words, say_unknown_units, texts_of
@@ -242,8 +243,8 @@ def _with_texts(source: data.Source, units: Units, texts: Sequence[str], frames:
     if (need > frames).any():
         row = int(np.argmax(need > frames))
         raise ValueError(
-            f"recording {row} of {source.name} has {frames[row]} stacked frames but its text {texts[row]!r} needs "
-            f"{need[row]}: correct the text, or leave the recording out."
+            f"recording {row} of {source.name} has {frames[row]} stacked frames but its text "
+            f"{shortened(texts[row])} needs {need[row]}: correct the text, or leave the recording out."
         )
     return data.with_fields(source, text=labels, text_mask=mask)
 
