@@ -154,6 +154,10 @@ def split_by_speaker(sounds: Sounds, *groups: Sequence[str]) -> list[Sounds]:
                     f"the speaker {speaker!r} is in two parts, of --held-out and --validation-speakers: name each once."
                 )
     rest = [speaker for speaker in known if not any(speaker in group for group in groups)]
+    if "" in rest and len(known) > 1:
+        say(
+            f"{np.sum(sounds.speakers == '')} of {len(sounds)} recordings of {sounds.name} tell no speaker: they train."
+        )
     parts = []
     for group in (rest, *groups):
         rows = np.flatnonzero(np.isin(sounds.speakers, list(group)))

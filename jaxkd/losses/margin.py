@@ -36,7 +36,8 @@ def margin_softmax(
 
     ArcFace has c = 0, CosFace m = 0 and c = 0.35. Beyond theta = pi - m, where cos(theta + m) would rise again, f is
     cos(theta) - m sin(m) - c, as in the code of its authors. The sine of the angle is the length of what is left of the
-    embedding without its part along the centre, so that nothing is infinite at angles of 0 and pi.
+    embedding without its part along the centre, so that nothing is infinite at angles of 0 and pi; an embedding of
+    zeros has neither part.
 
     Args:
       student_embedding: [B, D] floating, of any length.

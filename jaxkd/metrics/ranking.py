@@ -4,7 +4,8 @@ A batch has `label`, int [B] or [B, H]: the numbers of each user's held-out item
 [B, I], 1 for the items of the user that were trained on, which are ranked nowhere; without it all items are ranked.
 The place of a held-out item is counted pessimistically: an item with an equal score that is not held out stands above
 it, so that a constant score earns nothing. Of equal held-out items the first stands above. Users without a held-out
-item are left out. Full rankings are meant: places among sampled items are another, inconsistent measure.
+item are left out; a number of no item gives NaN. Full rankings are meant: places among sampled items are another,
+inconsistent measure.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from jaxkd.types import Batch, Metric, Outputs
 
 
 class _Placed(NamedTuple):
-    """Places of held-out items in a user's ranking, from 0, and which there are; [B, H]."""
+    """Places of held-out items in a ranking, from 0, and which there are, [B, H]; users with a wrong item, [B]."""
 
     place: jax.Array
     real: jax.Array
+    wrong: jax.Array
 
     @property
     def number(self) -> jax.Array:
@@ -112,13 +114,13 @@ def mrr(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
 
 
 def _metric(value: Callable[[_Placed], jax.Array]) -> Metric:
-    """Metric of a value of each user, [B], averaged over those with a held-out item; NaN where logits are."""
+    """Metric of a value of each user, [B], averaged over those with a held-out item; NaN where logits or items are."""
 
     def measure(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
         (z,) = numerics.promote(student.logits)
         at = _places(z, batch)
-        counts = jnp.where(at.number > 0, weights_of(at.number.astype(jnp.float32), batch), 0)
-        each = jnp.where(jnp.any(jnp.isnan(z), axis=-1), jnp.nan, value(at).astype(jnp.float32))
+        counts = jnp.where((at.number > 0) | at.wrong, weights_of(at.number.astype(jnp.float32), batch), 0)
+        each = jnp.where(jnp.any(jnp.isnan(z), axis=-1) | at.wrong, jnp.nan, value(at).astype(jnp.float32))
         return Mean(jnp.sum(jnp.where(counts > 0, each, 0) * counts), jnp.sum(counts))
 
     return measure
@@ -148,7 +150,8 @@ def _places(z: jax.Array, batch: Batch) -> _Placed:
     first = jnp.arange(held.shape[-1])[:, None] > jnp.arange(held.shape[-1])[None]
     better = (own[:, None] > own[..., None]) | (first[None] & (own[:, None] == own[..., None]))
     above += jnp.sum(better & ranked[:, None], axis=-1)
-    return _Placed(jnp.where(ranked, above.astype(jnp.float32), jnp.inf), real)
+    wrong = jnp.any((held < -1) | (held >= z.shape[-1]), axis=-1)
+    return _Placed(jnp.where(ranked, above.astype(jnp.float32), jnp.inf), real, wrong)
 
 
 def _within(at: _Placed, k: int) -> jax.Array:

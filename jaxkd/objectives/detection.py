@@ -84,7 +84,7 @@ def _stride_of(image_shape: tuple[int, int], strides: Sequence[int], dtype: Any)
 def predictions(*, box_weight: float = 1.0) -> Term:
     """Term of prediction mimicking: the teacher's probabilities and boxes at each location, where it sees objects.
 
-    (1 / sum_i w_i) sum_i |p_t - p_s| bce(p_s, p_t) + w_b w_i giou(b_s, b_t),  w_i = max_k p_t,ik
+    (1 / max(1, sum_i w_i)) sum_i |p_t - p_s| bce(p_s, p_t) + w_b w_i giou(b_s, b_t),  w_i = max_k p_t,ik
 
     Args:
       box_weight: w_b.

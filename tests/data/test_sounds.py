@@ -94,6 +94,13 @@ def test_speakers_are_never_in_two_parts():
             data.split_by_speaker(all_of, *groups)
 
 
+def test_recordings_that_tell_no_speaker_are_counted(caplog):
+    who = ["a", "", "b", ""]
+    all_of = data.open_sounds({"audio": [tone()] * 4, "sample_rate": RATE, "label": [0, 1, 0, 1], "speaker": who})
+    data.split_by_speaker(all_of, ["b"])
+    assert "2 of 4 recordings of arrays tell no speaker: they train." in caplog.text
+
+
 def test_other_rates_are_resampled_or_refused(caplog):
     found = sounds.resample(tone(400, 0.5, 16000), 16000, RATE)
     np.testing.assert_allclose(found[200:-200], tone(400, 0.5)[200:-200], atol=2e-3)

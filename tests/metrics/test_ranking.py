@@ -89,6 +89,12 @@ def test_a_held_out_item_that_was_seen_is_a_miss():
     assert measured(z, np.array([[11, -1]], np.int32), seen)["mrr"] == 0
 
 
+@pytest.mark.parametrize("item", [12, -2])
+def test_a_number_of_no_item_is_seen(item):
+    z, seen = np.zeros((2, 12), np.float32), np.zeros((2, 12), np.uint8)
+    assert np.isnan(list(measured(z, np.array([[4, -1], [item, -1]], np.int32), seen).values())).all()
+
+
 def test_mistakes_are_refused():
     z = Outputs(np.zeros((2, 5), np.float32))
     with pytest.raises(ValueError, match="the first 0 places"):
