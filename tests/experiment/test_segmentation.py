@@ -81,6 +81,9 @@ def test_masks_of_a_black_box_are_asked_for_once(tmp_path, monkeypatch):
 
 def test_pictures_without_boxes_or_masks_are_refused_in_a_sentence(tmp_path, monkeypatch):
     empty = {"train": data.from_masks("x", np.zeros((1, 2, 2, 3), np.uint8), np.zeros((1, 2, 2), int), ("a", "b"))}
-    monkeypatch.setattr(segmentation, "open_boxes", lambda *args, **options: empty)
+    asked = []
+    monkeypatch.setattr(segmentation, "open_boxes", lambda *args, **options: asked.append(options) or empty)
+    names = ("file", "-", "kind", "x0", "y0", "x1", "y1")
     with pytest.raises(ValueError, match=r"csv:boxes\.csv has no pictures of the split 'val'"):
-        segmentation.open_pictures(SegmentationConfig())
+        segmentation.open_pictures(SegmentationConfig(columns=names))
+    assert asked[0]["columns"] == names

@@ -11,6 +11,7 @@ import numpy as np
 from jaxkd import augment, data, losses, objectives
 from jaxkd.data.boxes import open_boxes
 from jaxkd.data.masks import IGNORED
+from jaxkd.data.readers.boxes import COLUMNS
 from jaxkd.data.splits import SPLITS
 from jaxkd.experiment.config import Config, check_choice
 from jaxkd.experiment.domains import COUNT, NON_NEGATIVE, POSITIVE, SIDE, TEMPERATURE, WHOLE
@@ -37,6 +38,11 @@ class SegmentationConfig(Config):
         None, "folder of masks, PNG files with the pictures' names, whose values are classes; else --boxes count", DATA
     )
     boxes: str = flag("csv:boxes.csv", "boxes whose ellipses are weak masks: csv:PATH, coco:PATH or voc:FOLDER", DATA)
+    columns: tuple[str, ...] = flag(
+        COLUMNS,
+        "columns of a CSV file of --boxes: picture, split, class and the edges, in this order; - for none",
+        DATA,
+    )
     mask_values: tuple[int, ...] = flag((), "values of the masks that stand for the classes 0, 1, ...", DATA, WHOLE)
     class_names: tuple[str, ...] = flag((), "names of the masks' classes", DATA)
     ignored_value: int = flag(IGNORED, "value of the masks of pixels that count nowhere", DATA, WHOLE)
@@ -116,7 +122,7 @@ def open_pictures(config: SegmentationConfig) -> dict[str, data.Source]:
             ignore=config.ignored_value,
             resize=config.resize_masks,
         )
-    found = open_boxes(config.boxes, config.pictures, image_size=config.image_size)
+    found = open_boxes(config.boxes, config.pictures, image_size=config.image_size, columns=config.columns)
     for split in SPLITS:
         if split not in found:
             raise ValueError(f"{config.boxes} has no pictures of the split {split!r}: give some of each of the three.")
