@@ -52,7 +52,9 @@ def perceptron(
     return Dense(width, use_bias=bias, kernel_init=kernel_init, name="mlp2")(inside(wide))
 
 
-def batch_norm(x: jax.Array, name: str, *, train: bool, axis_name: str | None) -> jax.Array:
+def batch_norm(
+    x: jax.Array, name: str, *, train: bool, axis_name: str | None, mask: jax.Array | None = None
+) -> jax.Array:
     """Batch norm as a submodule of the module that is being called.
 
     Args:
@@ -60,11 +62,12 @@ def batch_norm(x: jax.Array, name: str, *, train: bool, axis_name: str | None) -
       name: The submodule's name.
       train: Whether it takes the batch's statistics, which then move its own.
       axis_name: Axis over which it takes them together, or None.
+      mask: Booleans that broadcast to x, false where a value is no part of the statistics; None for all.
 
     Returns:
       [B, ..., C].
     """
-    return nn.BatchNorm(not train, momentum=0.9, axis_name=bound(axis_name), name=name)(x)
+    return nn.BatchNorm(not train, momentum=0.9, axis_name=bound(axis_name), name=name)(x, mask=mask)
 
 
 def conv_norm(

@@ -13,8 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxkd.models.adapters import bound, from_linen
-from jaxkd.models.layers import Dense
+from jaxkd.models.adapters import from_linen
+from jaxkd.models.layers import Dense, batch_norm
 from jaxkd.types import Model, Outputs, Variables, as_variables
 
 State: TypeAlias = Mapping[str, jax.Array]
@@ -67,7 +67,7 @@ class DepthwiseNet(nn.Module):
 
         def norm(x: jax.Array, name: str) -> jax.Array:
             known = real if train else None  # padding is no part of the statistics
-            return nn.BatchNorm(not train, momentum=0.9, axis_name=bound(self.axis_name), name=name)(x, mask=known)
+            return batch_norm(x, name, train=train, axis_name=self.axis_name, mask=known)
 
         def seen(x: jax.Array, layer: str) -> jax.Array:
             back, channels = spans[layer]
