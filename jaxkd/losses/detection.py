@@ -41,17 +41,17 @@ def _qualities(draw: Draw) -> tuple[np.ndarray, ...]:
 @declare(
     _answers,
     (*LOGITS, CLASS_PERMUTATION_INVARIANT, NON_NEGATIVE),
-    kinds={"labels": "probabilities"},
+    kinds={"targets": "probabilities"},
     needs="boxes",
 )
-def focal(logits: ArrayLike, labels: ArrayLike, *, alpha: ArrayLike = 0.25, gamma: ArrayLike = 2.0) -> jax.Array:
+def focal(logits: ArrayLike, targets: ArrayLike, *, alpha: ArrayLike = 0.25, gamma: ArrayLike = 2.0) -> jax.Array:
     """Focal loss: binary cross-entropy of each class, less of it where the answer is already sure; summed over classes.
 
     sum_k - alpha y_k (1 - q_k)^gamma log q_k - (1 - alpha) (1 - y_k) q_k^gamma log(1 - q_k),  q = sigmoid(logits)
 
     Args:
       logits: [..., K] floating, one sigmoid for each class.
-      labels: [..., K], 1 for the class of a location and 0 elsewhere; numbers between mix both parts.
+      targets: [..., K], 1 for the class of a location and 0 elsewhere; numbers between mix both parts.
       alpha: Weight of a yes, in 0..1.
       gamma: Exponent, 0 or more.
 
@@ -65,7 +65,7 @@ def focal(logits: ArrayLike, labels: ArrayLike, *, alpha: ArrayLike = 0.25, gamm
       Lin, Goyal, Girshick, He, Dollár, "Focal Loss for Dense Object Detection", ICCV 2017,
       https://arxiv.org/abs/1708.02002
     """
-    z, y = numerics.promote(logits, labels)
+    z, y = numerics.promote(logits, targets)
     numerics.check_same_shape(z, y, "outputs")
     a, power = jnp.asarray(alpha, z.dtype), jnp.asarray(gamma, z.dtype)
     # q^gamma as exp(gamma log q), whose gradient is finite where q is 0.
@@ -78,19 +78,19 @@ def focal(logits: ArrayLike, labels: ArrayLike, *, alpha: ArrayLike = 0.25, gamm
 @declare(
     _qualities,
     (*LOGITS, CLASS_PERMUTATION_INVARIANT, NON_NEGATIVE),
-    kinds={"labels": "probabilities"},
+    kinds={"targets": "probabilities"},
     needs="boxes",
 )
-def quality_focal(logits: ArrayLike, labels: ArrayLike, *, beta: ArrayLike = 2.0) -> jax.Array:
-    """Quality focal loss: binary cross-entropy with soft labels, times their distance; summed over the classes.
+def quality_focal(logits: ArrayLike, targets: ArrayLike, *, beta: ArrayLike = 2.0) -> jax.Array:
+    """Quality focal loss: binary cross-entropy with soft targets, times their distance; summed over the classes.
 
     sum_k - |y_k - q_k|^beta (y_k log q_k + (1 - y_k) log(1 - q_k)),  q = sigmoid(logits)
 
-    CrossKD takes the teacher's probabilities as labels, with beta = 1.
+    CrossKD takes the teacher's probabilities as targets, with beta = 1.
 
     Args:
       logits: [..., K] floating, one sigmoid for each class.
-      labels: [..., K] in 0..1: the IoU of a location's box at its class and 0 elsewhere, or a teacher's probabilities.
+      targets: [..., K] in 0..1: the IoU of a location's box at its class and 0 elsewhere, or a teacher's probabilities.
       beta: Exponent, 1 or more.
 
     Returns:
@@ -103,7 +103,7 @@ def quality_focal(logits: ArrayLike, labels: ArrayLike, *, beta: ArrayLike = 2.0
       Li et al., "Generalized Focal Loss: Learning Qualified and Distributed Bounding Boxes for Dense Object Detection",
       NeurIPS 2020, https://arxiv.org/abs/2006.04388
     """
-    z, y = numerics.promote(logits, labels)
+    z, y = numerics.promote(logits, targets)
     numerics.check_same_shape(z, y, "outputs")
     apart = jnp.abs(numerics.difference(y, jax.nn.sigmoid(z)))
     power = jnp.where(apart > 0, jnp.where(apart > 0, apart, 1) ** jnp.asarray(beta, z.dtype), 0)

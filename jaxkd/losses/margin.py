@@ -19,6 +19,7 @@ __all__ = ["margin_softmax"]
     (*FEATURES, NON_NEGATIVE, SCALE_INVARIANT),
     fixed=lambda draw: {"centres": draw.normal(draw.sizes.classes, draw.sizes.width), "scale": 4.0},
     own="a centre for each class: `objectives.margin_softmax`",
+    needs="identities as labels",
 )
 def margin_softmax(
     student_embedding: ArrayLike,
@@ -28,6 +29,7 @@ def margin_softmax(
     scale: ArrayLike = 64.0,
     margin: ArrayLike = 0.5,
     cosine_margin: ArrayLike = 0.0,
+    ignore: int | None = None,
 ) -> jax.Array:
     """ArcFace, and CosFace: cross-entropy of the cosines to the classes' centres, the own one made harder by a margin.
 
@@ -46,9 +48,10 @@ def margin_softmax(
       scale: s > 0.
       margin: m in [0, pi], an angle in radians.
       cosine_margin: c >= 0.
+      ignore: Label that does not count, such as -1. None for none.
 
     Returns:
-      [B] in nats.
+      [B] in nats; 0 where the label is ignored.
 
     Raises:
       ValueError: If the widths differ, or the labels are no integers [B].
@@ -60,9 +63,10 @@ def margin_softmax(
     x, w = numerics.promote(student_embedding, centres)
     if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[1]:
         raise ValueError(f"embeddings have shape {x.shape} and centres {w.shape}: give [B, D] and [K, D] of one width.")
+    y = check_labels(jnp.zeros((x.shape[0], w.shape[0]), x.dtype), labels, ignore)
+    (x,) = y.select(x)
     x, w = numerics.unit(x), numerics.unit(w)
     cosines = jnp.einsum("bd,kd->bk", x, w, precision="highest")
-    y = check_labels(cosines, labels)
     m, c, s = (jnp.asarray(number, x.dtype) for number in (margin, cosine_margin, scale))
     own = w[y.values]
     cosine = numerics.pick(cosines, y.values)

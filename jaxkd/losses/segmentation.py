@@ -98,6 +98,7 @@ def dice(logits: ArrayLike, labels: ArrayLike, *, smooth: ArrayLike = 1.0, ignor
 @declare(
     lambda draw: (draw.maps(), draw.maps()),
     (*FEATURES, *DISTANCE, SYMMETRIC, SCALE_INVARIANT, ROTATION_INVARIANT),
+    needs="a class for each pixel",
 )
 def skd_pairwise(student_feature: ArrayLike, teacher_feature: ArrayLike) -> jax.Array:
     """Pair-wise distillation: squared difference of the cosines between all positions of an image.
@@ -130,6 +131,7 @@ def skd_pairwise(student_feature: ArrayLike, teacher_feature: ArrayLike) -> jax.
 @declare(
     lambda draw: (draw.maps(), draw.maps()),
     (*COUPLED, BATCH_OF_ONE, *DISTANCE, SCALE_INVARIANT, ROTATION_INVARIANT),
+    needs="a class for each pixel",
 )
 def cirkd_pixels(student_feature: ArrayLike, teacher_feature: ArrayLike, *, temperature: ArrayLike = 0.1) -> jax.Array:
     """CIRKD within a batch: KL between the similarities of each pixel to those of every image; couples the batch.
