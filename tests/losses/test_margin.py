@@ -122,3 +122,17 @@ def test_its_term_owns_centres_and_both_they_and_a_network_learn_inside_one_prog
     assert centres.shape == (5, 4)
     assert min(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradient)) > 1e-3
     assert loss(stepped, state) < value
+
+
+def test_the_term_leaves_a_label_to_ignore_out_of_its_mean():
+    features = np.random.default_rng(3).standard_normal((4, 5)).astype(np.float32)
+    label = np.array([0, 1, -1, 2], np.int32)
+
+    def mean(ignore, rows):
+        term = objectives.margin_softmax(3, feature="e", ignore=ignore)
+        outputs = Outputs(np.zeros((len(rows), 2), np.float32), {"e": features[rows]})
+        batch = {"label": label[rows]}
+        variables = term.init(jax.random.key(0), outputs, outputs, batch)
+        return float(term.apply(variables, outputs, outputs, batch, jax.random.key(1), jnp.int32(0))[0])
+
+    assert mean(-1, [0, 1, 2, 3]) == pytest.approx(mean(None, [0, 1, 3]), rel=1e-6)
