@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 
 from jaxkd import numerics
 from jaxkd.labels import check_classes, check_range
+from jaxkd.losses.top_k import log_sum
 from jaxkd.testing import LOGITS, NON_NEGATIVE, SHIFT_INVARIANT, Draw, declare
 
 __all__ = ["bpr", "ranking_distillation", "relaxed_ranking_distillation"]
@@ -175,7 +176,7 @@ def relaxed_ranking_distillation(
     nowhere = jnp.where(real, jnp.asarray(teacher_ranking), s.shape[-1])
     below = jnp.put_along_axis(jnp.asarray(unranked).astype(bool), nowhere, False, axis=-1, inplace=False, mode="drop")
     below = below & jnp.any(real, axis=-1, keepdims=True) & ~jnp.isneginf(s)
-    rest = _log_sum(jnp.where(below, s, -jnp.inf))
+    rest = log_sum(jnp.where(below, s, -jnp.inf))
     after = jax.lax.cumlogsumexp(jnp.where(present, z, jnp.finfo(z.dtype).min), axis=z.ndim - 1, reverse=True)
     # What stands in the sum at a place itself is subtracted from a sum that holds it, so no value is below 0.
     whole = jnp.logaddexp(after, jnp.where(jnp.isneginf(rest), jnp.finfo(z.dtype).min, rest))
@@ -206,9 +207,3 @@ def _scores(student_logits: ArrayLike, ids: ArrayLike, what: str) -> tuple[jax.A
 def _check_mask(mask: ArrayLike | None, s: jax.Array, what: str) -> None:
     if mask is not None and jnp.shape(mask) != s.shape:
         raise ValueError(f"`{what}` has shape {jnp.shape(mask)} but student logits {s.shape}: give one for each logit.")
-
-
-def _log_sum(x: jax.Array) -> jax.Array:
-    """log sum exp over the last axis, kept; -inf without a gradient where nothing is left."""
-    left = jnp.any(~jnp.isneginf(x), axis=-1, keepdims=True)
-    return jnp.where(left, jax.nn.logsumexp(jnp.where(left, x, 0), axis=-1, keepdims=True), -jnp.inf)

@@ -144,7 +144,7 @@ def topk_kl_tail_bucket(
     log_p = numerics.log_softmax(jnp.concatenate([kept, tail], axis=-1), temperature)
     nowhere = jnp.where(jnp.isneginf(kept), s.shape[-1], ids)  # padding takes no token out of the tail
     rest = jnp.put_along_axis(log_q, nowhere, -jnp.inf, axis=-1, inplace=False, mode="drop")
-    log_q = jnp.concatenate([_at(log_q, ids, kept), _log_sum(rest)], axis=-1)
+    log_q = jnp.concatenate([_at(log_q, ids, kept), log_sum(rest)], axis=-1)
     divergence = numerics.kl_divergence(_floor_tail(log_p), _floor_tail(log_q))
     divergence = jnp.where(jnp.any(~jnp.isneginf(kept), axis=-1), divergence, 0)
     return numerics.per_example(temperature, divergence) ** 2 * divergence
@@ -265,8 +265,15 @@ def _teacher_pairs(logprobs: jax.Array, epsilon: float) -> tuple[jax.Array, jax.
     return t[..., :, None] - t[..., None, :], valid
 
 
-def _log_sum(log_p: jax.Array) -> jax.Array:
-    """log sum exp over the last axis, kept; -inf without a gradient where nothing is left."""
+def log_sum(log_p: jax.Array) -> jax.Array:
+    """log sum exp over the last axis; -inf without a gradient where nothing is left.
+
+    Args:
+      log_p: [..., K] floating, -inf where there is nothing.
+
+    Returns:
+      [..., 1].
+    """
     left = jnp.any(~jnp.isneginf(log_p), axis=-1, keepdims=True)
     return jnp.where(left, jax.nn.logsumexp(jnp.where(left, log_p, 0), axis=-1, keepdims=True), -jnp.inf)
 

@@ -11,6 +11,7 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import errors
 
 from jaxkd.types import Batch, Variables, leaf_name
@@ -145,3 +146,17 @@ def unmoved(name: str, what: str, arguments: Mapping[str, Any], attributes: Mapp
         f"its attributes are {', '.join(attributes) or 'none'}); name the flag by `training={{...}}` and "
         "`evaluation={...}` of the adapter, or say `training={}` if this is meant."
     )
+
+
+def check_sizes(**sizes: int) -> None:
+    """Refuses sizes of a network that are no positive integers.
+
+    Args:
+      **sizes: Name of an option -> its value.
+
+    Raises:
+      ValueError: If one is no integer of at least 1.
+    """
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
+            raise ValueError(f"{name} is {size!r}: give an integer of at least 1.")

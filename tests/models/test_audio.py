@@ -81,7 +81,7 @@ def test_sizes_and_features(batch):
     assert sorted(out.features) == ["block1", "block2", "block3", "block4", "block5", "pooled", "stem"]
     assert out.features["block5"].shape == (2, 62, 64)
     for make in (lambda: models.depthwise_net(3, blocks=0), lambda: models.depthwise_stream(3, bands=0)):
-        with pytest.raises(ValueError, match="is 0: give at least 1"):
+        with pytest.raises(ValueError, match="is 0: give an integer of at least 1"):
             make()
     with pytest.raises(ValueError, match="give at least one stage"):
         models.spectrum_cnn(3, widths=())

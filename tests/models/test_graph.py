@@ -81,7 +81,7 @@ def test_what_does_not_fit_gets_a_sentence():
         net.init(jax.random.key(0), {**BATCH, "time": np.zeros((2, 4, 3), np.float32)})
     with pytest.raises(ValueError, match="4 past steps, but 3 are read at once"):
         models.tgcn(2, A, hidden=2, patch=3).init(jax.random.key(0), BATCH)
-    with pytest.raises(ValueError, match="hidden is 0: give at least 1"):
+    with pytest.raises(ValueError, match="hidden is 0: give an integer of at least 1"):
         models.tgcn(2, A, hidden=0)
     with pytest.raises(ValueError, match="has no hidden layer"):
         models.sensor_mlp(2, hidden=())

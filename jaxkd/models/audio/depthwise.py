@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxkd.models.adapters import from_linen
 from jaxkd.models.layers import Dense, batch_norm
+from jaxkd.models.misfits import check_sizes
 from jaxkd.types import Model, Outputs, Variables, as_variables
 
 State: TypeAlias = Mapping[str, jax.Array]
@@ -134,7 +135,7 @@ def depthwise_net(
     Reference:
       Zhang et al., "Hello Edge: Keyword Spotting on Microcontrollers", 2017, https://arxiv.org/abs/1711.07128
     """
-    _check(num_classes=num_classes, width=width, blocks=blocks, kernel=kernel)
+    check_sizes(num_classes=num_classes, width=width, blocks=blocks, kernel=kernel)
     net = DepthwiseNet(num_classes, width, blocks, kernel, per_frame, axis_name)
     return from_linen(net, inputs=("log_mel", "frames"))
 
@@ -164,7 +165,7 @@ def depthwise_stream(
     Raises:
       ValueError: If a size is not positive.
     """
-    _check(num_classes=num_classes, bands=bands, width=width, blocks=blocks, kernel=kernel)
+    check_sizes(num_classes=num_classes, bands=bands, width=width, blocks=blocks, kernel=kernel)
     net = DepthwiseNet(num_classes, width, blocks, kernel, per_frame)
 
     def start(streams: int) -> State:
@@ -180,10 +181,3 @@ def depthwise_stream(
         return jnp.asarray(logits), dict(after)
 
     return Stream(start, stream)
-
-
-def _check(**sizes: int) -> None:
-    """Refuses sizes that are not positive."""
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} is {size}: give at least 1.")

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from jaxkd.models.adapters import from_linen
 from jaxkd.models.layers import Dense
-from jaxkd.models.text.embedding import check_sizes, only_real
+from jaxkd.models.misfits import check_sizes
+from jaxkd.models.text.embedding import only_real
 from jaxkd.models.text.gru import GRU
 from jaxkd.types import Model, Outputs
 

@@ -18,6 +18,7 @@ import numpy as np
 from jaxkd.boxes import around
 from jaxkd.models.adapters import from_linen
 from jaxkd.models.layers import Conv, conv_norms
+from jaxkd.models.misfits import check_sizes
 from jaxkd.models.vision.resnet import Block
 from jaxkd.types import Batch, Model, Outputs, PyTree, Variables, leaf_name
 
@@ -243,10 +244,7 @@ def detector(
     if not given or list(given) != sorted(set(given) & set(STRIDES)):
         raise ValueError(f"strides are {given}: give some of {', '.join(map(str, STRIDES))}, each once, increasing.")
     neck = width if neck is None else neck
-    sizes = {"num_classes": num_classes, "width": width, "neck": neck, "blocks": blocks, "depth": depth}
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} is {size}: give at least 1.")
+    check_sizes(num_classes=num_classes, width=width, neck=neck, blocks=blocks, depth=depth)
     if bins < 3 or neck % min(4, neck):
         raise ValueError(f"bins is {bins} and neck {neck}: give at least 3 bins, and channels that 4 divides.")
     model = from_linen(Detector(num_classes, width, neck, blocks, depth, given, bins, axis_name))

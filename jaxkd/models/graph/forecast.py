@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 
 from jaxkd.models.adapters import from_linen
+from jaxkd.models.misfits import check_sizes
 from jaxkd.types import Model
 
 INPUTS = ("series", "time")
@@ -25,9 +26,7 @@ def forecaster(net: nn.Module, **sizes: int) -> Model:
     Raises:
       ValueError: If a size is not positive.
     """
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} is {size}: give at least 1.")
+    check_sizes(**sizes)
     return from_linen(net, inputs=INPUTS)
 
 

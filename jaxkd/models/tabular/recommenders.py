@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 
 from jaxkd.keys import fold_name, typed_key
 from jaxkd.models.adapters import read_inputs
+from jaxkd.models.misfits import check_sizes
 from jaxkd.types import Batch, Model, Outputs, PyTree, Variables, as_variables
 
 
@@ -40,7 +41,7 @@ def matrix_factorisation(users: int, items: int, *, width: int, popularity: Arra
       https://doi.org/10.1109/MC.2009.263
     """
     first = _first_biases(items, popularity)
-    _check_sizes(users=users, items=items, width=width)
+    check_sizes(users=users, items=items, width=width)
 
     def init(key: jax.Array, batch: Batch) -> Variables:
         read_inputs(batch, ["user"], "the source")
@@ -89,7 +90,7 @@ def two_towers(
       https://arxiv.org/abs/1802.05814
     """
     first = _first_biases(items, popularity)
-    _check_sizes(items=items, width=width)
+    check_sizes(items=items, width=width)
     known = None if item_features is None else np.asarray(item_features, np.float32)
     if known is not None and (known.ndim != 2 or len(known) != items):
         raise ValueError(f"item features have shape {known.shape} but there are {items} items: give [I, G].")
@@ -148,9 +149,3 @@ def _first_biases(items: int, popularity: ArrayLike | None) -> Callable[[], jax.
         raise ValueError(f"the popularity has shape {counts.shape} but there are {items} items: give one count each.")
     logs = np.log1p(counts)
     return lambda: jnp.asarray(logs - logs.mean(), jnp.float32)
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} is {size}: give at least 1.")

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from jaxkd.models.adapters import from_linen
 from jaxkd.models.layers import Dense
-from jaxkd.models.text.embedding import check_sizes, embed
+from jaxkd.models.misfits import check_sizes
+from jaxkd.models.text.embedding import embed
 from jaxkd.types import Model, Outputs
 
 

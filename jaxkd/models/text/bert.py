@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from jaxkd.kernels.dense import gelu
+from jaxkd.models.misfits import check_sizes
 from jaxkd.models.text.blocks import Dropouts, Form, check_heads
-from jaxkd.models.text.embedding import check_sizes
 from jaxkd.models.text.encoder import Encoder
 from jaxkd.models.text.heads import Pooler, TextClassifier, text_model
 from jaxkd.models.text.pooling import each_token, first_token

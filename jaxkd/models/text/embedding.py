@@ -5,7 +5,6 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
 from jaxkd.types import PyTree, Variables, as_variables
@@ -90,17 +89,3 @@ def with_embedding(variables: Variables, table: ArrayLike, *, path: str = _PATH)
 def _replaced(tree: PyTree, parts: list[str], array: jax.Array) -> PyTree:
     """The tree with another array at a path."""
     return {**tree, parts[0]: array if len(parts) == 1 else _replaced(tree[parts[0]], parts[1:], array)}
-
-
-def check_sizes(**sizes: int) -> None:
-    """Refuses sizes of a network that are no positive integers.
-
-    Args:
-      **sizes: Name of an option -> its value.
-
-    Raises:
-      ValueError: If one is no integer of at least 1.
-    """
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
-            raise ValueError(f"{name} is {size!r}: give an integer of at least 1.")

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd.models.adapters import from_linen
-from jaxkd.models.text.embedding import check_sizes, embed
+from jaxkd.models.misfits import check_sizes
+from jaxkd.models.text.embedding import embed
 from jaxkd.models.text.pooling import mean_of_tokens, unit_length
 from jaxkd.types import Batch, Model, Outputs, PyTree, Variables
 
