@@ -22,7 +22,7 @@ from jaxkd.experiment.domains import COUNT, FRACTION, POSITIVE, TEMPERATURE, WHO
 from jaxkd.experiment.evaluator import predict, predictor
 from jaxkd.experiment.fields import transcribed
 from jaxkd.experiment.fields import transcription as field
-from jaxkd.experiment.text_students import adamw_of
+from jaxkd.experiment.optimizers import adamw_of
 from jaxkd.experiment.trials import PERCENT, Column, Trials
 
 STUDENTS = ("alone", "frames", "delayed", "no-blanks", "texts")

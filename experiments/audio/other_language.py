@@ -26,7 +26,7 @@ from jaxkd.experiment.evaluator import predictor
 from jaxkd.experiment.fields import speech, synthesiser
 from jaxkd.experiment.fields.recordings import sounds_of
 from jaxkd.experiment.fields.tones import TONES
-from jaxkd.experiment.text_students import adamw_of
+from jaxkd.experiment.optimizers import adamw_of
 from jaxkd.experiment.transfer import last_layer
 from jaxkd.experiment.trials import Trials
 

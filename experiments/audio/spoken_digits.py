@@ -25,7 +25,7 @@ from jaxkd.experiment.domains import COUNT, FRACTION, POSITIVE, TEMPERATURE
 from jaxkd.experiment.evaluator import predict, predictor
 from jaxkd.experiment.fields import speech
 from jaxkd.experiment.fields.speech_embedding import speech_embedding
-from jaxkd.experiment.text_students import adamw_of
+from jaxkd.experiment.optimizers import adamw_of
 from jaxkd.experiment.trials import Trials
 from jaxkd.train.students import pick_student
 

@@ -19,7 +19,7 @@ from jaxkd.experiment import NO_VARIABLES, TRAINING, Context, flag, launch
 from jaxkd.experiment.domains import COUNT
 from jaxkd.experiment.evaluator import predictor
 from jaxkd.experiment.fields import pixels, seen_masks, segmentation
-from jaxkd.experiment.text_students import adamw_of
+from jaxkd.experiment.optimizers import adamw_of
 from jaxkd.experiment.trials import Trials
 
 

@@ -24,6 +24,7 @@ from jaxkd.experiment import DATA, NETWORKS, NO_VARIABLES, TRAINING, Context, ch
 from jaxkd.experiment import text_students as students
 from jaxkd.experiment import text_trials as trials
 from jaxkd.experiment.domains import COUNT, FRACTION, POSITIVE, TEMPERATURE, WHOLE
+from jaxkd.experiment.optimizers import adamw_of
 from jaxkd.experiment.text_costs import COLUMNS
 from jaxkd.experiment.text_students import EMBEDDINGS, LIGHT, METHODS
 from jaxkd.experiment.texts import TextConfig, open_teacher, open_texts_of, open_unlabelled, tokenised
@@ -93,7 +94,7 @@ def load(config):
 def light_students(config, these, union, teacher) -> None:
     """Bag of embeddings, CNN and GRU: alone on the labels, and taught on more texts than have labels."""
     train, table = these.sources["train"], teacher.params["encoder"]["token"]
-    fit = students.adamw_of(config.light_rate), config.light_epochs
+    fit = adamw_of(config.light_rate), config.light_epochs
     for name in config.chosen(LIGHT):
         model = LIGHT[name](train.num_classes, len(table["embedding"]))
         these.add(f"{name}-alone", train, model, LABEL, *fit, kind=name)
@@ -116,7 +117,7 @@ def transformer_students(config, these, union, splits, big, teacher, shape) -> N
     for name in config.chosen(METHODS):
         epochs, start = config.epochs, models.take_blocks(teacher, at)
         if name == "theseus":
-            args = theseus.replacing(big, fewer.model), LABEL, students.adamw_of(config.student_rate), epochs / 2
+            args = theseus.replacing(big, fewer.model), LABEL, adamw_of(config.student_rate), epochs / 2
             state, _ = these.fit("replaced", union, *args, seeds=config.seeds, start=theseus.begin(start), **live)
             epochs, start = epochs / 2, theseus.finish(variables_of(state))
         given = (CACHED if name in ("kd", "theseus") else live) | dict(kind=kind)

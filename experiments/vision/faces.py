@@ -20,7 +20,7 @@ from jaxkd.experiment.evaluator import predictor
 from jaxkd.experiment.fields import faces
 from jaxkd.experiment.images import check_network, first_rows, prepared
 from jaxkd.experiment.networks import make_network
-from jaxkd.experiment.text_students import adamw_of
+from jaxkd.experiment.optimizers import adamw_of
 from jaxkd.experiment.trials import Trials
 
 KINDS = ("alone", "cosine", "rkd")

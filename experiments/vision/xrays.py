@@ -20,7 +20,7 @@ from jaxkd.experiment.fields import frozen, xrays
 from jaxkd.experiment.images import check_network, first_rows, prepared
 from jaxkd.experiment.kept import kept
 from jaxkd.experiment.networks import make_network
-from jaxkd.experiment.text_students import adamw_of
+from jaxkd.experiment.optimizers import adamw_of
 from jaxkd.experiment.trials import Trials
 
 KINDS = ("alone", "alone-weighted", "distilled", "distilled-weighted")

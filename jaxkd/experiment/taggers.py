@@ -17,7 +17,7 @@ from jaxkd.deploy.latency import Latency, answering, parameter_bytes, timed
 from jaxkd.experiment.context import Context
 from jaxkd.experiment.entities import Tagged, TaggedSplits, tag_source
 from jaxkd.experiment.evaluator import predict
-from jaxkd.experiment.text_students import adamw, warmed_up
+from jaxkd.experiment.optimizers import adamw, warmed_up
 from jaxkd.experiment.texts import TextConfig
 from jaxkd.train import optimizers
 from jaxkd.types import Metric, Model, Outputs, Variables

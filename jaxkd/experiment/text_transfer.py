@@ -13,13 +13,13 @@ import optax
 
 from jaxkd import data, losses, metrics, models, objectives, reports
 from jaxkd.data.splits import say
+from jaxkd.experiment.baselines import tf_idf
 from jaxkd.experiment.context import Context
 from jaxkd.experiment.domains import COUNT, POSITIVE, WHOLE
 from jaxkd.experiment.evaluator import Evaluator
 from jaxkd.experiment.flags import NETWORKS, TRAINING, flag
 from jaxkd.experiment.images import first_rows
-from jaxkd.experiment.text_baselines import tf_idf
-from jaxkd.experiment.text_students import warmed_up
+from jaxkd.experiment.optimizers import warmed_up
 from jaxkd.experiment.texts import Splits, TextConfig, open_teacher, open_texts_of, tokenised
 from jaxkd.experiment.trainer import train_phase, variables_of
 from jaxkd.pytorch import huggingface

@@ -11,10 +11,10 @@ import optax
 from jaxkd import data, deploy, metrics, models, reports
 from jaxkd.data.splits import say
 from jaxkd.data.texts import Texts
+from jaxkd.experiment.baselines import logistic_regression, tf_idf
 from jaxkd.experiment.context import Context
 from jaxkd.experiment.evaluator import Evaluator, Predict, predictor
 from jaxkd.experiment.kept import kept
-from jaxkd.experiment.text_baselines import logistic_regression, tf_idf
 from jaxkd.experiment.text_costs import MEASURES, compared, costs, network_costs, row, typical_examples
 from jaxkd.experiment.texts import Splits
 from jaxkd.experiment.trainer import variables_of

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxkd import data, losses, models, objectives
-from jaxkd.experiment import text_costs, text_students, text_trials
+from jaxkd.experiment import optimizers, text_costs, text_students, text_trials
 from jaxkd.experiment.kept import kept
 from jaxkd.types import Variables
 
@@ -51,7 +51,7 @@ def test_deeper_blocks_learn_faster_and_the_rate_ends_at_zero():
     assert moved[0] == dict.fromkeys(moved[0], 0.0)
     np.testing.assert_allclose(moved[2]["block2"] / moved[2]["head"], 0.8, rtol=1e-2)
     np.testing.assert_allclose(moved[2]["block1"] / moved[2]["head"], 0.64, rtol=1e-2)
-    assert float(text_students.warmed_up(0.1, 20)(20)) < 1e-7
+    assert float(optimizers.warmed_up(0.1, 20)(20)) < 1e-7
 
 
 def test_last_layers_begin_anew_and_differ():

@@ -17,6 +17,7 @@ from jaxkd.experiment.config import Config, check_choice
 from jaxkd.experiment.context import Context
 from jaxkd.experiment.domains import COUNT, FRACTION, POSITIVE, SIDE
 from jaxkd.experiment.flags import DATA, NETWORKS, TRAINING, flag
+from jaxkd.experiment.optimizers import warmed_up
 from jaxkd.experiment.trials import PERCENT, Column
 from jaxkd.parallel import processes
 from jaxkd.runs.directory import Run
@@ -187,7 +188,7 @@ def adamw(config: DetectionConfig, steps: int) -> optax.GradientTransformation:
     Returns:
       The optax transformation.
     """
-    rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, max(1, steps // 10), max(2, steps))
+    rate = warmed_up(config.learning_rate, steps)
     return optax.chain(optax.clip_by_global_norm(10.0), optax.adamw(rate, weight_decay=1e-3))
 
 

@@ -8,13 +8,13 @@ import jax
 import numpy as np
 
 from jaxkd import augment, data, models, pytorch
+from jaxkd.experiment.baselines import logistic_regression
 from jaxkd.experiment.context import Context
 from jaxkd.experiment.evaluator import predictor
 from jaxkd.experiment.fields.xrays import FROZEN, Splits, XrayConfig
 from jaxkd.experiment.images import first_rows, to_unit
 from jaxkd.experiment.kept import kept
 from jaxkd.experiment.networks import make_network
-from jaxkd.experiment.text_baselines import logistic_regression
 from jaxkd.pytorch import TORCHVISION
 from jaxkd.pytorch.huggingface.find import package_folders
 from jaxkd.types import Batch, Model, Outputs, PyTree, Variables

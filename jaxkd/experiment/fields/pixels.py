@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxkd import data, metrics
 from jaxkd.data.masks import IGNORED
-from jaxkd.experiment.text_baselines import logistic_regression
+from jaxkd.experiment.baselines import logistic_regression
 from jaxkd.experiment.trials import Scores, Trials
 from jaxkd.reports import plot_confusion, plot_masks
 from jaxkd.types import Outputs

@@ -19,10 +19,10 @@ from jaxkd.data.readers.audio import read_file
 from jaxkd.data.sounds import Sounds, resample, split_by_speaker, to_source
 from jaxkd.data.source import sample_rows
 from jaxkd.data.splits import first_few, say
+from jaxkd.experiment.baselines import logistic_regression
 from jaxkd.experiment.domains import SECONDS, Domain
 from jaxkd.experiment.fields.recordings import RecordingsConfig, sounds_of
 from jaxkd.experiment.flags import DATA, flag
-from jaxkd.experiment.text_baselines import logistic_regression
 from jaxkd.experiment.trials import PERCENT, Column
 from jaxkd.models.audio.depthwise import Stream
 from jaxkd.types import Batch, Prepare, Variables

@@ -11,8 +11,8 @@ import numpy as np
 from jaxkd import data, metrics
 from jaxkd.data.sounds import Sounds
 from jaxkd.data.transcripts import Units, units_of
+from jaxkd.experiment.baselines import logistic_regression
 from jaxkd.experiment.fields.transcription import STACK, Corpus, Split, spectra
-from jaxkd.experiment.text_baselines import logistic_regression
 from jaxkd.experiment.trials import Scores
 
 _CUTS = 10  # frames that a word has for a linear classifier

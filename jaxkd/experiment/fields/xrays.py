@@ -12,12 +12,12 @@ import numpy as np
 
 from jaxkd import data, metrics, objectives
 from jaxkd.data.splits import say
+from jaxkd.experiment.baselines import logistic_regression
 from jaxkd.experiment.config import ImageConfig, check_file
 from jaxkd.experiment.domains import COUNT, FRACTION, POSITIVE, SIDE, TEMPERATURE, WHOLE
 from jaxkd.experiment.flags import DATA, NETWORKS, TRAINING, flag
 from jaxkd.experiment.images import open_images
 from jaxkd.experiment.networks import SMALL_IMAGES
-from jaxkd.experiment.text_baselines import logistic_regression
 from jaxkd.experiment.trials import PERCENT, Column, Scores
 from jaxkd.metrics import ROC, Metric
 from jaxkd.pytorch import TORCHVISION, Published

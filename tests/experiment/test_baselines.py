@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from jaxkd.experiment import text_baselines
+from jaxkd.experiment import baselines
 
 TEXTS = ["a fine film", "fine and good !", "a bad film", "bad , so bad", "good fun", "dull and bad"]
 LABELS = np.array([2, 2, 0, 0, 2, 0])
 
 
 def test_tf_idf_learns_words_and_leaves_room_for_classes_it_never_saw():
-    found = text_baselines.tf_idf(TEXTS, LABELS, (["good", "dull"], np.array([2, 0])), 3)
+    found = baselines.tf_idf(TEXTS, LABELS, (["good", "dull"], np.array([2, 0])), 3)
     logits = found.logits(["fine fun", "so dull", ""])
     assert logits.shape == (3, 3)
     assert logits.dtype == np.float32
@@ -26,7 +26,7 @@ def test_c_is_the_smallest_of_those_that_are_best_on_the_validation_split():
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((60, 5)), rng.integers(0, 3, 60)
     validation = rng.standard_normal((40, 5)), rng.integers(0, 3, 40)
-    found = text_baselines.logistic_regression(x, y, validation, 3, strengths=(0.01, 1.0, 100.0))
+    found = baselines.logistic_regression(x, y, validation, 3, strengths=(0.01, 1.0, 100.0))
     models = {C: LogisticRegression(C=C, max_iter=5000).fit(x, y) for C in (0.01, 1.0, 100.0)}
     scores = {C: np.mean(model.predict(validation[0]) == validation[1]) for C, model in models.items()}
     assert min(C for C in scores if scores[C] == max(scores.values())) == found.C
@@ -38,7 +38,7 @@ def test_c_is_the_smallest_of_those_that_are_best_on_the_validation_split():
 def test_logits_are_finite_log_probabilities_however_far_a_vector_lies(K):
     rng = np.random.default_rng(1)
     x, y = rng.standard_normal((40, 5)), np.arange(40) % K
-    found = text_baselines.logistic_regression(x, y, (x, y), K, strengths=(1.0,))
+    found = baselines.logistic_regression(x, y, (x, y), K, strengths=(1.0,))
     wanted = LogisticRegression(C=1.0, max_iter=5000).fit(x, y).predict_log_proba(x)
     np.testing.assert_allclose(found.logits(x), wanted, rtol=1e-5)
     far = found.logits((1e5 * x).astype(np.float32))
@@ -49,9 +49,9 @@ def test_logits_are_finite_log_probabilities_however_far_a_vector_lies(K):
 @pytest.mark.parametrize("labels", [[1, 1, 1], [0, 1, 2], [-1, 0, 1]])
 def test_labels_that_cannot_be_learned_are_refused(labels):
     with pytest.raises(ValueError, match="at least two classes"):
-        text_baselines.logistic_regression(np.eye(3), np.array(labels), (np.eye(3), np.array(labels)), 2)
+        baselines.logistic_regression(np.eye(3), np.array(labels), (np.eye(3), np.array(labels)), 2)
 
 
 def test_texts_without_words_are_refused():
     with pytest.raises(ValueError, match="give texts with words"):
-        text_baselines.tf_idf(["", " "], np.array([0, 1]), ([""], np.array([0])), 2)
+        baselines.tf_idf(["", " "], np.array([0, 1]), ([""], np.array([0])), 2)

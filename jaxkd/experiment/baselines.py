@@ -1,4 +1,4 @@
-"""Floors under every table of texts: logistic regression on counts of words, and on a frozen encoder's vectors."""
+"""Floors under tables: logistic regression on vectors, such as those of a frozen encoder, and on counts of words."""
 
 from __future__ import annotations
 
