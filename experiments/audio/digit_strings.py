@@ -17,17 +17,16 @@ likeliest texts.
 import dataclasses
 
 from jaxkd import losses, models, objectives
-from jaxkd.experiment import NETWORKS, NO_VARIABLES, TRAINING, Context, check_choice, flag, launch
+from jaxkd.experiment import NETWORKS, TRAINING, Context, check_choice, flag, launch
 from jaxkd.experiment.domains import COUNT, FRACTION, POSITIVE, TEMPERATURE, WHOLE
 from jaxkd.experiment.evaluator import predict, predictor
 from jaxkd.experiment.fields import transcribed
 from jaxkd.experiment.fields import transcription as field
 from jaxkd.experiment.optimizers import adamw_of
-from jaxkd.experiment.trials import PERCENT, Column, Trials
+from jaxkd.experiment.trials import CACHED, PERCENT, Column, Trials
 
 STUDENTS = ("alone", "frames", "delayed", "no-blanks", "texts")
 CTC = objectives.from_outputs(losses.ctc_loss, "student.logits", "batch.text", "batch.frame_mask", "batch.text_mask")
-CACHED = dict(teacher=models.cached(), teacher_variables=NO_VARIABLES)
 
 
 @dataclasses.dataclass(frozen=True)

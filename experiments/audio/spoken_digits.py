@@ -20,18 +20,17 @@ import jax
 import numpy as np
 
 from jaxkd import cache, data, losses, models, objectives, reports
-from jaxkd.experiment import NETWORKS, NO_VARIABLES, TRAINING, Context, check_choice, flag, launch
+from jaxkd.experiment import NETWORKS, TRAINING, Context, check_choice, flag, launch
 from jaxkd.experiment.domains import COUNT, FRACTION, POSITIVE, TEMPERATURE
 from jaxkd.experiment.evaluator import predict, predictor
 from jaxkd.experiment.fields import speech
 from jaxkd.experiment.fields.speech_embedding import speech_embedding
 from jaxkd.experiment.optimizers import adamw_of
-from jaxkd.experiment.trials import Trials
+from jaxkd.experiment.trials import CACHED, Trials
 from jaxkd.train.students import pick_student
 
 STUDENTS = ("alone", "distilled", "alone-noisy", "distilled-noisy")
 LABEL = objectives.from_labels(losses.cross_entropy)
-CACHED = dict(teacher=models.cached(), teacher_variables=NO_VARIABLES)
 
 
 @dataclasses.dataclass(frozen=True)

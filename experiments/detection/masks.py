@@ -15,12 +15,12 @@ confusion matrices. Interrupt it with Ctrl-C, and start it again to go on.
 import dataclasses
 
 from jaxkd import data, models
-from jaxkd.experiment import NO_VARIABLES, TRAINING, Context, flag, launch
+from jaxkd.experiment import TRAINING, Context, flag, launch
 from jaxkd.experiment.domains import COUNT
 from jaxkd.experiment.evaluator import predictor
 from jaxkd.experiment.fields import pixels, seen_masks, segmentation
 from jaxkd.experiment.optimizers import adamw_of
-from jaxkd.experiment.trials import Trials
+from jaxkd.experiment.trials import CACHED, Trials
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +49,8 @@ def procedure(config, run, logger, plan) -> None:
     # 1. Floors, and the teacher.
     pixels.add_floors(board, trials, train)
     if seen:
+        given = CACHED
         kinds = dict(hard=label, soft=segmentation.soft_term(config))
-        given = dict(teacher=models.cached(), teacher_variables=NO_VARIABLES)
     else:
         fit = adamw_of(config.learning_rate)(config.teacher_epochs * epoch), config.teacher_epochs * epoch
         teacher = trials.fit("teacher", train, big, label, *fit)

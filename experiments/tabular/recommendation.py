@@ -15,14 +15,13 @@ import dataclasses
 import optax
 
 from jaxkd import augment, data, losses, models, objectives
-from jaxkd.experiment import NETWORKS, NO_VARIABLES, TRAINING, Context, check_choice, flag, launch
+from jaxkd.experiment import NETWORKS, TRAINING, Context, check_choice, flag, launch
 from jaxkd.experiment.domains import COUNT, FRACTION, NON_NEGATIVE, POSITIVE, TEMPERATURE
 from jaxkd.experiment.fields import recommendation as field
-from jaxkd.experiment.trials import Trials
+from jaxkd.experiment.trials import CACHED, Trials
 from jaxkd.train import students
 
 KINDS = ("alone", "kd", "rd", "rrd", "de", "rrd-ease")
-CACHED = dict(teacher=models.cached(), teacher_variables=NO_VARIABLES)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Literal
 import jax
 
 from jaxkd import models
-from jaxkd.experiment import NETWORKS, NO_VARIABLES, TRAINING, Context, check_choice, flag, launch
+from jaxkd.experiment import NETWORKS, TRAINING, Context, check_choice, flag, launch
 from jaxkd.experiment.domains import COUNT
 from jaxkd.experiment.evaluator import predictor
 from jaxkd.experiment.fields.tables import (
@@ -35,10 +35,8 @@ from jaxkd.experiment.fields.tables import (
     short_name,
     taught_sources,
 )
-from jaxkd.experiment.trials import Trials
+from jaxkd.experiment.trials import CACHED, Trials
 from jaxkd.models.tabular.mlp import table_mlp
-
-CACHED = dict(teacher=models.cached(), teacher_variables=NO_VARIABLES)
 
 
 @dataclasses.dataclass(frozen=True)

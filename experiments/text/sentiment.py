@@ -20,7 +20,7 @@ from typing import Literal
 import jax
 
 from jaxkd import data, losses, models, objectives
-from jaxkd.experiment import DATA, NETWORKS, NO_VARIABLES, TRAINING, Context, check_choice, conclude, flag, launch
+from jaxkd.experiment import DATA, NETWORKS, TRAINING, Context, check_choice, conclude, flag, launch
 from jaxkd.experiment import text_students as students
 from jaxkd.experiment import text_trials as trials
 from jaxkd.experiment.domains import COUNT, FRACTION, POSITIVE, TEMPERATURE, WHOLE
@@ -29,11 +29,11 @@ from jaxkd.experiment.text_costs import COLUMNS
 from jaxkd.experiment.text_students import EMBEDDINGS, LIGHT, METHODS
 from jaxkd.experiment.texts import TextConfig, open_teacher, open_texts_of, open_unlabelled, tokenised
 from jaxkd.experiment.trainer import variables_of
+from jaxkd.experiment.trials import CACHED
 from jaxkd.methods import theseus
 from jaxkd.pytorch import huggingface
 
 LABEL = objectives.from_labels(losses.cross_entropy)
-CACHED = dict(teacher=models.cached(), teacher_variables=NO_VARIABLES)
 
 
 @dataclasses.dataclass(frozen=True)

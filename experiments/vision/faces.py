@@ -15,13 +15,13 @@ import dataclasses
 import jax
 
 from jaxkd import augment, data, losses, models, objectives
-from jaxkd.experiment import NETWORKS, NO_VARIABLES, Context, check_choice, flag, launch
+from jaxkd.experiment import NETWORKS, Context, check_choice, flag, launch
 from jaxkd.experiment.evaluator import predictor
 from jaxkd.experiment.fields import faces
 from jaxkd.experiment.images import check_network, first_rows, prepared
 from jaxkd.experiment.networks import make_network
 from jaxkd.experiment.optimizers import adamw_of
-from jaxkd.experiment.trials import Trials
+from jaxkd.experiment.trials import CACHED, Trials
 
 KINDS = ("alone", "cosine", "rkd")
 
@@ -75,8 +75,8 @@ def train_division(config, trials, number, people, found) -> None:
     teacher = fit(f"teacher {config.teacher}", "teacher", big, terms["alone"], config.teacher_epochs)
     # Students follow what the teacher says of the pictures without augmentation, which is computed once.
     train = data.with_fields(train, teacher_logits=predictor(context, big)(teacher)(people.train)[1])
-    options = dict(teacher=models.cached(), teacher_variables=NO_VARIABLES)
-    options |= dict(key=jax.random.key(context.seed + 1_000))  # or a student like its teacher would begin as it did
+    # Another key: a student like its teacher would begin as it did.
+    options = CACHED | dict(key=jax.random.key(context.seed + 1_000))
     for kind in config.students:
         fit(f"student {config.student}, {kind}", kind, small, terms[kind], config.epochs, **options)
 

@@ -14,14 +14,14 @@ folder has ROC curves, confusion matrices and a reliability diagram. Not for cli
 import dataclasses
 
 from jaxkd import augment, data, losses, models, objectives
-from jaxkd.experiment import NETWORKS, NO_VARIABLES, Context, check_choice, flag, launch
+from jaxkd.experiment import NETWORKS, Context, check_choice, flag, launch
 from jaxkd.experiment.evaluator import predictor
 from jaxkd.experiment.fields import frozen, xrays
 from jaxkd.experiment.images import check_network, first_rows, prepared
 from jaxkd.experiment.kept import kept
 from jaxkd.experiment.networks import make_network
 from jaxkd.experiment.optimizers import adamw_of
-from jaxkd.experiment.trials import Trials
+from jaxkd.experiment.trials import CACHED, Trials
 
 KINDS = ("alone", "alone-weighted", "distilled", "distilled-weighted")
 
@@ -93,8 +93,7 @@ def procedure(config, run, logger, plan) -> None:
             predict = of_student(variables)
             return board.score(kind, *(predict(source)[1] for source in splits.evaluated))
 
-        given = dict(teacher=models.cached(), teacher_variables=NO_VARIABLES)
-        trials.teach(kind, train, small, term, *fit_for(config.epochs), score, **given)
+        trials.teach(kind, train, small, term, *fit_for(config.epochs), score, **CACHED)
     trials.conclude(title=xrays.summary(splits, config.seeds), reliability=board.draw(run.path))
 
 

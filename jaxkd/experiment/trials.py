@@ -11,7 +11,7 @@ import optax
 
 from jaxkd import data, models, reports
 from jaxkd.experiment.conclusion import conclude
-from jaxkd.experiment.context import Context
+from jaxkd.experiment.context import NO_VARIABLES, Context
 from jaxkd.experiment.trainer import train_phase, variables_of
 from jaxkd.train import students
 from jaxkd.types import Model, Term, TrainState, Variables
@@ -36,6 +36,9 @@ class Column(NamedTuple):
 
 PERCENT = 100.0
 """Scale of a column in percent."""
+
+CACHED: Mapping[str, Any] = {"teacher": models.cached(), "teacher_variables": NO_VARIABLES}
+"""Options of `train_phase` for students whose batches hold the teacher's answers."""
 
 QUIET: Mapping[str, Any] = {"best": None, "measured": {}}
 """Options of `train_phase` for trainings whose metrics on batches say little."""
