@@ -12,6 +12,7 @@ import pytest
 
 from jaxkd import experiment
 from jaxkd.experiment import TRAINING, flag
+from jaxkd.experiment.comparison import ComparisonConfig
 from jaxkd.experiment.domains import COUNT, DECAY, FRACTION, NON_NEGATIVE, POSITIVE, SEED, check_domains, declaration
 
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments"
@@ -34,6 +35,7 @@ def configurations():
         experiment.SweepConfig,
         experiment.Devices,
         experiment.TextConfig,
+        ComparisonConfig,
     )
     path = list(sys.path)
     for name in FILES:
@@ -153,7 +155,7 @@ def test_flags_of_processes_that_contradict_each_other(values, message):
     ],
 )
 def test_experiments_refuse_what_their_flags_alone_show(name, values, message):
-    kind = ALL[5 + FILES.index(name)]
+    kind = ALL[6 + FILES.index(name)]
     config = kind(**values)
     with pytest.raises(ValueError, match=message):
         (config.named if hasattr(config, "named") else config.check)()

@@ -30,7 +30,7 @@ def arguments(path, folder, images):
     """Flags that keep an experiment within the test's folder."""
     if path.stem == "digits":
         return ["--root", folder, "--data-dir", folder / "data"]
-    fields = ("text", "audio", "detection", "graph", "tabular")
+    fields = ("text", "audio", "detection", "graph", "tabular", "methods")
     if path.stem in ("imagenet", "faces", "xrays") or path.parent.name in fields:
         return ["--root", folder]
     if path.stem in ("image_kd", "run", "transfer"):
