@@ -13,6 +13,7 @@ from jaxkd.models.graph.sensor_mlp import sensor_mlp
 from jaxkd.models.graph.tgcn import normalise_adjacency, tgcn
 from jaxkd.models.heads import at_head, with_heads
 from jaxkd.models.inherit import inherit, take_blocks
+from jaxkd.models.lora import LORA, add_lora, lora, merge_lora, without_base
 from jaxkd.models.nnx_modules import from_nnx
 from jaxkd.models.precision import Int8, cast, from_int8, in_dtype, to_int8
 from jaxkd.models.reused import reuse_classifier
@@ -37,7 +38,7 @@ from jaxkd.models.text.static import (
     zipf_weights,
 )
 from jaxkd.models.top_k import KEPT, keep_top_k, spread_tail, top_k
-from jaxkd.models.views import at_resolution, with_channels, with_classes
+from jaxkd.models.views import at_resolution, select_classes, with_channels
 from jaxkd.models.vision.convnet import convnet
 from jaxkd.models.vision.convnext import convnext
 from jaxkd.models.vision.lenet import lenet
@@ -52,10 +53,12 @@ from jaxkd.models.vision.wide_resnet import wide_resnet
 
 __all__ = [
     "KEPT",
+    "LORA",
     "Detections",
     "Int8",
     "Stream",
     "Targets",
+    "add_lora",
     "apply_head",
     "assign",
     "at_head",
@@ -88,10 +91,12 @@ __all__ = [
     "keep_top_k",
     "language_model",
     "lenet",
+    "lora",
     "matrix_factorisation",
     "mean_logits",
     "mean_of_tokens",
     "mean_probabilities",
+    "merge_lora",
     "mlp",
     "mobilenet_v1",
     "mobilenet_v2",
@@ -103,6 +108,7 @@ __all__ = [
     "recurrent_net",
     "resnet",
     "reuse_classifier",
+    "select_classes",
     "sensor_mlp",
     "sentence_embeddings",
     "shufflenet_v1",
@@ -128,9 +134,9 @@ __all__ = [
     "vision_transformer",
     "wide_resnet",
     "with_channels",
-    "with_classes",
     "with_embedding",
     "with_head",
     "with_heads",
+    "without_base",
     "zipf_weights",
 ]

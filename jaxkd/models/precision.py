@@ -121,6 +121,18 @@ def to_int8(variables: Variables, *, keep: str = HEAD) -> Variables:
     return low
 
 
+def from_integers(weights: Any) -> Any:
+    """Weights of 8 bits as float32; others as they are.
+
+    Args:
+      weights: `Int8` or an array.
+
+    Returns:
+      An array.
+    """
+    return weights.values.astype(jnp.float32) * weights.scale if isinstance(weights, Int8) else weights
+
+
 def from_int8(model: Model) -> Model:
     """Model that reads the variables of `to_int8`; weights become float32 where they are used.
 
@@ -136,11 +148,7 @@ def from_int8(model: Model) -> Model:
 
     def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
         variables = as_variables(variables)
-        params = jax.tree.map(
-            lambda x: x.values.astype(jnp.float32) * x.scale if isinstance(x, Int8) else x,
-            variables.params,
-            is_leaf=lambda x: isinstance(x, Int8),
-        )
+        params = jax.tree.map(from_integers, variables.params, is_leaf=lambda x: isinstance(x, Int8))
         return model.apply(Variables(params, variables.state), batch, key, train)
 
     return Model(init, apply)

@@ -1,14 +1,15 @@
-"""Models that see a batch, or give their classes, in another form: channels, resolution, a part of the classes."""
+"""Models that see a batch, or give their classes, in another form: channels, resolution, classes cut or joined."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxkd import numerics
 from jaxkd.augment.channels import to_channels
 from jaxkd.models.top_k import KEPT, keep_top_k
 from jaxkd.types import Batch, Model, Outputs, PyTree, Variables
@@ -96,23 +97,48 @@ def _seeing(model: Model, field: str, change: Callable[[jax.Array], jax.Array]) 
     return Model(init, apply)
 
 
-def with_classes(model: Model, classes: int | Sequence[int] | np.ndarray) -> Model:
-    """Model of some of its classes: its logits, and its last layer if it gives one, are cut to them.
+def select_classes(model: Model, classes: int | Sequence[int] | np.ndarray | Mapping[int, int]) -> Model:
+    """Model of some of its classes, or of groups of them: its logits, and its last layer if it gives one.
 
     A teacher of 1000 classes for a student of ten of them, or of a vocabulary that is padded for another size:
-    `with_classes(teacher, 18)` keeps the first 18 tokens. The softmax is then one over the classes that are left.
+    `select_classes(teacher, 18)` keeps the first 18 tokens. The softmax is then one over the classes that are left.
+    A mapping joins classes, such as fine ones to coarse ones: the probability of a group is the sum of its members',
+
+    z_c = log sum_{k in c} exp(z_k)
+
+    of which a temperature takes the softmax at T; that is not the sum of the members' probabilities at T.
     Features stay as they are.
 
     Args:
       model: The teacher, or the student; `models.cached(...)` too.
-      classes: The first so many classes, the numbers of the classes in the order of the labels, or a mask [K] of bool.
+      classes: The first so many classes, the numbers of the classes in the order of the labels, a mask [K] of bool, or
+        the mapping of each class that is kept -> its class here, 0..C-1, of which each has at least one.
 
     Returns:
-      A model with the same variables. The top k of its outputs, if it gives them, are those among these classes.
+      A model with the same variables. The top k of its outputs, if it gives them, are those among these classes. It has
+      no last layer if a class is made of several.
 
     Raises:
-      ValueError: If no class is named, or one twice; by the model, if it does not have one of them.
+      ValueError: If no class is named, or one twice; if a mapping leaves a class empty; by the model, if it does not
+        have one of them.
     """
+    if isinstance(classes, Mapping):
+        groups = _groups(classes)
+        if max(len(group) for group in groups) > 1:
+            return _regrouped(model, max(classes), groups)
+        classes = [int(group[0]) for group in groups]
+    chosen = _chosen(classes)
+    first = np.array_equal(chosen, np.arange(len(chosen)))
+
+    def cut(x: jax.Array) -> jax.Array:
+        _check_has(x, int(chosen.max()))
+        return x[..., : len(chosen)] if first else jnp.take(x, chosen, axis=-1)
+
+    return _of_classes(model, cut, len(chosen), joined=False)
+
+
+def _chosen(classes: int | Sequence[int] | np.ndarray) -> np.ndarray:
+    """Numbers of the classes that are kept."""
     given = np.asarray(classes)
     if given.ndim == 0 and given.dtype.kind in "iu":
         chosen = np.arange(int(given))
@@ -126,22 +152,56 @@ def with_classes(model: Model, classes: int | Sequence[int] | np.ndarray) -> Mod
         raise ValueError(
             f"classes names a class twice, of {len(chosen)} {len(np.unique(chosen))} differ: name each once."
         )
-    first = np.array_equal(chosen, np.arange(len(chosen)))
+    return chosen
 
-    def cut(x: jax.Array) -> jax.Array:
-        if chosen.max() >= x.shape[-1]:
-            raise ValueError(
-                f"class {chosen.max()} was asked for, but the model has {x.shape[-1]}: name 0..{x.shape[-1] - 1}."
-            )
-        return x[..., : len(chosen)] if first else jnp.take(x, chosen, axis=-1)
+
+def _groups(classes: Mapping[int, int]) -> list[np.ndarray]:
+    """Members of each class of a mapping."""
+    pairs = np.asarray([*classes.items()])
+    if pairs.ndim != 2 or pairs.dtype.kind not in "iu" or pairs.min() < 0:
+        raise ValueError(f"classes is {dict(classes)}: map numbers of classes to numbers of classes, both from 0.")
+    groups = [np.sort(pairs[pairs[:, 1] == c, 0]) for c in range(pairs[:, 1].max() + 1)]
+    if empty := [c for c, group in enumerate(groups) if not len(group)]:
+        raise ValueError(
+            f"classes maps no class to {empty} of 0..{len(groups) - 1}: give each a class, or number anew."
+        )
+    return groups
+
+
+def _regrouped(model: Model, largest: int, groups: Sequence[np.ndarray]) -> Model:
+    """The model whose classes are groups of its own."""
+    most = max(len(group) for group in groups)
+    member = np.asarray([np.pad(group, (0, most - len(group))) for group in groups])  # [C, most]
+    real = np.asarray([np.arange(most) < len(group) for group in groups])
+
+    def join(z: jax.Array) -> jax.Array:
+        _check_has(z, largest)
+        (z,) = numerics.promote(z)
+        members = jnp.where(jnp.broadcast_to(real, (*z.shape[:-1], *real.shape)), z[..., member], -jnp.inf)
+        some = jnp.any(members > -jnp.inf, axis=-1, keepdims=True)  # else all of them are masked
+        sums = jax.nn.logsumexp(jnp.where(some, members, 0), axis=-1)
+        return jnp.where(some[..., 0], sums, -jnp.inf)
+
+    return _of_classes(model, join, len(groups), joined=True)
+
+
+def _of_classes(model: Model, change: Callable[[jax.Array], jax.Array], count: int, *, joined: bool) -> Model:
+    """The model with other classes in its logits, its top k, and its last layer."""
 
     def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
         out, state = model.apply(variables, batch, key, train)
-        logits, features = None if out.logits is None else cut(out.logits), out.features
+        logits, features = None if out.logits is None else change(out.logits), out.features
         if logits is not None and all(name in features for name in KEPT):
-            kept = min(features[KEPT[0]].shape[-1], len(chosen))
+            kept = min(features[KEPT[0]].shape[-1], count)
             features = {**features, **keep_top_k(logits, kept)}
-        head: dict[str, Any] | None = None if out.head is None else {name: cut(x) for name, x in out.head.items()}
+        cut = out.head is not None and not joined
+        head: dict[str, Any] | None = {name: change(x) for name, x in (out.head or {}).items()} if cut else None
         return Outputs(logits, features, head), state
 
-    return Model(model.init, apply)
+    return model._replace(apply=apply)
+
+
+def _check_has(x: jax.Array, largest: int) -> None:
+    """Refuses a class that the model does not have."""
+    if largest >= x.shape[-1]:
+        raise ValueError(f"class {largest} was asked for, but the model has {x.shape[-1]}: name 0..{x.shape[-1] - 1}.")

@@ -215,10 +215,10 @@ def _other_classes(text: str, student: Outputs | None, teacher: Outputs | None) 
         return None
     if others > own:
         return (
-            f"or cut the teacher's to the student's {own}: models.with_classes(teacher, {own}) keeps the first, and "
-            "models.with_classes(teacher, [...]) those that are listed."
+            f"or cut the teacher's to the student's {own}: models.select_classes(teacher, {own}) keeps the first, and "
+            "models.select_classes(teacher, [...]) those that are listed."
         )
-    return f"or cut the student's to the teacher's {others}: models.with_classes(student, {others})."
+    return f"or cut the student's to the teacher's {others}: models.select_classes(student, {others})."
 
 
 def _kind(x: Any) -> str:

@@ -56,24 +56,63 @@ def test_classes_are_cut_from_logits_and_head_but_not_from_features():
     variables = MLP.init(jax.random.key(0), RGB)
     whole = models.with_head(MLP).apply(variables, RGB, None, False)[0]
     for classes, kept in ((4, [0, 1, 2, 3]), ([5, 0], [5, 0]), (np.arange(6) % 2 == 1, [1, 3, 5])):
-        out, _ = models.with_classes(models.with_head(MLP), classes).apply(variables, RGB, None, False)
+        out, _ = models.select_classes(models.with_head(MLP), classes).apply(variables, RGB, None, False)
         np.testing.assert_array_equal(out.logits, whole.logits[:, kept])
         np.testing.assert_array_equal(out.head["kernel"], whole.head["kernel"][:, kept])
         np.testing.assert_array_equal(out.head["bias"], whole.head["bias"][np.array(kept)])
         np.testing.assert_array_equal(out.features["hidden1"], whole.features["hidden1"])
     for wrong in (0, -1, [], [1, 1], 1.5, "a", None, True):
         with pytest.raises(ValueError, match="classes"):
-            models.with_classes(MLP, wrong)
+            models.select_classes(MLP, wrong)
     with pytest.raises(ValueError, match="class 6 was asked for, but the model has 6"):
-        models.with_classes(MLP, 7).apply(variables, RGB, None, False)
+        models.select_classes(MLP, 7).apply(variables, RGB, None, False)
+
+
+def test_joined_classes_have_the_sum_of_their_members_probabilities():
+    variables = MLP.init(jax.random.key(0), RGB)
+    told = models.with_head(MLP)
+    z = logits(told, variables, RGB)
+    classes = {5: 0, 0: 1, 2: 0, 1: 1, 4: 1, 3: 2}
+    out, _ = models.select_classes(told, classes).apply(variables, RGB, None, False)
+    p = np.asarray(jax.nn.softmax(z))
+    joined = np.stack([p[:, [2, 5]].sum(1), p[:, [0, 1, 4]].sum(1), p[:, 3]], axis=1)
+    np.testing.assert_allclose(jax.nn.softmax(out.logits), joined, rtol=1e-5)
+    assert out.head is None
+    dropped = {k: c for k, c in classes.items() if k != 1}  # a class that nothing is mapped from has no share
+    less = logits(models.select_classes(told, dropped), variables, RGB)
+    joined[:, 1] -= p[:, 1]
+    np.testing.assert_allclose(jax.nn.softmax(less), joined / joined.sum(1, keepdims=True), rtol=1e-5)
+    masked = jnp.full((2, 6), -jnp.inf).at[:, 3].set(0.0)
+    grad = jax.grad(
+        lambda z: (
+            models.select_classes(models.cached(), classes)
+            .apply(None, {"teacher_logits": z}, None, False)[0]
+            .logits[:, 2]
+            .sum()
+        )
+    )(masked)
+    assert np.isfinite(grad).all()
+    one, _ = models.select_classes(told, {4: 1, 2: 0}).apply(variables, RGB, None, False)  # of one each: cut
+    np.testing.assert_array_equal(one.logits, z[:, [2, 4]])
+    assert one.head["kernel"].shape == (3, 2)
+    for wrong, said in (
+        ({}, "map numbers"),
+        ({0: -1}, "from 0"),
+        ({0: 0, 1: 2}, r"no class to \[1\]"),
+        ({0: 0.5}, "map"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            models.select_classes(MLP, wrong)
+    with pytest.raises(ValueError, match="class 6 was asked for, but the model has 6"):
+        models.select_classes(MLP, {6: 0, 0: 0}).apply(variables, RGB, None, False)
 
 
 def test_cached_and_top_k_outputs_are_cut_too():
     z = RANDOM.standard_normal((2, 6)).astype(np.float32)
-    out, _ = models.with_classes(models.cached(), [4, 1]).apply(None, {"teacher_logits": z}, None, False)
+    out, _ = models.select_classes(models.cached(), [4, 1]).apply(None, {"teacher_logits": z}, None, False)
     np.testing.assert_array_equal(out.logits, z[:, [4, 1]])
     reduced = models.top_k(models.cached(), 6)
-    out, _ = models.with_classes(reduced, [4, 1]).apply(None, {"teacher_logits": z}, None, False)
+    out, _ = models.select_classes(reduced, [4, 1]).apply(None, {"teacher_logits": z}, None, False)
     np.testing.assert_allclose(out.features["top_logprobs"], -np.sort(-jax.nn.log_softmax(z[:, [4, 1]])), rtol=1e-5)
     batch = models.keep_top_k(z, 5)
     few = models.cached(num_classes=5).apply(Variables({}, {}), batch, None, False)[0].logits
@@ -86,7 +125,7 @@ def test_cached_and_top_k_outputs_are_cut_too():
 def test_a_mismatch_of_classes_names_what_cuts_them(own, others, call):
     parts = (models.mlp(own, hidden=()), models.mlp(others, hidden=()))
     variables = jax.eval_shape(lambda: parts[1].init(jax.random.key(0), RGB))
-    with pytest.raises(ValueError, match=rf"{own} and {others}.*models.with_classes\({call}\)"):
+    with pytest.raises(ValueError, match=rf"{own} and {others}.*models.select_classes\({call}\)"):
         check_parts(*parts, objectives.from_logits(losses.kd), batch=RGB, teacher_variables=variables)
 
 
