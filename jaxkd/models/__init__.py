@@ -4,7 +4,17 @@ from jaxkd.models.adapters import from_linen, init
 from jaxkd.models.audio.depthwise import Stream, depthwise_net, depthwise_stream
 from jaxkd.models.audio.recurrent import recurrent_net
 from jaxkd.models.audio.spectrum_cnn import spectrum_cnn
-from jaxkd.models.combine import cached, ensemble, join, mean_logits, mean_probabilities, no_teacher, with_head
+from jaxkd.models.combine import (
+    cached,
+    ensemble,
+    join,
+    mean_logits,
+    mean_probabilities,
+    no_teacher,
+    stack,
+    stacked,
+    with_head,
+)
 from jaxkd.models.detection.decode import Detections, detect, suppress
 from jaxkd.models.detection.detector import apply_head, detector
 from jaxkd.models.detection.targets import Targets, assign
@@ -116,6 +126,8 @@ __all__ = [
     "size",
     "spectrum_cnn",
     "spread_tail",
+    "stack",
+    "stacked",
     "static_embeddings",
     "suppress",
     "table_mlp",

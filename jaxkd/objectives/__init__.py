@@ -12,6 +12,7 @@ from jaxkd.objectives.hyper import Held, Number, hold
 from jaxkd.objectives.layers import last_layers, layer_names, uniform_layers
 from jaxkd.objectives.maps import cat_kd, fgd, ft, mgd, paraphrase, srrl, vid
 from jaxkd.objectives.margin import margin_softmax
+from jaxkd.objectives.members import learned_teachers, of_member
 from jaxkd.objectives.memories import cirkd_memory, crd, info_nce_queue
 from jaxkd.objectives.networks import Network
 from jaxkd.objectives.paths import features_of, pick
@@ -70,10 +71,12 @@ __all__ = [
     "labelled_boxes",
     "last_layers",
     "layer_names",
+    "learned_teachers",
     "linear",
     "margin_softmax",
     "mgd",
     "mlp",
+    "of_member",
     "ofd",
     "paraphrase",
     "pick",

@@ -67,6 +67,7 @@ def test_ensemble_combines_its_members(combine):
     np.testing.assert_allclose(out.logits, combine([o.logits for o in outs]), rtol=1e-6)
     expected = {f"{i}/{name}": f for i, o in enumerate(outs) for name, f in o.features.items()}
     assert set(expected) == {"0/stage1", "0/pooled", "1/stage1", "1/pooled"}
+    expected |= {f"{i}/logits": o.logits for i, o in enumerate(outs)}
     assert_trees_equal(dict(out.features), expected)
     assert_trees_equal(state, models.join(*owned).state)
 
