@@ -8,7 +8,7 @@ Pictures are uint8 until `to_float()`, then floats in [0, 1] until `normalize(me
 from jaxkd.augment.audio import LogMel, add_noise, change_speed, log_mel, spec_augment, to_log_mel
 from jaxkd.augment.boxes import flip_with_boxes
 from jaxkd.augment.channels import grey_to_rgb, rgb_to_grey
-from jaxkd.augment.core import Augmentation, Example, Mix, augment_batch, compose
+from jaxkd.augment.core import Augmentation, Example, Mix, augment_batch, compose, two_views
 from jaxkd.augment.interactions import draw_items
 from jaxkd.augment.masks import flip_with_mask
 from jaxkd.augment.mixes import cutmix, mixup
@@ -52,4 +52,5 @@ __all__ = [
     "spec_augment",
     "to_float",
     "to_log_mel",
+    "two_views",
 ]

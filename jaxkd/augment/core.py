@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxkd.keys import is_key, typed_key
-from jaxkd.types import Batch
+from jaxkd.types import Batch, Prepare
 
 Example: TypeAlias = Mapping[str, Any]
 """One element of a batch: `image` [H, W, C], `label`, `id`, `view`, and whatever else the batch has."""
@@ -78,6 +78,33 @@ def augment_batch(
         partners = jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), augmented)
         mix_keys = jax.vmap(lambda key: jax.random.fold_in(key, _MIX))(keys)
         return dict(jax.vmap(mix)(mix_keys, augmented, partners))
+
+    return apply
+
+
+def two_views(first: Prepare, second: Prepare, **fields: str) -> Prepare:
+    """Preparation of batches in two ways at once, such as one view for a student and one for its mean teacher.
+
+    `two_views(noisy, other_noisy, teacher_image="image")` prepares as `noisy` does, and adds the images of
+    `other_noisy` as `teacher_image`, which `models.reading(student, image="teacher_image")` reads.
+
+    Args:
+      first: Preparation whose fields keep their names, such as `augment_batch(augmentation, seed=0)`.
+      second: The other one; to draw anew it has another seed.
+      **fields: New field -> the field of the second preparation that it holds.
+
+    Returns:
+      Batch -> batch.
+
+    Raises:
+      ValueError: By the returned function, if the second preparation has no such field.
+    """
+
+    def apply(batch: Batch) -> dict[str, Any]:
+        other = second(batch)
+        if missing := [name for name in fields.values() if name not in other]:
+            raise ValueError(f"the second view has no field {missing[0]!r}, only {sorted(other)}: name one of these.")
+        return {**first(batch), **{new: other[name] for new, name in fields.items()}}
 
     return apply
 

@@ -13,6 +13,7 @@ from jaxkd import cache, data, metrics, parallel, train
 from jaxkd.experiment.context import NO_VARIABLES, Context
 from jaxkd.experiment.domains import MOST
 from jaxkd.experiment.evaluator import Evaluator
+from jaxkd.experiment.flags import StepOptions
 from jaxkd.experiment.measures import BEST_OF_TASK, best_of, training_metrics
 from jaxkd.experiment.trained import keep_network
 from jaxkd.files import read_json, write_json
@@ -24,7 +25,7 @@ from jaxkd.runs.progress import Progress
 from jaxkd.runs.retention import Best
 from jaxkd.runs.timing import Clock
 from jaxkd.train import multistep, students
-from jaxkd.types import Batch, Metric, Model, StepFn, Term, TrainState, Variables
+from jaxkd.types import Batch, Metric, Model, Schedule, StepFn, Term, TrainState, Variables
 
 Make: TypeAlias = Callable[..., tuple[Term, optax.GradientTransformation]]
 """(**point) -> term and optimizer of one student of a sweep; called with traced numbers."""
@@ -54,6 +55,7 @@ def train_phase(
     points: Mapping[str, Any] | None = None,
     teacher: Model | None = None,
     teacher_variables: Variables = NO_VARIABLES,
+    mean_teacher: float | Schedule | None = None,
     start: Variables | None = None,
     validation: tuple[Evaluator, data.Source] | None = None,
     every: int = 1000,
@@ -75,6 +77,8 @@ def train_phase(
         in `context.run.lost`.
       teacher: The teacher, if any.
       teacher_variables: The teacher's variables.
+      mean_teacher: Decay of the student's moving average, a number or a schedule of the step, if that average is the
+        teacher; it stands in the state's `ema`. `teacher` is then the student itself if None, or a wrapper of it.
       start: The student's first variables; freshly initialised if None. Of several, one for all or a stack [S, ...].
       validation: Evaluator and split for evaluations during training.
       every: Interval of evaluations and checkpoints, in updates; the last step has both.
@@ -88,23 +92,25 @@ def train_phase(
       The state after the last step.
 
     Raises:
-      ValueError: As the parts say, or the checkpoints: made with another teacher, or of another layout.
+      ValueError: As the parts say, or the checkpoints: made with another teacher, or of another layout; if flags give
+        the mean teacher another decay or format.
     """
     plan, options = context.plan, context.step_options
     measured = training_metrics(source) if measured is None else measured
     best = best_of(source) if best is BEST_OF_TASK else best
     context.run.best[name] = best or best_of(source)
     _check_sizes(context, name, source, steps)
-    made_with = _made_with(source, teacher_variables)
+    made_with = _made_with(source, teacher_variables, mean_teacher is not None)
+    averaging = _averaging(options, mean_teacher)
 
     # 1. The networks as they are computed, the teacher's variables on the devices, the batches.
-    teacher, teacher_variables = options.cast_teacher(teacher, teacher_variables)
-    networks, placed = (options.cast_student(student), teacher), plan.put(teacher_variables)
+    networks, teacher_variables = _cast(options, student, teacher, teacher_variables, mean_teacher is not None)
+    placed = plan.put(teacher_variables)
     batches = data.train_batches(source, context.batch_of(source), seed=context.seed)
 
     # 2. The state before the first step, and the compiled step.
     first = batches[0]
-    state, step = _begin(context, networks, objective, points, key, first, placed, start, measured)
+    state, step = _begin(context, networks, objective, points, key, first, placed, start, measured, averaging)
     state = plan.put(state)
     if points is not None or key.ndim:
         step = _stacked(context, name, step, state, placed, batches)
@@ -139,12 +145,24 @@ def train_phase(
         checkpoints.close()
 
 
-def _made_with(source: data.Source, teacher_variables: Variables) -> dict[str, str]:
+def _made_with(source: data.Source, teacher_variables: Variables, averaged: bool) -> dict[str, str]:
     """Fingerprint of what a phase depends on: the targets, the teacher, and the rows if they were drawn."""
     made_with = {f"{name} of the targets": value for name, value in source.made_with.items()}
     if rows := cache.fingerprint_ids(source):
         made_with["choice of training rows"] = rows
-    return made_with | {"teacher": cache.fingerprint_variables(teacher_variables)}
+    of_average = "the moving average of the student"
+    return made_with | {"teacher": of_average if averaged else cache.fingerprint_variables(teacher_variables)}
+
+
+def _cast(
+    options: StepOptions, student: Model, teacher: Model | None, teacher_variables: Variables, averaged: bool
+) -> tuple[tuple[Model, Model], Variables]:
+    """Student and teacher as they are computed, and the teacher's variables as they are kept."""
+    if averaged:
+        pair = (options.cast_student(student), options.cast_student(student if teacher is None else teacher))
+        return pair, teacher_variables
+    teacher, teacher_variables = options.cast_teacher(teacher, teacher_variables)
+    return (options.cast_student(student), teacher), teacher_variables
 
 
 def _check_sizes(context: Context, name: str, source: data.Source, steps: int) -> None:
@@ -159,6 +177,23 @@ def _check_sizes(context: Context, name: str, source: data.Source, steps: int) -
         raise ValueError(
             f"--micro-batches is {parts}, but a batch of {source.name} has {batch} examples: give a divisor of {batch}."
         )
+
+
+def _averaging(options: StepOptions, mean_teacher: float | Schedule | None) -> tuple[float | Schedule | None, bool]:
+    """Decay of the moving average, if there is one, and whether the average is the teacher."""
+    if mean_teacher is None:
+        return options.ema_decay, False
+    if options.ema_decay is not None:
+        raise ValueError(
+            f"--ema-decay is {options.ema_decay}, but the teacher of this phase is the moving average, with a decay of "
+            "its own: leave --ema-decay out."
+        )
+    if options.teacher_weights != "float32":
+        raise ValueError(
+            f"--teacher-weights is {options.teacher_weights}, but this phase's teacher is the moving average of the "
+            "student, which stays in float32: leave --teacher-weights out."
+        )
+    return mean_teacher, True
 
 
 def _several(points: Mapping[str, Any] | None) -> bool:
@@ -176,15 +211,17 @@ def _begin(
     teacher_variables: Variables,
     start: Variables | None,
     measured: Mapping[str, Metric],
+    averaging: tuple[float | Schedule | None, bool],
 ) -> tuple[TrainState, train.Step]:
     """The state before the first step, of one student or of a stack, and the step of one."""
-    options = context.step_options
+    options, (decay, teaches) = context.step_options, averaging
     making: dict[str, Any] = {
         "prepare": context.train_prepare,
         "axis_name": context.plan.axis_name,
         "metrics": measured,
         "skip_nonfinite": options.skip_nonfinite or _several(points),  # one that is lost does not stop the others
-        "ema_decay": options.ema_decay,
+        "ema_decay": decay,
+        "teacher_from_average": teaches,
         "micro_batches": options.micro_batches,
     }
     beginning: dict[str, Any] = {
@@ -193,7 +230,8 @@ def _begin(
         "teacher_variables": teacher_variables,
         "prepare": context.train_prepare,
         "student_variables": start,
-        "ema": options.ema_decay is not None,
+        "ema": decay is not None,
+        "teacher_from_average": teaches,
     }
 
     def parts(term: Term, optimizer: optax.GradientTransformation) -> students.Parts:

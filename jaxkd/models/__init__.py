@@ -48,7 +48,7 @@ from jaxkd.models.text.static import (
     zipf_weights,
 )
 from jaxkd.models.top_k import KEPT, keep_top_k, spread_tail, top_k
-from jaxkd.models.views import at_resolution, select_classes, with_channels
+from jaxkd.models.views import at_resolution, reading, select_classes, with_channels
 from jaxkd.models.vision.convnet import convnet
 from jaxkd.models.vision.convnext import convnext
 from jaxkd.models.vision.lenet import lenet
@@ -115,6 +115,7 @@ __all__ = [
     "no_teacher",
     "normalise_adjacency",
     "principal_basis",
+    "reading",
     "recurrent_net",
     "resnet",
     "reuse_classifier",

@@ -1,4 +1,4 @@
-"""Models that see a batch, or give their classes, in another form: channels, resolution, classes cut or joined."""
+"""Models that see a batch, or give their classes, in another form: fields, channels, resolution, chosen classes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxkd import numerics
 from jaxkd.augment.channels import to_channels
+from jaxkd.models.adapters import read_inputs
 from jaxkd.models.top_k import KEPT, keep_top_k
 from jaxkd.types import Batch, Model, Outputs, PyTree, Variables
 
@@ -78,6 +79,39 @@ def at_resolution(
         return jnp.clip(jnp.round(made), limits.min, limits.max).astype(image.dtype)
 
     return _seeing(model, field, resized)
+
+
+def reading(model: Model, **fields: str) -> Model:
+    """Model that reads fields of the batch under other names, such as another view of the images.
+
+    `models.reading(student, image="teacher_image")` is the student as a teacher that sees its own view.
+
+    Args:
+      model: Any model.
+      **fields: Field that the model reads -> the batch's field in its place.
+
+    Returns:
+      A model with the same variables.
+
+    Raises:
+      ValueError: If no field is named; by the model, if the batch lacks one.
+    """
+    if not fields:
+        raise ValueError(
+            'reading() needs at least one field to read in another\'s place, such as image="teacher_image".'
+        )
+
+    def seen(batch: Batch) -> Batch:
+        found = read_inputs(batch, list(fields.values()), "models.reading")
+        return {**batch, **dict(zip(fields, found, strict=True))}
+
+    def init(key: jax.Array, batch: Batch) -> Variables:
+        return model.init(key, seen(batch))
+
+    def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
+        return model.apply(variables, seen(batch), key, train)
+
+    return Model(init, apply, model.reads_teacher)
 
 
 def _seeing(model: Model, field: str, change: Callable[[jax.Array], jax.Array]) -> Model:

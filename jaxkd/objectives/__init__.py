@@ -18,7 +18,7 @@ from jaxkd.objectives.networks import Network
 from jaxkd.objectives.paths import features_of, pick
 from jaxkd.objectives.projections import connector, linear, mlp, regressor
 from jaxkd.objectives.ranking import distillation_experts, rrd
-from jaxkd.objectives.schedules import cosine_ramp
+from jaxkd.objectives.schedules import cosine_ramp, sigmoid_ramp, warm_decay
 from jaxkd.objectives.temperature import curriculum_temperature
 from jaxkd.objectives.terms import (
     Weigh,
@@ -87,6 +87,7 @@ __all__ = [
     "rrd",
     "score_weighted_neck",
     "semckd",
+    "sigmoid_ramp",
     "srd",
     "srrl",
     "stateful",
@@ -99,6 +100,7 @@ __all__ = [
     "uskd",
     "vid",
     "vitkd",
+    "warm_decay",
     "weighted",
     "wsld_weight",
 ]

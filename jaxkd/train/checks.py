@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd.types import Batch, Metric, Model, Outputs, Term
+from jaxkd.types import Batch, Metric, Model, Outputs, Term, Variables
 
 _NO_ARRAYS = (list, str, bytes, bool, int, float, complex)
 """Types of Python that a field of a batch may not have."""
@@ -55,16 +55,19 @@ def check_optimizer(optimizer: Any) -> None:
         )
 
 
-def check_decay(decay: Any) -> None:
+def check_decay(decay: Any, *, needed: bool = False) -> None:
     """Refuses decays of a moving average that do not average.
 
     Args:
-      decay: The decay, or None for no average.
+      decay: The decay, a schedule of it, or None for no average.
+      needed: Whether there must be an average, since it is the teacher.
 
     Raises:
-      ValueError: If it is no number from 0 to 1.
+      ValueError: If it is no number from 0 to 1 and no schedule, or missing.
     """
-    if decay is None or isinstance(decay, jax.core.Tracer):
+    if decay is None and needed:
+        raise ValueError("the teacher is the moving average of the student, which needs a decay: give ema_decay=0.99.")
+    if decay is None or callable(decay) or isinstance(decay, jax.core.Tracer):
         return
     number = np.asarray(decay)
     if number.shape or number.dtype.kind not in "iuf" or not 0 <= number <= 1:
@@ -82,6 +85,22 @@ def check_average(average: Any) -> None:
     """
     if average is None:
         raise ValueError("the state has no moving average of the student: make it by init_state(..., ema=True).")
+
+
+def check_unused(teacher_variables: Variables) -> None:
+    """Refuses variables of a teacher where the moving average of the student is the teacher.
+
+    Args:
+      teacher_variables: The variables that were given.
+
+    Raises:
+      ValueError: If there are any.
+    """
+    if jax.tree.leaves(teacher_variables):
+        raise ValueError(
+            "the teacher is the moving average in the state, but a teacher's variables were given too: give None in "
+            "their place."
+        )
 
 
 def check_metrics(metrics: Mapping[str, Metric] | None) -> Mapping[str, Metric]:

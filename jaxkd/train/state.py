@@ -11,7 +11,7 @@ import optax
 from jaxkd.kernels.eager import op_by_op
 from jaxkd.keys import fold_name, is_key, typed_key
 from jaxkd.labels import check_range
-from jaxkd.train.checks import check_kinds, check_optimizer, check_outputs, check_rows, explained
+from jaxkd.train.checks import check_kinds, check_optimizer, check_outputs, check_rows, check_unused, explained
 from jaxkd.train.optimizers import begin_optimizer
 from jaxkd.types import TEACHER, Batch, Model, Prepare, PyTree, Term, TrainState, Variables, as_variables
 
@@ -43,6 +43,7 @@ def check_parts(
     batch: Batch,
     teacher_variables: Variables,
     prepare: Prepare = unprepared,
+    teacher_from_average: bool = False,
 ) -> None:
     """Runs student, teacher and term on shapes alone, so that what does not fit fails in a sentence before jit.
 
@@ -53,14 +54,17 @@ def check_parts(
       batch: A batch, or its shapes.
       teacher_variables: The teacher's variables, or their shapes.
       prepare: Augmentation and normalisation of a batch, on the device.
+      teacher_from_average: Whether the teacher has the student's variables in place of its own.
 
     Raises:
       TypeError: If a part is of another kind: a module for a model, a loss for a term, a number for a key.
       ValueError: If the parts do not fit: a missing feature, different classes, an impossible projection, a softmax
-        over one class, labels that a device cannot hold.
+        over one class, labels that a device cannot hold, variables of a teacher that is the average.
     """
     check_kinds(student, teacher, term)
     check_rows(batch)
+    if teacher_from_average:
+        check_unused(as_variables(teacher_variables))
     key = jax.random.key(0)
     for name, values in batch.items():
         check_range(f"the values of the batch's field {name!r}", values)
@@ -69,9 +73,10 @@ def check_parts(
         ready = prepare(batch)
         rows = check_rows(ready)
         with explained("student"):
+            own = student.init(key, ready)
+            teacher_variables = own if teacher_from_average else teacher_variables
             student_out = check_outputs(
-                student.apply(student.init(key, ready), with_teacher(student, ready, teacher_variables), key, True),
-                rows,
+                student.apply(own, with_teacher(student, ready, teacher_variables), key, True), rows
             )
         with explained("teacher"):
             teacher_out = check_outputs(teacher.apply(teacher_variables, ready, None, False), rows)
@@ -105,6 +110,7 @@ def init_state(
     prepare: Prepare = unprepared,
     student_variables: Variables | None = None,
     ema: bool = False,
+    teacher_from_average: bool = False,
 ) -> TrainState:
     """The state before the first step, after checking on shapes alone that the parts fit together.
 
@@ -119,6 +125,7 @@ def init_state(
       prepare: Augmentation and normalisation of a batch, on the device, as in the step.
       student_variables: The student's first variables; freshly initialised if None. Stacked [S, ...] if the keys are.
       ema: Whether to carry a moving average of the student.
+      teacher_from_average: Whether that average, which is then carried, is the teacher; `teacher_variables` is None.
 
     Returns:
       The state.
@@ -129,13 +136,14 @@ def init_state(
     """
     check_optimizer(optimizer)
     key, teacher_variables = typed_key(key, stack=True), as_variables(teacher_variables)
-    check_parts(student, teacher, term, batch=batch, teacher_variables=teacher_variables, prepare=prepare)
+    given: dict[str, Any] = {"batch": batch, "teacher_variables": teacher_variables, "prepare": prepare}
+    check_parts(student, teacher, term, **given, teacher_from_average=teacher_from_average)
     start = None if student_variables is None else as_variables(student_variables)
 
     def init(key: jax.Array, start: Variables | None, batch: Batch, teacher_variables: Variables) -> TrainState:
-        return begin_state(
-            student, teacher, term, optimizer, key, prepare(batch), teacher_variables, student_variables=start, ema=ema
-        )
+        parts = student, teacher, term, optimizer, key, prepare(batch), teacher_variables
+        averaged: dict[str, Any] = {"ema": ema, "teacher_from_average": teacher_from_average}
+        return begin_state(*parts, student_variables=start, **averaged)
 
     if key.ndim:
         init = jax.vmap(init, in_axes=(0, None if start is None else 0, None, None))
@@ -153,6 +161,7 @@ def begin_state(
     *,
     student_variables: Variables | None = None,
     ema: bool = False,
+    teacher_from_average: bool = False,
 ) -> TrainState:
     """Makes the state of one student without checks: a pure function for `jit` and `vmap`.
 
@@ -166,6 +175,7 @@ def begin_state(
       teacher_variables: The teacher's variables.
       student_variables: The student's first variables; freshly initialised if None.
       ema: Whether to carry a moving average of the student.
+      teacher_from_average: Whether that average, which is then carried, is the teacher.
 
     Returns:
       The state before the first step.
@@ -173,6 +183,8 @@ def begin_state(
     start = None if student_variables is None else as_variables(student_variables)
     key, teacher_variables = typed_key(key), as_variables(teacher_variables)
     variables = student.init(fold_name(key, "student"), batch) if start is None else start
+    if teacher_from_average:
+        ema, teacher_variables = True, variables
     rows = with_teacher(student, batch, teacher_variables)
     student_out, _ = jax.eval_shape(lambda v: student.apply(v, rows, key, True), variables)
     teacher_out, _ = jax.eval_shape(lambda v: teacher.apply(v, batch, None, False), teacher_variables)

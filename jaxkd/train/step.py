@@ -9,10 +9,19 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from jaxkd.keys import fold_name
 from jaxkd.train.accumulation import Gradients, TakeGradients, accumulated, check_micro_batches
-from jaxkd.train.checks import check_average, check_decay, check_kinds, check_metrics, check_optimizer, check_rows
+from jaxkd.train.checks import (
+    check_average,
+    check_decay,
+    check_kinds,
+    check_metrics,
+    check_optimizer,
+    check_rows,
+    check_unused,
+)
 from jaxkd.train.devices import gathered, mean_over_devices, on_own_rows
 from jaxkd.train.optimizers import updates_of
 from jaxkd.train.state import unprepared, with_teacher
@@ -24,6 +33,7 @@ from jaxkd.types import (
     Outputs,
     Prepare,
     PyTree,
+    Schedule,
     Term,
     TrainState,
     Variables,
@@ -36,7 +46,7 @@ class StepInputs(NamedTuple):
 
     Attributes:
       rows: The prepared rows that the student reads: under `pmap` those of one device, else the whole batch.
-      teacher_out: The teacher's outputs for the whole batch.
+      teacher_out: The teacher's outputs for the whole batch; without any as long as the teacher is the moving average.
       batch: The whole prepared batch.
     """
 
@@ -67,12 +77,17 @@ class Step:
 
 
 def make_inputs(
-    teacher: Model, *, prepare: Prepare = unprepared, axis_name: str | None = None, student: Model | None = None
+    teacher: Model | None,
+    *,
+    prepare: Prepare = unprepared,
+    axis_name: str | None = None,
+    student: Model | None = None,
 ) -> Callable[[Variables, Batch], StepInputs]:
     """Makes the half of a step that does not depend on a student: preparation and the teacher's forward pass.
 
     Args:
-      teacher: The teacher, applied in evaluation mode.
+      teacher: The teacher, applied in evaluation mode; None if it is the student's moving average, which this half does
+        not know.
       prepare: Augmentation and normalisation of a batch, on the device.
       axis_name: Axis of `parallel.compile_pmap`. The networks then see the rows of one device each; the term sees all
         of them, gathered, so that losses that couple the batch stay right. None under `jit`, which needs no gathering.
@@ -86,11 +101,24 @@ def make_inputs(
         check_rows(batch)
         rows = _with_finite_padding(prepare(batch))
         known = as_variables(teacher_variables)
+        if teacher is None:
+            check_unused(known)
+            return StepInputs(rows, Outputs(None, {}), gathered(jax.lax.stop_gradient(rows), axis_name))
         teacher_out, _ = teacher.apply(known, rows, None, False)
         own = rows if student is None else with_teacher(student, rows, known)
         return StepInputs(own, *gathered(jax.lax.stop_gradient((teacher_out, rows)), axis_name))
 
     return inputs
+
+
+def _taught_by_average(
+    student: Model, teacher: Model, state: TrainState, inputs: StepInputs, axis_name: str | None
+) -> StepInputs:
+    """The inputs with the outputs of the state's moving average as the teacher's; no gradient passes into them."""
+    check_average(state.ema)
+    teacher_out, _ = teacher.apply(state.ema, inputs.rows, None, False)
+    own = with_teacher(student, inputs.rows, state.ema)
+    return inputs._replace(rows=own, teacher_out=gathered(jax.lax.stop_gradient(teacher_out), axis_name))
 
 
 def _with_finite_padding(batch: Batch) -> Batch:
@@ -147,7 +175,8 @@ def make_train_step(
     *,
     prepare: Prepare = unprepared,
     metrics: Mapping[str, Metric] | None = None,
-    ema_decay: float | None = None,
+    ema_decay: float | Schedule | None = None,
+    teacher_from_average: bool = False,
     axis_name: str | None = None,
     skip_nonfinite: bool = False,
     micro_batches: int = 1,
@@ -165,7 +194,11 @@ def make_train_step(
         reduce_on_plateau, polyak_sgd, lbfgs with its line search) gets it, and functions that compute it again.
       prepare: Augmentation and normalisation of a batch, on the device.
       metrics: Name -> metric of the training batch, such as `metrics.CLASSIFICATION`, reported with the loss.
-      ema_decay: Decay of the moving average of the student, running statistics included; None if the state has none.
+      ema_decay: Decay of the moving average of the student, running statistics included: a number, or a schedule of the
+        step such as `objectives.schedules.warm_decay`; None if the state has none.
+      teacher_from_average: Whether that average is the teacher (mean teacher): `teacher` is then applied with
+        `state.ema`, as it was before the update, and the step's second argument is None. It is the student's own model,
+        or a wrapper that reads another view, such as `models.reading(student, image="teacher_image")`.
       axis_name: `parallel.DATA` for a step that `parallel.compile_pmap` compiles; None for `parallel.compile_jit`.
       skip_nonfinite: Whether an update with a loss or a gradient that is not finite is left out and counted, in
         `state.skipped` and the metric `skipped`. Else the update is made, and `runs.fit` stops at it.
@@ -181,19 +214,26 @@ def make_train_step(
     Raises:
       TypeError: If a part is of another kind, such as a module for a model or a loss for a term.
       ValueError: With several micro-batches: if the term couples the batch, or when traced, if a loss does or the rows
-        cannot be cut evenly.
+        cannot be cut evenly. With `teacher_from_average`: if there is no decay, or when traced, if the state has no
+        average or a teacher's variables are given as well.
+
+    Reference:
+      Tarvainen, Valpola, "Mean teachers are better role models", NeurIPS 2017, https://arxiv.org/abs/1703.01780
     """
     check_kinds(student, teacher, term)
     check_optimizer(optimizer)
     measures = check_metrics(metrics)
-    check_decay(ema_decay)
+    check_decay(ema_decay, needed=teacher_from_average)
     check_micro_batches(term, micro_batches, approximate)
+    known = None if teacher_from_average else teacher
     inputs: Callable[[Variables, Batch], Any] = make_inputs(
-        teacher, prepare=prepare, axis_name=axis_name, student=student
+        known, prepare=prepare, axis_name=axis_name, student=student
     )
     objective = make_objective(on_own_rows(student, axis_name), term)
 
     def gradients(state: TrainState, inputs: StepInputs) -> Gradients:
+        if teacher_from_average:
+            inputs = _taught_by_average(student, teacher, state, inputs, axis_name)
         value_and_grad = jax.value_and_grad(objective, has_aux=True)
         (loss, (new_state, parts, student_out)), grads = value_and_grad(state.params, state, inputs)
         sums = {name: metric(student_out, inputs.teacher_out, inputs.batch) for name, metric in measures.items()}
@@ -201,7 +241,7 @@ def make_train_step(
 
     take: TakeGradients = gradients
     if micro_batches > 1:
-        one = make_inputs(teacher, axis_name=axis_name, student=student)
+        one = make_inputs(known, axis_name=axis_name, student=student)
         inputs, take = accumulated(prepare, one, gradients, micro_batches, approximate)
 
     def update(state: TrainState, inputs: Any) -> tuple[TrainState, Metrics]:
@@ -216,7 +256,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         new = dataclasses.replace(state, params=params, state=new_state, opt_state=opt_state)
         if ema_decay is not None:
-            new = _with_average(new, ema_decay)
+            new = _with_average(new, ema_decay(state.step) if callable(ema_decay) else ema_decay)
         if skip_nonfinite:
             new = _unless_broken(state, new, (loss, grads))
             parts["skipped"] = new.skipped
@@ -226,7 +266,7 @@ def make_train_step(
     return Step(inputs, update)
 
 
-def _with_average(state: TrainState, decay: float) -> TrainState:
+def _with_average(state: TrainState, decay: ArrayLike) -> TrainState:
     """The state with its moving average of the student moved: of floating arrays; others (counters) are copied."""
 
     def move(x: jax.Array, average: jax.Array) -> jax.Array:

@@ -148,8 +148,8 @@ class Sweep(NamedTuple):
     """Students that differ in seeds and hyper-parameters, in one stack.
 
     Attributes:
-      init: (key=, batch=, teacher_variables=, prepare=, student_variables=, ema=) -> stacked state. What students start
-        from may be the same for all, or a stack [S, ...] of as many.
+      init: (key=, batch=, teacher_variables=, prepare=, student_variables=, ema=, teacher_from_average=) -> stacked
+        state. What students start from may be the same for all, or a stack [S, ...] of as many.
       make_step: (**options of `train.make_train_step`) -> the step of one student, for a function of `FORMS`.
     """
 
@@ -187,18 +187,21 @@ def sweep(make_parts: Callable[..., Parts], points: Mapping[str, ArrayLike]) -> 
         prepare: Prepare = unprepared,
         student_variables: Variables | None = None,
         ema: bool = False,
+        teacher_from_average: bool = False,
     ) -> TrainState:
         student, teacher, term, optimizer = make_parts(**first)
         check_optimizer(optimizer)
         key, teacher_variables = typed_key(key), as_variables(teacher_variables)
         student_variables = None if student_variables is None else as_variables(student_variables)
-        check_parts(student, teacher, term, batch=batch, teacher_variables=teacher_variables, prepare=prepare)
+        given: dict[str, Any] = {"batch": batch, "teacher_variables": teacher_variables, "prepare": prepare}
+        check_parts(student, teacher, term, **given, teacher_from_average=teacher_from_average)
+        averaged: dict[str, Any] = {"ema": ema, "teacher_from_average": teacher_from_average}
 
         def one(point: dict[str, jax.Array], batch: Batch, known: Variables, start: Variables | None) -> TrainState:
             hyper = {name: value for name, value in point.items() if name != SEED}
             own = jax.random.fold_in(key, point[SEED]) if SEED in point else key
             parts = make_parts(**hyper)
-            state = begin_state(*parts, own, prepare(batch), known, student_variables=start, ema=ema)
+            state = begin_state(*parts, own, prepare(batch), known, student_variables=start, **averaged)
             return dataclasses.replace(state, hyper=hyper)
 
         start_axis = 0 if _is_stack(student_variables, student, prepare, batch) else None

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from helpers import Setup, make_batch
+from helpers import Setup, assert_trees_equal, make_batch
 
 from jaxkd import data, losses, metrics, models, objectives, parallel
 from jaxkd.experiment import NO_VARIABLES, Context, Evaluator, StepOptions, train_phase, trainer, variables_of
@@ -211,3 +211,30 @@ def test_steps_and_micro_batches_that_cannot_be_are_refused_by_their_flags(tmp_p
         ValueError, match=r"--micro-batches is 3, but a batch of .* has 4 examples: give a divisor of 4"
     ):
         train(tmp_path / "parts", step_options=StepOptions(micro_batches=3))
+
+
+def test_a_phase_with_a_mean_teacher_goes_on_where_it_was(tmp_path):
+    batch = make_batch(32)
+    source = data.open_source({"image": batch["image"], "label": batch["label"]})
+    student = models.mlp(5, hidden=(4,))
+    term = objectives.weighted(
+        label=objectives.from_labels(losses.cross_entropy), mean=objectives.from_logits(losses.logits_mse)
+    )
+    parts = {"student": student, "objective": (term, optax.adam(0.05)), "key": jax.random.key(0), "every": 2}
+    with open_run(Config(), root=tmp_path) as run, Logger(run.path, tensorboard=False) as logger:
+        context = Context(run, logger, parallel.with_jit(), 0, 16, same, same)
+        whole = train_phase(context, "whole", source, steps=4, mean_teacher=0.5, **parts)
+        for steps in (2, 4):
+            state = train_phase(context, "parts", source, steps=steps, mean_teacher=0.5, **parts)
+        assert_trees_equal((state.params, state.ema), (whole.params, whole.ema))
+        assert any(
+            np.any(x != y)
+            for x, y in zip(*map(jax.tree.leaves, (state.params["student"], state.ema.params)), strict=True)
+        )
+        for options, message in (
+            (StepOptions(ema_decay=0.9), "leave --ema-decay out"),
+            (StepOptions(teacher_weights="int8"), "leave --teacher-weights out"),
+        ):
+            own = context._replace(step_options=options)
+            with pytest.raises(ValueError, match=message):
+                train_phase(own, "other", source, steps=1, mean_teacher=0.5, **parts)
