@@ -145,7 +145,7 @@ def train_phase(
         checkpoints.close()
 
 
-def _made_with(source: data.Source, teacher_variables: Variables, averaged: bool) -> dict[str, str]:
+def _made_with(source: data.Source, teacher_variables: Variables, averaged: bool = False) -> dict[str, str]:
     """Fingerprint of what a phase depends on: the targets, the teacher, and the rows if they were drawn."""
     made_with = {f"{name} of the targets": value for name, value in source.made_with.items()}
     if rows := cache.fingerprint_ids(source):

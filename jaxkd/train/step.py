@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 
 from jaxkd.keys import fold_name
 from jaxkd.train.accumulation import Gradients, TakeGradients, accumulated, check_micro_batches
@@ -256,7 +255,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         new = dataclasses.replace(state, params=params, state=new_state, opt_state=opt_state)
         if ema_decay is not None:
-            new = _with_average(new, ema_decay(state.step) if callable(ema_decay) else ema_decay)
+            new = _with_average(new, ema_decay)
         if skip_nonfinite:
             new = _unless_broken(state, new, (loss, grads))
             parts["skipped"] = new.skipped
@@ -266,11 +265,12 @@ def make_train_step(
     return Step(inputs, update)
 
 
-def _with_average(state: TrainState, decay: ArrayLike) -> TrainState:
+def _with_average(state: TrainState, decay: float | Schedule) -> TrainState:
     """The state with its moving average of the student moved: of floating arrays; others (counters) are copied."""
+    rate = decay(state.step) if callable(decay) else decay
 
     def move(x: jax.Array, average: jax.Array) -> jax.Array:
-        return optax.incremental_update(x, average, 1 - decay) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        return optax.incremental_update(x, average, 1 - rate) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
     student = Variables(state.params["student"], state.state["student"])
     check_average(state.ema)
