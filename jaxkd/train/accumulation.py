@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -18,7 +18,7 @@ class Gradients(NamedTuple):
 
     Attributes:
       loss: The term's value, a scalar.
-      grads: Its gradient, {"student", "term"}.
+      grads: Its gradient, {"student", "term"}; name -> the gradient of a term, where those were asked for.
       state: The new state of student and term.
       metrics: Name -> metric of the term.
       sums: Name -> accumulator of a metric.
@@ -34,8 +34,8 @@ class Gradients(NamedTuple):
 MakeInputs: TypeAlias = Callable[[Variables, Batch], Any]
 """(teacher_variables, batch) -> inputs of a step: the half that does not depend on a student."""
 
-TakeGradients: TypeAlias = Callable[[TrainState, Any], Gradients]
-"""(state, inputs) -> gradients."""
+TakeGradients: TypeAlias = Callable[..., Gradients]
+"""(state, inputs, names of terms = ()) -> gradients of the objective, or of each of its terms if they are named."""
 
 
 def check_micro_batches(term: Term, count: int, approximate: bool) -> None:
@@ -79,7 +79,7 @@ def accumulated(
     def hold(teacher_variables: Variables, batch: Batch) -> tuple[Variables, Batch]:
         return teacher_variables, prepare(batch)
 
-    def gradients_of_all(state: TrainState, given: tuple[Variables, Batch]) -> Gradients:
+    def gradients_of_all(state: TrainState, given: tuple[Variables, Batch], terms: Sequence[str] = ()) -> Gradients:
         teacher_variables, batch = given
         whole = {WHOLE: Whole(batch, approximate)}
 
@@ -87,10 +87,11 @@ def accumulated(
             total, carried = carry
             number, rows = part
             now = dataclasses.replace(state, state=carried, key=jax.random.fold_in(state.key, number))
-            found = gradients(now, inputs(teacher_variables, {**rows, **whole}))
+            found = gradients(now, inputs(teacher_variables, {**rows, **whole}), terms)
             return (jax.tree.map(jnp.add, total, found.grads), found.state), (found.loss, found.metrics, found.sums)
 
-        start = (jax.tree.map(jnp.zeros_like, state.params), state.state)
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        start = (dict.fromkeys(terms, zeros) if terms else zeros, state.state)
         rows = (jnp.arange(count), jax.tree.map(lambda x: _strided(x, count), dict(batch)))
         (total, carried), (losses, metrics, sums) = jax.lax.scan(micro, start, rows)
         return Gradients(

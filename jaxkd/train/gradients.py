@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import numerics
+from jaxkd.train.by_term import gradients_by_term, tree_dot
 from jaxkd.train.state import unprepared
 from jaxkd.train.step import make_inputs, make_objective
 from jaxkd.types import Batch, Metrics, Model, Prepare, PyTree, StepFn, Term, TrainState, Variables
@@ -49,7 +50,7 @@ def make_gradient_report(
         found = {f"gradient_norm/{name}": norm for name, norm in norms.items()}
         for name in gradients.keys() - {label}:
             product = norms[name] * norms[label]
-            cosine = _dot(gradients[name], gradients[label]) / jnp.where(product > 0, product, 1)
+            cosine = tree_dot(gradients[name], gradients[label]) / jnp.where(product > 0, product, 1)
             found[f"gradient_cosine/{name}"] = cosine
         return found
 
@@ -122,25 +123,11 @@ def _make_term_gradients(
 
     def term_gradients(state: TrainState, teacher_variables: Variables, batch: Batch) -> dict[str, PyTree]:
         inputs = inputs_of(teacher_variables, batch)
-
-        def values(params: PyTree) -> dict[str, jax.Array]:
-            _, (_, parts, _) = objective({**state.params, "student": params}, state, inputs)
-            names = [n for n in parts if f"{n}_weighted" in parts]
-            if not names:
-                raise ValueError("the objective reports no weighted terms: make it with `weighted(...)`.")
-            return {name: parts[f"{name}_weighted"] for name in names}
-
-        found, pull = jax.vjp(values, state.params["student"])
-        one = {name: {n: jnp.asarray(n == name, v.dtype) for n, v in found.items()} for name in found}
-        return {name: pull(direction)[0] for name, direction in one.items()}
+        each, _ = gradients_by_term(objective, state.params, state, inputs)
+        return {name: gradient["student"] for name, gradient in each.items()}
 
     return term_gradients
 
 
-def _dot(a: PyTree, b: PyTree) -> jax.Array:
-    products = jax.tree.map(lambda x, y: jnp.vdot(*numerics.promote(x, y)), a, b)
-    return jax.tree.reduce(jnp.add, products)
-
-
 def _norm(a: PyTree) -> jax.Array:
-    return numerics.safe_sqrt(_dot(a, a))
+    return numerics.safe_sqrt(tree_dot(a, a))

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxkd.train.by_term import TermError, TermGradients
 from jaxkd.types import PyTree, leaf_name
 
 LossAndGradient: TypeAlias = Callable[[PyTree], tuple[jax.Array, PyTree]]
@@ -141,11 +142,13 @@ def updates_of(
     params: PyTree,
     loss: jax.Array,
     again: LossAndGradient,
+    term_gradients: TermGradients,
 ) -> tuple[PyTree, optax.OptState]:
     """The optimizer's update, with everything that transformations of optax may ask for besides the gradient.
 
     Those are the loss as `value`, the gradient as `grad`, and functions of the params: `value_fn` and `obj_fn` for
-    line searches and curvatures, `grad_fn` for sharpness-aware minimisation. They cost nothing unless they are called.
+    line searches and curvatures, `grad_fn` for sharpness-aware minimisation; and `term_gradients`, for optimizers that
+    treat the terms of the objective apart. They cost nothing unless they are called.
 
     Args:
       optimizer: The optax transformation.
@@ -154,6 +157,7 @@ def updates_of(
       params: The params.
       loss: The loss.
       again: Computes loss and gradient of the same batch, with the same randomness, for other params.
+      term_gradients: Computes the gradient of each term, whose sum is `grads`.
 
     Returns:
       (updates, new state).
@@ -168,23 +172,26 @@ def updates_of(
 
     value_of.defvjp(again, lambda gradient, scale: (jax.tree.map(lambda g: (scale * g).astype(g.dtype), gradient),))
 
-    def value_fn(params: PyTree, obj_fn: Any = None, grad_fn: Any = None) -> jax.Array:
+    def value_fn(params: PyTree, obj_fn: Any = None, grad_fn: Any = None, term_gradients: Any = None) -> jax.Array:
         return value_of(params)  # line searches pass it what they do not know themselves, if it names it
 
     def grad_fn(params: PyTree, *_: Any) -> PyTree:
         return again(params)[1]
 
     extras = {"value": loss, "grad": grads, "value_fn": value_fn, "obj_fn": value_fn, "grad_fn": grad_fn}
+    extras["term_gradients"] = term_gradients
     taken = inspect.signature(optimizer.update).parameters
     if not any(p.kind == p.VAR_KEYWORD for p in taken.values()):
         extras = {name: x for name, x in extras.items() if name in taken}
     try:
         return optimizer.update(grads, opt_state, params, **extras)
+    except TermError:
+        raise
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"the optimizer cannot make this update ({str(error).splitlines()[0].rstrip('.')}): a step gives it the "
-            "gradient of the batch, the params, value, grad, value_fn, obj_fn and grad_fn; use another transformation, "
-            "or wrap this one."
+            "gradient of the batch, the params, value, grad, value_fn, obj_fn, grad_fn and term_gradients; use another "
+            "transformation, or wrap this one."
         ) from error
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -12,6 +12,7 @@ import optax
 
 from jaxkd.keys import fold_name
 from jaxkd.train.accumulation import Gradients, TakeGradients, accumulated, check_micro_batches
+from jaxkd.train.by_term import gradients_by_term, term_names
 from jaxkd.train.checks import (
     check_average,
     check_decay,
@@ -190,7 +191,8 @@ def make_train_step(
       teacher: The teacher, applied in evaluation mode; its variables are the step's second argument.
       term: The objective.
       optimizer: The optax transformation of {"student", "term"} params. One that reads the loss (optax's
-        reduce_on_plateau, polyak_sgd, lbfgs with its line search) gets it, and functions that compute it again.
+        reduce_on_plateau, polyak_sgd, lbfgs with its line search) gets it, and functions that compute it again; one
+        that treats the terms of a `weighted(...)` objective apart gets a function that takes their gradients.
       prepare: Augmentation and normalisation of a batch, on the device.
       metrics: Name -> metric of the training batch, such as `metrics.CLASSIFICATION`, reported with the loss.
       ema_decay: Decay of the moving average of the student, running statistics included: a number, or a schedule of the
@@ -230,11 +232,14 @@ def make_train_step(
     )
     objective = make_objective(on_own_rows(student, axis_name), term)
 
-    def gradients(state: TrainState, inputs: StepInputs) -> Gradients:
+    def gradients(state: TrainState, inputs: StepInputs, terms: Sequence[str] = ()) -> Gradients:
         if teacher_from_average:
             inputs = _taught_by_average(student, teacher, state, inputs, axis_name)
-        value_and_grad = jax.value_and_grad(objective, has_aux=True)
-        (loss, (new_state, parts, student_out)), grads = value_and_grad(state.params, state, inputs)
+        if terms:
+            grads, (loss, (new_state, parts, student_out)) = gradients_by_term(objective, state.params, state, inputs)
+        else:
+            value_and_grad = jax.value_and_grad(objective, has_aux=True)
+            (loss, (new_state, parts, student_out)), grads = value_and_grad(state.params, state, inputs)
         sums = {name: metric(student_out, inputs.teacher_out, inputs.batch) for name, metric in measures.items()}
         return Gradients(loss, grads, new_state, dict(parts), sums)
 
@@ -251,7 +256,10 @@ def make_train_step(
             found = take(dataclasses.replace(state, params=params), inputs)
             return found.loss, mean_over_devices(found.grads, axis_name)
 
-        updates, opt_state = updates_of(optimizer, grads, state.opt_state, state.params, loss, again)
+        def term_gradients() -> dict[str, PyTree]:
+            return mean_over_devices(take(state, inputs, term_names(parts)).grads, axis_name)
+
+        updates, opt_state = updates_of(optimizer, grads, state.opt_state, state.params, loss, again, term_gradients)
         params = optax.apply_updates(state.params, updates)
         new = dataclasses.replace(state, params=params, state=new_state, opt_state=opt_state)
         if ema_decay is not None:

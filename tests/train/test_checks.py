@@ -143,7 +143,7 @@ def test_an_optimizer_that_asks_for_more_is_a_sentence():
 
     strange = optax.GradientTransformationExtraArgs(lambda params: (), update)
     with pytest.raises(ValueError, match=r"cannot make this update .*'curvature'"):
-        optimizers.updates_of(strange, {}, (), {}, jnp.zeros(()), lambda params: (jnp.zeros(()), params))
+        optimizers.updates_of(strange, {}, (), {}, jnp.zeros(()), lambda params: (jnp.zeros(()), params), dict)
 
 
 # --- metrics ---
