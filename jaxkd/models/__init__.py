@@ -54,11 +54,12 @@ from jaxkd.models.vision.convnext import convnext
 from jaxkd.models.vision.lenet import lenet
 from jaxkd.models.vision.mlp import mlp
 from jaxkd.models.vision.mobilenet import mobilenet_v1, mobilenet_v2
+from jaxkd.models.vision.positions import rotary_by_index, rotary_by_place
 from jaxkd.models.vision.resnet import imagenet_resnet, resnet
 from jaxkd.models.vision.shufflenet import shufflenet_v1, shufflenet_v2
 from jaxkd.models.vision.unet import unet
 from jaxkd.models.vision.vgg import vgg
-from jaxkd.models.vision.vision_transformer import vision_transformer
+from jaxkd.models.vision.vision_transformer import LatentPool, vision_transformer
 from jaxkd.models.vision.wide_resnet import wide_resnet
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "LORA",
     "Detections",
     "Int8",
+    "LatentPool",
     "Stream",
     "Targets",
     "add_lora",
@@ -119,6 +121,8 @@ __all__ = [
     "recurrent_net",
     "resnet",
     "reuse_classifier",
+    "rotary_by_index",
+    "rotary_by_place",
     "select_classes",
     "sensor_mlp",
     "sentence_embeddings",

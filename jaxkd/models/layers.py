@@ -52,6 +52,20 @@ def perceptron(
     return Dense(width, use_bias=bias, kernel_init=kernel_init, name="mlp2")(inside(wide))
 
 
+def classify(x: jax.Array, num_classes: int, **options: Any) -> jax.Array:
+    """Last layer of a classifier, as the submodule `head`; a network of 0 classes has none and gives its features.
+
+    Args:
+      x: [B, D].
+      num_classes: K.
+      **options: Further arguments of `Dense`, such as `kernel_init`.
+
+    Returns:
+      Logits [B, K]; x itself if K is 0.
+    """
+    return Dense(num_classes, name="head", **options)(x) if num_classes else x
+
+
 def batch_norm(
     x: jax.Array, name: str, *, train: bool, axis_name: str | None, mask: jax.Array | None = None
 ) -> jax.Array:

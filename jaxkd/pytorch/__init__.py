@@ -3,7 +3,8 @@
 from jaxkd.pytorch import huggingface
 from jaxkd.pytorch.files import read_tensors, write_tensors
 from jaxkd.pytorch.names import Rule
-from jaxkd.pytorch.published import CIFAR100_BENCHMARK, TIMM, TORCHVISION, Published
+from jaxkd.pytorch.published import CIFAR100_BENCHMARK, TORCHVISION, Published
+from jaxkd.pytorch.timm import TIMM, timm_network
 from jaxkd.pytorch.weights import export_weights, import_weights, num_classes
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "import_weights",
     "num_classes",
     "read_tensors",
+    "timm_network",
     "write_tensors",
 ]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import jax
+import jax.numpy as jnp
 import numpy as np
+
+from jaxkd.models.vision.positions import resized_positions
 
 
 def adapted(
@@ -23,7 +25,7 @@ def adapted(
       path: Its path in the model.
       array: The parameter, in the layout of the model.
       shape: Its wanted shape.
-      tokens: Number of tokens before those of the patches, as far as is known; else 0, 1 or 2.
+      tokens: Number of tokens before those of the patches, where their positions are among these; else 0, 1 or 2.
       image: Shape [B, H, W, C] of the images that the model reads, if it reads some.
 
     Returns:
@@ -51,11 +53,8 @@ def _channels(kernel: np.ndarray, count: int) -> np.ndarray:
 
 def _positions(array: np.ndarray, length: int, tokens: int, image: Sequence[int] | None) -> np.ndarray | None:
     old, new = array.shape[1] - tokens, length - tokens
-    side = math.isqrt(max(old, 0))
     height, width = image[1:3] if image is not None and len(image) == 4 else (1, 1)
     rows = round(math.sqrt(max(new, 0) * height / width))
-    if side < 1 or side * side != old or rows < 1 or new % rows:
+    if old < 1 or math.isqrt(old) ** 2 != old or rows < 1 or rows * rows * width != new * height:
         return None
-    grid = array[:, tokens:].reshape(1, side, side, -1)
-    resized = jax.image.resize(grid, (1, rows, new // rows, grid.shape[-1]), "bicubic")
-    return np.concatenate([array[:, :tokens], np.asarray(resized).reshape(1, new, -1)], axis=1)
+    return np.asarray(resized_positions(jnp.asarray(array), (rows, new // rows), tokens))

@@ -1,6 +1,6 @@
 """Networks with published PyTorch weights: their makers here, and the rules of their tensors' names.
 
-Three tables by name: the CIFAR-100 distillation benchmark's, torchvision's and timm's networks.
+Two tables by name, the CIFAR-100 distillation benchmark's and torchvision's networks; timm's are in `timm.py`.
 """
 
 from __future__ import annotations
@@ -128,19 +128,62 @@ VIT_TORCHVISION = (
     Rule("encoder.ln", "norm"),
     Rule("heads.head", "head"),
 )
-VIT_TIMM = (
-    Rule("cls_token", "class_token"),
-    Rule("dist_token", "distillation_token"),
-    Rule("pos_embed", "position"),
-    Rule("patch_embed.proj", "patch"),
-    Rule("blocks.{i}.norm{n}", "block{i}/norm{n}"),
-    Rule("blocks.{i}.attn.qkv", _QKV),
-    Rule("blocks.{i}.attn.proj", "block{i}/attention/out"),
-    Rule("blocks.{i}.mlp.fc{n}", "block{i}/mlp{n}"),
-    Rule("norm", "norm"),
-    Rule("head", "head"),
-    Rule("head_dist", "head_distillation"),
-)
+
+
+def vit_timm(
+    *, packed: bool = False, split: bool = False, separate: bool = False, eva: bool = False
+) -> tuple[Rule, ...]:
+    """Rules of timm's vision transformers.
+
+    Args:
+      packed: Whether the two first layers of the perceptrons, which are gated, are one tensor.
+      split: Whether they are two.
+      separate: Whether queries, keys and values are three layers instead of one.
+      eva: Whether it is one of EVA's family (EVA-02, DINOv3), whose keys have no bias.
+
+    Returns:
+      The rules.
+    """
+    wide = ("block{i}/mlp1", "block{i}/mlp_gate")
+    first: tuple[Rule, ...] = (Rule("blocks.{i}.mlp.fc1", wide if packed else wide[0]),)
+    if split:
+        first = tuple(Rule(f"blocks.{{i}}.mlp.fc1_{end}", path) for end, path in zip("gx", wide, strict=True))
+    attention: tuple[Rule, ...] = (Rule("blocks.{i}.attn.qkv", _QKV),)
+    if separate:
+        attention = tuple(Rule(f"blocks.{{i}}.attn.{x}_proj", path) for x, path in zip("qkv", _QKV, strict=True))
+    own: tuple[Rule, ...] = (Rule("blocks.{i}.ls{n}.gamma", "block{i}/scale{n}"),)
+    if eva:
+        biases = ((f"blocks.{{i}}.attn.{path.rpartition('/')[2][0]}_", f"{path}/bias") for path in (_QKV[0], _QKV[2]))
+        own = (Rule("blocks.{i}.gamma_{n}", "block{i}/scale{n}"), *(Rule(*names) for names in biases if not separate))
+    return (
+        Rule("cls_token", "class_token"),
+        Rule("dist_token", "distillation_token"),
+        Rule("reg_token", "register_token"),
+        Rule("pos_embed", "position"),
+        Rule("patch_embed.proj", "patch"),
+        Rule("norm_pre", "embedding_norm"),
+        Rule("blocks.{i}.norm{n}", "block{i}/norm{n}"),
+        *own,
+        *attention,
+        *(Rule(f"blocks.{{i}}.attn.{x[0]}_norm", f"block{{i}}/attention/{x}_norm") for x in ("query", "key")),
+        Rule("blocks.{i}.attn.proj", "block{i}/attention/out"),
+        *first,
+        Rule("blocks.{i}.mlp.fc2", "block{i}/mlp2"),
+        Rule("blocks.{i}.mlp.norm", "block{i}/inner_norm"),
+        Rule("norm", "norm"),
+        Rule("attn_pool.latent", "pool/latent"),
+        Rule("attn_pool.q", "pool/query"),
+        Rule("attn_pool.kv", ("pool/key", "pool/value")),
+        Rule("attn_pool.proj", "pool/out"),
+        Rule("attn_pool.norm", "pool/norm"),
+        Rule("attn_pool.mlp.fc{n}", "pool/mlp{n}"),
+        Rule("fc_norm", "pooled_norm"),
+        Rule("head", "head"),
+        Rule("head_dist", "head_distillation"),
+    )
+
+
+VIT_TIMM = vit_timm()
 """DeiT too."""
 
 
@@ -180,7 +223,7 @@ _WIDE = {f"resnet{depth}x4": {"depth": depth, "widen": 4, "stem": 32} for depth 
 _WRN = {f"wrn_{depth}_{widen}": {"depth": depth, "widen": widen} for depth in (16, 28, 40) for widen in (1, 2, 4, 10)}
 _LARGE = (18, 34, 50, 101, 152)
 _FOR_SMALL_IMAGES = {f"ResNet{depth}": {"depth": depth, "small_images": True} for depth in _LARGE}
-_RESNET = {
+RESNET_SIZES = {
     **{f"resnet{depth}": {"depth": depth} for depth in _LARGE},
     **{f"wide_resnet{depth}_2": {"depth": depth, "widen": 2} for depth in (50, 101)},
     "resnext50_32x4d": {"depth": 50, "widen": 2, "groups": 32},
@@ -193,17 +236,7 @@ _VIT = {
     "base": {"width": 768, "heads": 12},
     "large": {"width": 1024, "heads": 16, "layers": 24},
 }
-_VIT_TIMM = {
-    f"vit_{size}_patch{patch}_{pixels}": {"patch": patch, **_VIT[size]}
-    for size, patch in (("tiny", 16), ("small", 16), ("small", 32), ("base", 16), ("base", 32), ("large", 16))
-    for pixels in (224, 384)
-}
-_DEIT_TIMM = {
-    f"deit_{size}_{infix}patch16_{pixels}": {**_VIT[size], "distilled": bool(infix)}
-    for size, pixels in (("tiny", 224), ("small", 224), ("base", 224), ("base", 384))
-    for infix in ("", "distilled_")
-}
-_CONVNEXT = {
+CONVNEXT_SIZES = {
     "convnext_tiny": {},
     "convnext_small": {"blocks": (3, 3, 27, 3)},
     "convnext_base": {"blocks": (3, 3, 27, 3), "widths": (128, 256, 512, 1024)},
@@ -221,25 +254,13 @@ CIFAR100_BENCHMARK: Mapping[str, Published] = {
 }
 """The CIFAR-100 distillation benchmark's, by Tian, Krishnan, Isola (https://github.com/HobbitLong/RepDistiller)."""
 TORCHVISION: Mapping[str, Published] = {
-    **_table(models.imagenet_resnet, RESNET, **_RESNET),
+    **_table(models.imagenet_resnet, RESNET, **RESNET_SIZES),
     **_table(models.mobilenet_v2, MOBILENET_V2_TORCHVISION, mobilenet_v2={}),
     **_table(
         models.vision_transformer,
         VIT_TORCHVISION,
         **{f"vit_{s[0]}_{patch}": {"patch": patch, **_VIT[s]} for s in ("base", "large") for patch in (16, 32)},
     ),
-    **_table(models.convnext, CONVNEXT_TORCHVISION, **_CONVNEXT),
+    **_table(models.convnext, CONVNEXT_TORCHVISION, **CONVNEXT_SIZES),
 }
 """torchvision's (https://github.com/pytorch/vision)."""
-TIMM: Mapping[str, Published] = {
-    **_table(models.imagenet_resnet, RESNET, **_RESNET),
-    **_table(models.mobilenet_v1, MOBILENET_V1_TIMM, mobilenetv1_100={}, mobilenetv1_125={"widen": 1.25}),
-    **_table(
-        models.mobilenet_v2,
-        MOBILENET_V2_TIMM,
-        **{f"mobilenetv2_{round(100 * w):03}": {"widen": w} for w in (0.35, 0.5, 0.75, 1.0, 1.4)},
-    ),
-    **_table(models.vision_transformer, VIT_TIMM, **_VIT_TIMM, **_DEIT_TIMM),
-    **_table(models.convnext, CONVNEXT_TIMM, **_CONVNEXT),
-}
-"""timm's (https://github.com/huggingface/pytorch-image-models)."""

@@ -217,7 +217,7 @@ def _adapted(
     found: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]], batch: Batch
 ) -> dict[str, np.ndarray]:
     """Arrays of another shape than wanted that can be adapted to other inputs."""
-    tokens = sum(path.endswith("_token") for path in wanted)
+    tokens = sum(shape[-2] for path, shape in wanted.items() if path.endswith("_token") and len(shape) > 1)
     image = np.shape(batch["image"]) if "image" in batch else None
     ways = {
         path: adapted(path, x, wanted[path], tokens=tokens, image=image)

@@ -1,9 +1,11 @@
-"""Networks with published weights: PyTorch's logits and features, its names and shapes, the published sizes."""
+"""Networks with published weights: PyTorch's logits and features, its names and shapes, the published sizes, timm's
+networks by name and arguments."""
 
 import hashlib
 import importlib.util
 import json
 import pathlib
+import re
 import zlib
 
 import jax
@@ -110,3 +112,94 @@ def test_sizes_and_names_are_the_published_ones(network, parameters, pairs, name
         found = models.size(networks.made(source, name, classes), {"image": jax.ShapeDtypeStruct(shape, jnp.float32)})
         assert found.parameters == parameters
         assert round(found.flops / 2e9, 3) == pairs
+
+
+SMALL = json.loads((GOLDEN / "timm.json").read_text())["models"]
+TINY = {"depth": 1, "embed_dim": 24, "num_heads": 2}
+
+
+def shapes(name, arguments, shape, classes):
+    """Names and shapes of a network's tensors in PyTorch."""
+    network = pytorch.timm_network(name, **{k: v for k, v in arguments.items() if k != "num_classes"})
+    batch = {"image": jax.ShapeDtypeStruct(shape, jnp.float32)}
+    like = jax.eval_shape(network.make(classes).init, jax.random.key(0), batch)
+    zeros = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), like)
+    return {n: x.shape for n, x in pytorch.export_weights(zeros, network.rules).items()}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_logits_tokens_and_names_are_those_of_pytorch(name):
+    golden = SMALL[name]
+    arguments, shape = golden["arguments"], golden["shape"]
+    pixels = arguments.get("img_size", shape[1])
+    named = shapes(name, arguments, (1, pixels, pixels, shape[3]), arguments["num_classes"])
+    assert digest(named) == golden["names"]
+    x = np.random.default_rng(0).standard_normal(shape)
+    with jax.enable_x64(True):
+        tensors = {n: tensor(n, s) for n, s in named.items()}
+        logits, (tokens,) = networks.run("timm", name, tensors, x, arguments=arguments)
+    logits, tokens = np.asarray(logits), np.asarray(tokens)
+    close = {"rtol": 1e-6, "atol": 1e-8}
+    np.testing.assert_allclose(logits[:, :8], golden["logits"], **close)
+    assert list(tokens.shape) == golden["tokens"]["shape"]
+    np.testing.assert_allclose(np.ravel(tokens)[:4], golden["tokens"]["first"], **close)
+    np.testing.assert_allclose(
+        [np.mean(tokens), np.std(tokens)], [golden["tokens"]["mean"], golden["tokens"]["std"]], **close
+    )
+
+
+# Digests of names and shapes of networks built by PyTorch (timm 1.0.31) with depth 1 and 3 classes.
+NAMES = [
+    ("vit_tiny_patch16_224", 32, "cda449cf06aa68a9"),
+    ("deit3_small_patch16_224", 32, "2b8a874d1a9d4ca3"),
+    ("deit_tiny_distilled_patch16_224", 32, "b9442158bd148014"),
+    ("vit_medium_patch16_gap_240", 32, "842c308c3876f20b"),
+    ("vit_base_patch14_reg4_dinov2", 28, "76d947dec1b7ce43"),
+    ("vit_giant_patch14_reg4_dinov2", 28, "defb114d2a0d481b"),
+    ("vit_so400m_patch14_siglip_224", 28, "2364d8b620725597"),
+    ("vit_so150m2_patch16_reg1_gap_256", 32, "cc9f16d809b9afdb"),
+    ("vit_xsmall_patch16_clip_224", 32, "cbab7a52280c3719"),
+    ("vit_small_patch16_dinov3_qkvb", 32, "9e128de25bb48391"),
+    ("eva02_tiny_patch14_224", 28, "7554d00094942de7"),
+    ("eva_giant_patch14_224", 28, "3a7f9f9c6cba408b"),
+    ("vit_base_patch16_radio_v3", 32, "e34d436bf13ac320"),
+    ("test_vit2", 32, "b669e0fc5ad5cfb9"),
+]
+
+
+@pytest.mark.parametrize(("name", "pixels", "names"), NAMES, ids=[row[0] for row in NAMES])
+def test_names_say_the_architecture(name, pixels, names):
+    assert digest(shapes(name, {"depth": 1}, (1, pixels, pixels, 3), 3)) == names
+
+
+def test_positions_of_another_size_are_those_that_an_import_interpolates():
+    network, large, small = (
+        pytorch.timm_network("vit_small_patch14_reg4_dinov2", **TINY),
+        (1, 42, 42, 3),
+        (1, 28, 56, 3),
+    )
+    model, batch = network.make(0), {"image": np.ones(small, np.float32)}
+    named = shapes("vit_small_patch14_reg4_dinov2", TINY, large, 0)
+    tensors = {n: tensor(n, s).astype(np.float32) for n, s in named.items()}
+    variables = pytorch.import_weights(
+        model, network.rules, tensors, {"image": jax.ShapeDtypeStruct(large, jnp.float32)}
+    )
+    imported = pytorch.import_weights(model, network.rules, tensors, batch, adapt=True)
+    assert imported.params["position"].shape == (1, 8, 24)
+    embedding = jax.jit(lambda v: model.apply(v, batch, None, False)[0].features["embedding"])
+    np.testing.assert_allclose(embedding(variables), embedding(imported), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "sentence"),
+    [
+        ("vit_small_patch14_dinov9", {}, "is no network of timm's that is known here: choose a vision transformer"),
+        ("vit_small_patch14_dinov2", {"window": 3}, "is given window: arguments known here are "),
+        ("vit_small_patch14_dinov2", {"global_pool": "prr"}, "global_pool='prr': choose one of 'token', 'avg', "),
+        ("vit_tiny_patch16_224", {"class_token": False}, "a pooling of the first token but no class token"),
+        ("resnet18", {"width": 3}, "resnet18 is given {'width': 3}: arguments known here are "),
+    ],
+)
+def test_what_is_not_known_is_said(name, arguments, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        pytorch.timm_network(name, **arguments).make(3)

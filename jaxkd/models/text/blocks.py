@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -49,6 +50,12 @@ class Form(NamedTuple):
       norm_bias: Whether norms have a bias.
       attention_bias: Whether the attention's layers have one.
       perceptron_bias: Whether the perceptron's layers have one.
+      key_bias: Whether the layer of the keys has one, if the attention's have.
+      out_bias: Whether the attention's last layer has one; as the others if None.
+      rms: Whether norms divide by the root mean square alone (RMSNorm) and have no bias.
+      query_norm: Whether queries and keys are normed, head by head.
+      inner_norm: Whether the perceptron has a norm before its last layer.
+      scale: Initial value of trained factors on what either part adds (LayerScale); none if None.
     """
 
     heads: int
@@ -61,9 +68,15 @@ class Form(NamedTuple):
     norm_bias: bool = True
     attention_bias: bool = True
     perceptron_bias: bool = True
+    key_bias: bool = True
+    out_bias: bool | None = None
+    rms: bool = False
+    query_norm: bool = False
+    inner_norm: bool = False
+    scale: float | None = None
 
-    def norm(self, name: str) -> nn.LayerNorm:
-        """Layer norm of this form, as a submodule of the module that is being called.
+    def norm(self, name: str) -> nn.Module:
+        """Norm of this form, as a submodule of the module that is being called.
 
         Args:
           name: The submodule's name.
@@ -71,6 +84,8 @@ class Form(NamedTuple):
         Returns:
           The module.
         """
+        if self.rms:
+            return nn.RMSNorm(epsilon=self.epsilon, name=name)
         return nn.LayerNorm(epsilon=self.epsilon, use_bias=self.norm_bias, name=name)
 
 
@@ -79,11 +94,12 @@ class Attention(nn.Module):
 
     Attributes:
       form: Form of the block.
-      rotary: Base of the rotary positions, which turn queries and keys; none if None.
+      rotary: Base of the rotary positions, which turn queries and keys; or tables [L, D / A / 2] of cosines and sines
+        as (x) -> x turned, both [B, A, L, D / A]; none if None.
     """
 
     form: Form
-    rotary: float | None = None
+    rotary: float | Callable[[jax.Array], jax.Array] | None = None
 
     @nn.compact
     def __call__(
@@ -92,11 +108,17 @@ class Attention(nn.Module):
         """As of `Block`; the features are scores [B, A, L, L] and queries, keys, values [B, 3, L, D]."""
         B, L, D = x.shape
         A, biased = self.form.heads, self.form.attention_bias
-        qkv = [Dense(D, use_bias=biased, kernel_init=INIT, name=name)(x) for name in ("query", "key", "value")]
+        biases = {"query": biased, "key": biased and self.form.key_bias, "value": biased}
+        qkv = [Dense(D, use_bias=bias_of, kernel_init=INIT, name=name)(x) for name, bias_of in biases.items()]
         q, k, v = (y.reshape(B, L, A, D // A).transpose(0, 2, 1, 3) for y in qkv)  # [B, A, L, D / A]
+        if self.form.query_norm:
+            q, k = self.form.norm("query_norm")(q), self.form.norm("key_norm")(k)
         if self.rotary is not None:
-            tables = rotary_tables(L, D // A, self.rotary)
-            q, k = rotate(q, tables), rotate(k, tables)
+            turn = self.rotary
+            if not callable(turn):
+                turn = functools.partial(rotate, tables=rotary_tables(L, D // A, turn))
+            q, k = turn(q), turn(k)
+        if self.form.query_norm or self.rotary is not None:
             qkv[:2] = (y.transpose(0, 2, 1, 3).reshape(B, L, D) for y in (q, k))
         scores = (q / math.sqrt(D // A)) @ k.swapaxes(2, 3)
         scores = scores if bias is None else scores + bias
@@ -105,6 +127,7 @@ class Attention(nn.Module):
             scores = jnp.where(allowed, scores, jnp.finfo(scores.dtype).min)
         weights = nn.Dropout(self.form.dropout.weights, deterministic=not train)(nn.softmax(scores))
         mixed = (weights @ v).transpose(0, 2, 1, 3).reshape(B, L, D)
+        biased = biased if self.form.out_bias is None else self.form.out_bias
         return Dense(D, use_bias=biased, kernel_init=INIT, name="out")(mixed), {
             "attention": scores,
             "qkv": jnp.stack(qkv, axis=1),
@@ -121,7 +144,7 @@ class Block(nn.Module):
     """
 
     form: Form
-    rotary: float | None = None
+    rotary: float | Callable[[jax.Array], jax.Array] | None = None
     first_norm: bool = True
 
     @nn.compact
@@ -147,8 +170,16 @@ class Block(nn.Module):
         def drop(rate: float, x: jax.Array) -> jax.Array:
             return nn.Dropout(rate, deterministic=not train)(x)
 
+        def scaled(name: str, x: jax.Array) -> jax.Array:
+            if form.scale is None:
+                return x
+            return x * self.param(name, nn.initializers.constant(form.scale), x.shape[-1:]).astype(x.dtype)[None, None]
+
+        def inside(y: jax.Array) -> jax.Array:
+            return form.norm("inner_norm")(drop(rates.inner, y)) if form.inner_norm else drop(rates.inner, y)
+
         y, features = attend(norm1(x) if form.norm_first else x, allowed, train, bias)
-        y = drop(rates.attention, y)
+        y = drop(rates.attention, scaled("scale1", y))
         x = x + y if form.norm_first else norm1(x + y)
         y = perceptron(
             norm2(x) if form.norm_first else x,
@@ -157,9 +188,9 @@ class Block(nn.Module):
             activation=form.activation,
             gated=form.gated,
             bias=form.perceptron_bias,
-            inside=lambda y: drop(rates.inner, y),
+            inside=inside,
         )
-        y = drop(rates.perceptron, y)
+        y = drop(rates.perceptron, scaled("scale2", y))
         return (x + y if form.norm_first else norm2(x + y)), features
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd.models.adapters import from_linen, rematerialised
-from jaxkd.models.layers import Conv, Dense, perceptron
+from jaxkd.models.layers import Conv, classify, perceptron
 from jaxkd.types import Model, Outputs
 
 _INIT = nn.initializers.truncated_normal(0.02)
@@ -67,7 +67,7 @@ class ConvNeXt(nn.Module):
             features[f"stage{number}"] = x = rematerialised(stage, self.remat)(self, x)
         x = nn.LayerNorm(epsilon=1e-6, name="norm")(jnp.mean(x, axis=(1, 2)))
         features["pooled"] = x
-        return Outputs(Dense(self.num_classes, kernel_init=_INIT, name="head")(x), features)
+        return Outputs(classify(x, self.num_classes, kernel_init=_INIT), features)
 
 
 def convnext(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd.models.adapters import from_linen, rematerialised
-from jaxkd.models.layers import Dense, conv_norms
+from jaxkd.models.layers import classify, conv_norms
 from jaxkd.types import Model, Outputs
 
 
@@ -129,7 +129,7 @@ class MobileNet(nn.Module):
             x = self.activation(conv_norm(x, self.last, "last_{}", kernel=1))
         features["last"] = x
         features["pooled"] = x = jnp.mean(x, axis=(1, 2))
-        return Outputs(Dense(self.num_classes, name="head")(x), features)
+        return Outputs(classify(x, self.num_classes), features)
 
 
 def mobilenet_v1(num_classes: int, *, widen: float = 1.0, axis_name: str | None = None, remat: bool = False) -> Model:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd.models.adapters import from_linen, rematerialised
-from jaxkd.models.layers import Dense, conv_norms
+from jaxkd.models.layers import classify, conv_norms
 from jaxkd.types import Model, Outputs
 
 _DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -103,7 +103,7 @@ class ResNet(nn.Module):
             features |= {f"stage{number}": x, f"stage{number}_preact": before}
         features["last"] = x
         features["pooled"] = x = jnp.mean(x, axis=(1, 2))
-        return Outputs(Dense(self.num_classes, name="head")(x), features)
+        return Outputs(classify(x, self.num_classes), features)
 
 
 def resnet(
