@@ -27,8 +27,9 @@ from jaxkd.experiment import (
 from jaxkd.experiment.domains import COUNT
 from jaxkd.experiment.evaluator import predictor
 from jaxkd.experiment.extraction import as_texts, at_random, centroid, evaluate, lead, open_documents
-from jaxkd.experiment.text_transfer import SMALL_TASKS, Learning, TasksConfig, make_ways, tasks_of
+from jaxkd.experiment.text_transfer import FROZEN, SMALL_TASKS, TasksConfig, tasks_of, text_learning
 from jaxkd.experiment.texts import open_texts_of
+from jaxkd.experiment.two_tasks import make_ways
 from jaxkd.train import students
 
 COLUMNS = {"way": "sentences are chosen by", "precision": "precision at k %", "rouge_1": "ROUGE-1 F1 %"}
@@ -58,7 +59,7 @@ def procedure(config, run, logger, plan) -> None:
     texts = {"old": open_texts_of(config), "new": as_texts(config.documents, documents)}
     tasks = tasks_of(config, texts, config.layers)
     context = Context(run, logger, plan, config.seed, config.batch_size, dict, dict, config)
-    learning, many, test = Learning(context, tasks, config.learning_rate), range(config.seeds), documents["test"]
+    learning, many, test = text_learning(context, tasks, config.learning_rate), range(config.seeds), documents["test"]
 
     # 1. Floors, and the labels as the best that sentences can do.
     found, rows = {}, []
@@ -79,13 +80,13 @@ def procedure(config, run, logger, plan) -> None:
     if any(name in ("frozen", "fine-tuned") for name in config.ways):
         trained, found["classifier"] = learning.learn_old(tasks.encoder.variables, config.old_epochs, "classifier")
         starts["old"] = (trained, "^heads/new/")
-    ways, bounds = make_ways(), np.cumsum([len(one.sentences) for one in test])[:-1]
+    ways, bounds = make_ways(**FROZEN), np.cumsum([len(one.sentences) for one in test])[:-1]
     for name in config.ways:
         way = ways[name]
-        start = None if way.start is None else learning.begin(*starts[way.start], way.frozen, many)
+        start = None if way.start is None else learning.begin(*starts[way.start], way, many)
         options = dict(start=start, seeds=many, epochs=config.epochs, measured=[])
         stack, _ = learning.fit(name, way, "new", **options)
-        answers_of, scores = predictor(context, learning.side("new", way.frozen)), []
+        answers_of, scores = predictor(context, learning.side("new", way)), []
         for seed in many:
             _, logits = answers_of(students.pick_student(stack, seed))(tasks.sources["new"][2])
             scores.append(np.split(logits[:, 1] - logits[:, 0], bounds))

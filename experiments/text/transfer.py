@@ -26,7 +26,8 @@ from jaxkd.experiment import (
     launch,
 )
 from jaxkd.experiment.domains import NON_NEGATIVE, TEMPERATURE
-from jaxkd.experiment.text_transfer import SMALL_TASKS, Learning, TasksConfig, floor, make_ways, open_tasks
+from jaxkd.experiment.text_transfer import FROZEN, SMALL_TASKS, TasksConfig, floor, open_tasks, text_learning
+from jaxkd.experiment.two_tasks import make_ways
 
 COLUMNS = {"way": "new task", "before": "old task before %", "after": "old task after %", "new": "new task %"}
 COLUMNS |= {"matthews": "new task, Matthews correlation"}
@@ -71,7 +72,7 @@ def procedure(config, run, logger, plan) -> None:
     target = dataclasses.replace(config, source=config.target, **splits)
     tasks = open_tasks(config, target, config.layers, config.label_until)
     context = Context(run, logger, plan, config.seed, config.batch_size, dict, dict, config)
-    learning, many = Learning(context, tasks, config.learning_rate), range(config.seeds)
+    learning, many = text_learning(context, tasks, config.learning_rate), range(config.seeds)
 
     # 1. Floors, and the old task, learned once.
     found = {"floor": {task: floor(splits) for task, splits in tasks.texts.items()}}
@@ -81,10 +82,10 @@ def procedure(config, run, logger, plan) -> None:
     starts = {"published": (published, "^heads/"), "old": (trained, "^heads/new/")}
 
     # 2. The new task, in each way.
-    ways = make_ways(config.keep, config.temperature, config.relations)
+    ways = make_ways(config.keep, config.temperature, config.relations, **FROZEN)
     for name in config.ways:
         way = ways[name]
-        start = None if way.start is None else learning.begin(*starts[way.start], way.frozen, many)
+        start = None if way.start is None else learning.begin(*starts[way.start], way, many)
         teacher = dict(teacher=learning.side("old"), teacher_variables=trained) if way.taught else {}
         measured = ["new", "old"] if way.start == "old" else ["new"]
         options = dict(start=start, seeds=many, epochs=config.epochs, measured=measured)

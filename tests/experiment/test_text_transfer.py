@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxkd import data, losses
-from jaxkd.experiment import text_transfer
+from jaxkd.experiment import text_transfer, two_tasks
 from jaxkd.experiment.texts import Splits
 from jaxkd.experiment.tiny import sentences
 from jaxkd.types import Outputs
@@ -30,7 +30,7 @@ def value(term, batch):
 
 
 def test_objectives_are_those_of_their_papers():
-    ways = text_transfer.make_ways(0.5, 2.0, 10.0)
+    ways = two_tasks.make_ways(0.5, 2.0, 10.0, **text_transfer.FROZEN)
     features, batch = STUDENT.features, {"label": BATCH["label"] % 2}
     label = float(np.mean(losses.cross_entropy(features["logits_new"], batch["label"])))
     answers = float(np.mean(losses.kd(features["logits_old"], TEACHER.logits, temperature=2.0)))
@@ -50,7 +50,7 @@ def test_objectives_are_those_of_their_papers():
 def test_last_layers_learn_ten_times_as_fast_unless_all_is_new():
     params = {"student": {"encoder": jnp.ones(3), "heads": {"new": jnp.ones(3)}}, "term": {}}
     for alike, ratio in ((False, 10), (True, 1)):
-        optimizer = text_transfer.adam(1e-3, 10, alike=alike)
+        optimizer = two_tasks.adam(1e-3, 10, alike=alike)
         state = optimizer.init(params)
         for _ in range(2):  # the first rate is 0
             updates, state = optimizer.update(params, state, params)
