@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -226,16 +226,8 @@ class Comparison:
 
     def add_floor(self) -> None:
         """Adds the row of logistic regression on pixels, whose strength is chosen on the validation split."""
-        pixels = [
-            np.asarray(source.read(np.arange(source.size))["image"], np.float32).reshape(source.size, -1)
-            for source in (self.train, self.validation, self.test)
-        ]
-        # The optimum is that of the pixels as they are, with an intercept; it is found sooner.
-        scale, centre = (255 if pixels[0].max() > 1 else 1), pixels[0].mean(axis=0)
-        x, xv, xt = ((each - centre) / scale for each in pixels)
-        labels = data.labels_of(self.train), data.labels_of(self.validation)
-        line = logistic_regression(x, labels[0], (xv, labels[1]), self.train.num_classes, strengths=(1e-3, 1e-2, 3e-2))
-        self.trials.add("logistic regression", self.score(line.logits(xt)), parameters=line.parameters)
+        logits, parameters = pixel_floor(self.train, self.validation, self.test)
+        self.trials.add("logistic regression", self.score(logits), parameters=parameters)
 
     def fit_teacher(self, name: str = "teacher", model: Model | None = None, **options: Any) -> Variables:
         """Trains a single network on the labels for `--teacher-epochs`, and adds its row.
@@ -296,8 +288,37 @@ class Comparison:
         self.trials.conclude(**{"title": title, **options})
 
 
+def pixel_floor(train: data.Source, validation: data.Source, test: data.Source) -> tuple[np.ndarray, int]:
+    """Fits logistic regression on pixels, whose strength is chosen on the validation split.
+
+    Args:
+      train: Training images.
+      validation: Images on which the strength is chosen.
+      test: Images that are classified.
+
+    Returns:
+      Logits [N, K] of the test images, and the number of parameters.
+    """
+    pixels = [
+        np.asarray(source.read(np.arange(source.size))["image"], np.float32).reshape(source.size, -1)
+        for source in (train, validation, test)
+    ]
+    # The optimum is that of the pixels as they are, with an intercept; it is found sooner.
+    scale, centre = (255 if pixels[0].max() > 1 else 1), pixels[0].mean(axis=0)
+    x, xv, xt = ((each - centre) / scale for each in pixels)
+    labels = data.labels_of(train), data.labels_of(validation)
+    line = logistic_regression(x, labels[0], (xv, labels[1]), train.num_classes, strengths=(1e-3, 1e-2, 3e-2))
+    return line.logits(xt), line.parameters
+
+
 def compare(
-    config: ComparisonConfig, run: Run, logger: Logger, plan: parallel.Plan, *, columns: Mapping[str, Column] = {}
+    config: ComparisonConfig,
+    run: Run,
+    logger: Logger,
+    plan: parallel.Plan,
+    *,
+    columns: Mapping[str, Column] = {},
+    splits: Sequence[data.Source] | None = None,
 ) -> Comparison:
     """Opens the images and makes the two networks of a configuration, after checks that they fit.
 
@@ -307,6 +328,7 @@ def compare(
       logger: The logger.
       plan: The plan that spreads steps over devices.
       columns: Further columns of the table, besides those of the configuration.
+      splits: Training, validation and test images; those of `open_splits` if None.
 
     Returns:
       The comparison, whose table is empty.
@@ -314,7 +336,7 @@ def compare(
     Raises:
       ValueError: As `open_splits` and `check_networks` say.
     """
-    train, validation, test = open_splits(config)
+    train, validation, test = open_splits(config) if splits is None else splits
     moves = [augment.random_crop(config.crop)] * bool(config.crop) + [augment.flip()] * config.flip
     noisy, clean = prepared(train, moves, seed=config.seed)
     context = Context(run, logger, plan, config.seed, config.batch_size, noisy, clean, config)

@@ -67,17 +67,35 @@ def open_source_and_target(
     whole, validation, test = targets
     check_images(None, pretraining)
     check_images(None, *targets)
-    most = int(np.bincount(data.labels_of(whole), minlength=whole.num_classes).min())
-    if per_class > most:
-        what = f"give at most {most}" if most else "choose a --train-split that has examples of each class"
-        raise ValueError(f"--per-class is {per_class} but a class of {whole.name} has {most} examples: {what}.")
+    few = draw_labels(whole, per_class, seed)
     if pretraining.image_shape != whole.image_shape:
         raise ValueError(
             f"images are {pretraining.image_shape} in the source but {whole.image_shape} in the target: "
             "give --image-size, and sets with as many channels."
         )
     check_held_out(*targets)
-    return pretraining, data.few_labels(whole, per_class, seed=seed), validation, test
+    return pretraining, few, validation, test
+
+
+def draw_labels(whole: data.Source, per_class: int, seed: int) -> data.Source:
+    """Draws a few examples of each class.
+
+    Args:
+      whole: All examples.
+      per_class: Examples of each class, `--per-class`.
+      seed: Seed of the draw.
+
+    Returns:
+      The examples.
+
+    Raises:
+      ValueError: If a class has fewer.
+    """
+    most = int(np.bincount(data.labels_of(whole), minlength=whole.num_classes).min())
+    if per_class > most:
+        what = f"give at most {most}" if most else "choose a --train-split that has examples of each class"
+        raise ValueError(f"--per-class is {per_class} but a class of {whole.name} has {most} examples: {what}.")
+    return data.few_labels(whole, per_class, seed=seed)
 
 
 def _check_classes(flag: str, count: int, source: data.Source) -> None:

@@ -134,6 +134,7 @@ class Learning:
       model: The network, whose feature `pooled` the last layers read.
       rate: Largest learning rate of the network.
       spared: Pattern of the params that stay as they were published when the old task is learned; None for none.
+      rehearsed: Rows of the old task that are learned together with those of the new one; all of its training if None.
     """
 
     def __init__(
@@ -143,8 +144,10 @@ class Learning:
         model: Model,
         rate: float,
         spared: str | None = None,
+        rehearsed: data.Source | None = None,
     ) -> None:
         self._context, self._sources, self._rate, self._spared = context, sources, rate, spared
+        self._rehearsed = sources["old"][0] if rehearsed is None else rehearsed
         self._key = jax.random.key(context.seed)
         old, new = (sources[task][0].num_classes for task in ("old", "new"))
         self._both = models.with_heads(model, old=old, new=new)
@@ -231,7 +234,7 @@ class Learning:
         """
         context, source = self._context, self._sources[task][0]
         if way.rows == "both":
-            source = data.join_tasks(**{name: splits[0] for name, splits in self._sources.items()})
+            source = data.join_tasks(old=self._rehearsed, new=self._sources["new"][0])
         steps = epochs * data.steps_per_epoch(source, context.batch_of(source))
         state = train_phase(
             context,

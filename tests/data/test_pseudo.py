@@ -46,9 +46,41 @@ def test_the_threshold_itself_is_certain_and_huge_logits_are_no_accident():
     assert data.pseudo_labels(np.float32([[3, 1], [1, 3]]), threshold=0.8)[0].tolist() == [0, 1]
 
 
+def test_classes_are_balanced_exactly_by_repeated_rows_or_not_at_all():
+    rows, labels = data.pseudo_labels(LOGITS, threshold=0.75, balance="repeat")
+    assert (rows.tolist(), labels.tolist()) == ([0, 2, 4, 4, 5, 6], [0, 0, 1, 1, 0, 1])  # row 4 is surest of class 1
+    rows, labels = data.pseudo_labels(LOGITS, threshold=0.75, per_class=5, balance="repeat")
+    assert np.bincount(labels).tolist() == [5, 5]
+    assert np.bincount(rows, minlength=7).tolist() == [1, 0, 2, 0, 3, 2, 2]
+    rows, labels = data.pseudo_labels(LOGITS, threshold=0.0, balance="none")
+    assert (rows.tolist(), labels.tolist()) == (list(range(7)), LABELS)
+    assert data.pseudo_labels(LOGITS, threshold=0.97, balance="none")[0].tolist() == [4]
+
+
+def test_chosen_rows_have_the_labels_of_the_teacher():
+    images = np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1)
+    for arrays in ({"image": images, "label": np.array([0, 1, 0])}, {"image": images}):
+        source = data.with_pseudo_labels(data.open_source(arrays), np.array([0, 2, 2]), np.array([1, 0, 0]), 3)
+        batch = source.read(np.array([2, 0]))
+        assert (batch["label"].tolist(), batch["id"].tolist()) == ([0, 1], [2, 0])
+        np.testing.assert_array_equal(batch["image"], images[[2, 0]])
+        assert (len(source), source.num_classes, source.task) == (3, 3, "classification")
+    for rows, labels, said in (
+        ([0], [0, 1], r"\(1,\) rows and \(2,\) labels"),
+        ([], [], "at least one"),
+        ([3], [0], r"rows are 3\.\.3"),
+        ([0], [3], r"labels are 3\.\.3: give ones from 0 to 2"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            data.with_pseudo_labels(data.open_source({"image": images}), np.array(rows), np.array(labels), 3)
+
+
 @pytest.mark.parametrize(
     ("logits", "options", "said"),
     [
+        (LOGITS, {"threshold": 1.0, "balance": "none"}, r"no row of the classes \[0, 1\]"),
+        (LOGITS, {"threshold": 0.5, "balance": "all"}, "balance is 'all': give one of drop, repeat, none"),
+        (LOGITS, {"threshold": 0.5, "balance": "none", "per_class": 2}, "leave one out"),
         (LOGITS, {"threshold": 0.97}, r"no row of the classes \[0\] a probability of at least 0.97 \(at most 0.95\)"),
         (LOGITS[:1], {"threshold": 0.5}, r"no row of the classes \[1\] .* \(never the likeliest\)"),
         (LOGITS[:0], {"threshold": 0.5}, r"no row of the classes \[0, 1\]"),

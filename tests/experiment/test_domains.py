@@ -25,6 +25,7 @@ FILES += ("tabular/recommendation",)
 FILES += ("text/embeddings", "text/entities", "text/extraction", "text/sentiment", "text/transfer")
 FILES += ("tabular/tables",)
 FILES += ("detection/cells", "detection/masks")
+FILES += ("methods/adapters", "methods/domains", "methods/tasks")
 
 
 def configurations():
