@@ -24,10 +24,8 @@ WAYS = ("nothing", "frozen", "lora", "fine-tuned")
 @dataclasses.dataclass(frozen=True)
 class Config(ImageTasksConfig):
     name: str = "adapters"
-    network: str = "convnet"
-    old_epochs: int = 8
     ways: tuple[str, ...] = flag(WAYS, "parts of the network that are trained; lora has a row for each rank", TRAINING)
-    ranks: tuple[int, ...] = flag((1, 4, 16), "ranks of the adapters", TRAINING, COUNT)
+    ranks: tuple[int, ...] = flag((1, 4), "ranks of the adapters", TRAINING, COUNT)
     adapted: tuple[str, ...] = flag(("stage.*kernel",), "patterns of the kernels that have adapters", TRAINING)
 
     def check(self) -> None:

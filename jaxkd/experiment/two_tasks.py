@@ -278,6 +278,5 @@ def adam(rate: float, steps: int, *, alike: bool = False) -> optax.GradientTrans
     def make(rate: float) -> optax.GradientTransformation:
         return optax.adam(warmed_up(rate, steps))
 
-    return (
-        make(10 * rate) if alike else optimizers.by_path({f"heads/|{models.LORA}/|term/": make(10 * rate)}, make(rate))
-    )
+    anew = f"heads/|{models.LORA}/|term/"
+    return make(10 * rate) if alike else optimizers.by_path({anew: make(10 * rate)}, make(rate))

@@ -112,8 +112,9 @@ def test_steps_train_the_adapters_alone_and_resume_from_a_checkpoint(small, tmp_
 
 
 def test_students_of_several_seeds_share_one_base(small):
-    model, start = models.lora(SMALL, DENSE, 2, shared=True), models.without_base(models.add_lora(KEY, small, DENSE, 2))
-    assert models.lora(SMALL, DENSE, 2, shared=True).init(KEY, BATCH).state.keys() == start.state.keys()
+    model = models.lora(SMALL, DENSE, 2, shared=True, trained="head/bias")
+    start = models.without_base(models.add_lora(KEY, small, DENSE, 2, trained="head/bias"))
+    assert jax.eval_shape(model.init, KEY, BATCH).state.keys() == start.state.keys()
     sweep = students.sweep(lambda: (model, SMALL, LABEL, optax.sgd(0.1)), students.grid(seed=(0, 1)))
     state = sweep.init(key=KEY, batch=BATCH, teacher_variables=small, student_variables=start)
     assert "frozen" not in state.state["student"]
@@ -122,6 +123,9 @@ def test_students_of_several_seeds_share_one_base(small):
     whole = model.apply(found, {**BATCH, TEACHER: small}, None, False)[0].logits
     merged = SMALL.apply(models.merge_lora(found, small), BATCH, None, False)[0].logits
     np.testing.assert_array_equal(whole, merged)
+    trained = found.params["head"]["bias"]
+    np.testing.assert_array_equal(models.merge_lora(found, small).params["head"]["bias"], trained)
+    assert np.any(trained != small.params["head"]["bias"])
     assert np.abs(merged - SMALL.apply(small, BATCH, None, False)[0].logits).max() > 1e-3
     with pytest.raises(ValueError, match="no base, which is the teacher of their step"):
         model.apply(found, BATCH, None, False)
