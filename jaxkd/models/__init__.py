@@ -1,9 +1,11 @@
 """Models: networks with named intermediates, and the makers that turn any network into a `Model`."""
 
 from jaxkd.models.adapters import from_linen, init
+from jaxkd.models.alignment import match_activations, match_weights
 from jaxkd.models.audio.depthwise import Stream, depthwise_net, depthwise_stream
 from jaxkd.models.audio.recurrent import recurrent_net
 from jaxkd.models.audio.spectrum_cnn import spectrum_cnn
+from jaxkd.models.axes import Axes, Heads, plain_axes, resnet_axes, take_channels, transformer_axes
 from jaxkd.models.combine import (
     cached,
     ensemble,
@@ -15,6 +17,7 @@ from jaxkd.models.combine import (
     stacked,
     with_head,
 )
+from jaxkd.models.depth import fuse_blocks, neighbours, take_blocks
 from jaxkd.models.detection.decode import Detections, detect, suppress
 from jaxkd.models.detection.detector import apply_head, detector
 from jaxkd.models.detection.targets import Targets, assign
@@ -22,13 +25,16 @@ from jaxkd.models.frozen import freeze, frozen, thaw
 from jaxkd.models.graph.sensor_mlp import sensor_mlp
 from jaxkd.models.graph.tgcn import normalise_adjacency, tgcn
 from jaxkd.models.heads import at_head, with_heads
-from jaxkd.models.inherit import inherit, take_blocks
+from jaxkd.models.importance import mean_activations, weight_norms
+from jaxkd.models.inherit import inherit
 from jaxkd.models.lora import LORA, add_lora, lora, merge_lora, without_base
 from jaxkd.models.nnx_modules import from_nnx
 from jaxkd.models.precision import Int8, cast, from_int8, in_dtype, to_int8
 from jaxkd.models.reused import reuse_classifier
+from jaxkd.models.selection import at_random, by_importance, evenly, first, select
 from jaxkd.models.size import count_parameters, size
-from jaxkd.models.statistics import unbiased_variance
+from jaxkd.models.soups import average, greedy_soup
+from jaxkd.models.statistics import reestimate_statistics, unbiased_variance
 from jaxkd.models.tabular.mlp import table_mlp
 from jaxkd.models.tabular.recommenders import matrix_factorisation, two_towers
 from jaxkd.models.text.bag import bag_of_embeddings
@@ -65,7 +71,9 @@ from jaxkd.models.vision.wide_resnet import wide_resnet
 __all__ = [
     "KEPT",
     "LORA",
+    "Axes",
     "Detections",
+    "Heads",
     "Int8",
     "LatentPool",
     "Stream",
@@ -74,10 +82,13 @@ __all__ = [
     "apply_head",
     "assign",
     "at_head",
+    "at_random",
     "at_resolution",
+    "average",
     "bag_of_embeddings",
     "bert",
     "bigru",
+    "by_importance",
     "cached",
     "cast",
     "convnet",
@@ -88,12 +99,16 @@ __all__ = [
     "detect",
     "detector",
     "ensemble",
+    "evenly",
+    "first",
     "first_token",
     "freeze",
     "from_int8",
     "from_linen",
     "from_nnx",
     "frozen",
+    "fuse_blocks",
+    "greedy_soup",
     "imagenet_resnet",
     "in_basis",
     "in_dtype",
@@ -104,7 +119,10 @@ __all__ = [
     "language_model",
     "lenet",
     "lora",
+    "match_activations",
+    "match_weights",
     "matrix_factorisation",
+    "mean_activations",
     "mean_logits",
     "mean_of_tokens",
     "mean_probabilities",
@@ -114,15 +132,20 @@ __all__ = [
     "mobilenet_v2",
     "modern_bert",
     "narrowed",
+    "neighbours",
     "no_teacher",
     "normalise_adjacency",
+    "plain_axes",
     "principal_basis",
     "reading",
     "recurrent_net",
+    "reestimate_statistics",
     "resnet",
+    "resnet_axes",
     "reuse_classifier",
     "rotary_by_index",
     "rotary_by_place",
+    "select",
     "select_classes",
     "sensor_mlp",
     "sentence_embeddings",
@@ -137,6 +160,7 @@ __all__ = [
     "suppress",
     "table_mlp",
     "take_blocks",
+    "take_channels",
     "text_cnn",
     "tgcn",
     "thaw",
@@ -144,11 +168,13 @@ __all__ = [
     "to_int8",
     "token_weights",
     "top_k",
+    "transformer_axes",
     "two_towers",
     "unbiased_variance",
     "unet",
     "vgg",
     "vision_transformer",
+    "weight_norms",
     "wide_resnet",
     "with_channels",
     "with_embedding",

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 
 import jax
 
-from jaxkd.types import PyTree, Variables, as_variables, leaf_name
-
-_BLOCK = re.compile(r"block(\d+)")
+from jaxkd.types import Variables, as_variables, leaf_name
 
 
 def inherit(own: Variables, trained: Variables, *, fresh: str = r"(^|/)head") -> Variables:
@@ -48,42 +45,3 @@ def inherit(own: Variables, trained: Variables, *, fresh: str = r"(^|/)head") ->
         return known[name]
 
     return jax.tree_util.tree_map_with_path(choose, own)
-
-
-def take_blocks(variables: Variables, blocks: Sequence[int]) -> Variables:
-    """Variables of a shallower transformer: some blocks of a deeper one, and all else as it is.
-
-    `take_blocks(teacher_variables, (1, 3, 5))` starts a student of three blocks, otherwise of the teacher's form, from
-    every second block of six, as DistilBERT was. Optimizers may update the copies; the arrays are the same ones.
-
-    Args:
-      variables: Those of any transformer of this library, whose blocks are called block0, block1, ...
-      blocks: Numbers of the blocks to keep, from 0, which become block0, block1, ... in this order.
-
-    Returns:
-      The student's variables.
-
-    Raises:
-      ValueError: If there are no blocks, no such ones, or one is asked for twice.
-    """
-    variables, wanted = as_variables(variables), [int(number) for number in blocks]
-    if not wanted or len(set(wanted)) != len(wanted):
-        raise ValueError(f"blocks={tuple(blocks)} should be different numbers, such as (1, 3, 5).")
-    stacks: list[int] = []
-
-    def shallower(tree: PyTree) -> PyTree:
-        if not isinstance(tree, Mapping):
-            return tree
-        numbers = {int(found[1]) for name in tree if (found := _BLOCK.fullmatch(str(name)))}
-        if numbers == set(range(len(numbers))) and numbers:
-            stacks.append(len(numbers))
-            if not set(wanted) <= numbers:
-                raise ValueError(f"blocks={tuple(blocks)} should be among 0..{len(numbers) - 1}, the network's blocks.")
-            others = {name: x for name, x in tree.items() if not _BLOCK.fullmatch(str(name))}
-            return {**others, **{f"block{i}": tree[f"block{number}"] for i, number in enumerate(wanted)}}
-        return {name: shallower(x) for name, x in tree.items()}
-
-    params, state = shallower(variables.params), shallower(variables.state)
-    if not stacks:
-        raise ValueError(f"the network has no blocks: its params are {', '.join(variables.params) or 'empty'}.")
-    return Variables(params, state)

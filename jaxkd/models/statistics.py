@@ -1,15 +1,19 @@
-"""Running statistics of batch norms as PyTorch keeps them."""
+"""Running statistics of batch norms: as PyTorch keeps them, and measured anew."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from jaxkd.types import Batch, Model, Outputs, PyTree, Variables
+from jaxkd.types import Batch, Model, Outputs, PyTree, Variables, as_variables
+
+_STATISTICS = "batch_stats"
 
 
 def unbiased_variance(model: Model) -> Model:
@@ -64,3 +68,72 @@ def _correct(seen: list[nn.BatchNorm], call: Callable[..., Any], args: Any, opti
         moved = after - norm.momentum * before  # (1 - m) variance
         norm.put_variable("batch_stats", "var", after + moved / (n - 1))
     return result
+
+
+def reestimate_statistics(
+    model: Model, variables: Variables, batches: Iterable[Batch], *, key: jax.Array | None = None
+) -> Variables:
+    """Variables with the running statistics of batch norms measured anew, and all else as it is.
+
+    mean = mean of m_b,  variance = mean of (v_b + m_b^2) - mean^2   over batches b of one size
+
+    Networks that were averaged, fused or selected need it: their statistics are those of other activations. Each batch
+    runs in training mode, so that later layers see what norms make of it. Dropout acts if there is a key.
+
+    Args:
+      model: The network.
+      variables: Its variables, whose statistics stand in the state's `batch_stats`, as Flax Linen keeps them.
+      batches: Prepared batches of one size.
+      key: Typed PRNG key [] of dropout and the like.
+
+    Returns:
+      The variables; those that were given if they have no statistics.
+
+    Raises:
+      ValueError: If there is no batch.
+
+    Reference:
+      Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", UAI 2018,
+      https://arxiv.org/abs/1803.05407
+    """
+    params, state = as_variables(variables)
+    if not isinstance(state, Mapping) or _STATISTICS not in state:
+        return Variables(params, state)
+
+    def measure(params: PyTree, state: PyTree, batch: Batch) -> tuple[PyTree, PyTree]:
+        """Mean and mean square of one batch: statistics move by (1 - m) of the difference, so two moves tell both."""
+
+        def moved(start: float) -> PyTree:
+            begun = jax.tree.map(lambda x: jnp.full_like(x, start), state[_STATISTICS])
+            return model.apply(Variables(params, {**state, _STATISTICS: begun}), batch, key, True)[1][_STATISTICS]
+
+        zero, one = moved(0.0), moved(1.0)
+        found = jax.tree.map(lambda at_0, at_1: at_0 / (1 - (at_1 - at_0)), zero, one)
+        return found, _squares(found)
+
+    program = jax.jit(measure)
+    seen = [jax.device_get(program(params, state, dict(batch))) for batch in batches]
+    if not seen:
+        raise ValueError("there is no batch to measure running statistics on: give one or more.")
+    means, squares = (
+        jax.tree.map(lambda *x: np.mean(x, axis=0, dtype=np.float64), *side) for side in zip(*seen, strict=True)
+    )
+    found = _variances(means, squares)
+    return Variables(
+        params,
+        {**state, _STATISTICS: jax.tree.map(lambda x, old: jnp.asarray(x, old.dtype), found, state[_STATISTICS])},
+    )
+
+
+def _squares(tree: PyTree) -> PyTree:
+    """Norms' means and variances -> the same means, and mean squares in place of variances."""
+    if isinstance(tree, Mapping) and tree.keys() == {"mean", "var"}:
+        return {"mean": tree["mean"], "var": tree["var"] + tree["mean"] ** 2}
+    return {name: _squares(x) for name, x in tree.items()}
+
+
+def _variances(means: PyTree, squares: PyTree) -> PyTree:
+    """The way back, once both were averaged."""
+    if isinstance(means, Mapping) and means.keys() == {"mean", "var"}:
+        return {"mean": means["mean"], "var": np.maximum(squares["var"] - means["mean"] ** 2, 0)}
+    return {name: _variances(x, squares[name]) for name, x in means.items()}
