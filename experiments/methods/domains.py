@@ -15,10 +15,9 @@ https://arxiv.org/abs/1911.04252
 """
 
 import dataclasses
-from typing import Literal
 
 from jaxkd import models, objectives
-from jaxkd.data import pseudo_labels, with_fields, with_pseudo_labels
+from jaxkd.data import UncertainError, pseudo_labels, with_fields, with_pseudo_labels
 from jaxkd.data.splits import say
 from jaxkd.experiment import DATA, NETWORKS, TRAINING, check_choice, flag, launch
 from jaxkd.experiment.comparison import SMOKE, SYNTHETIC, ComparisonConfig
@@ -49,7 +48,8 @@ class Config(ComparisonConfig):
     epochs: int = 6
     batch_size: int = 64
     threshold: float = flag(0.9, "least probability of a certain answer", TRAINING, FRACTION)
-    balance: Literal["repeat", "drop", "none"] = flag("repeat", "what noisy students get of rarer classes", TRAINING)
+    noisy_threshold: float = flag(0.3, "the same for balanced answers and noisy students", TRAINING, FRACTION)
+    per_class: int = flag(200, "pictures of each class for these; of a rarer one some count again", TRAINING, COUNT)
     generations: int = flag(2, "generations of noisy students", TRAINING, COUNT)
     students: tuple[str, ...] = flag(KINDS, "kinds of students", NETWORKS)
 
@@ -60,9 +60,8 @@ class Config(ComparisonConfig):
 
 
 SMALL = dict(SMOKE, name="domains-smoke", source_validation_split="test", target=SYNTHETIC, image_size=12)
-SMALL |= dict(
-    train_split="train", validation_split="test", threshold=0.0, generations=1, balance="none", students=("noisy",)
-)
+SMALL |= dict(train_split="train", validation_split="test", per_class=8, generations=1, students=("noisy",))
+SMALL |= dict(teacher_epochs=20, learning_rate=0.03)  # until it is certain of something
 
 
 def teach_noisy(config, domains, teacher) -> None:
@@ -78,12 +77,15 @@ def teach_noisy(config, domains, teacher) -> None:
             [compared.student] * config.generations,
             answer=lambda model, variables: compared.answers(model, variables, compared.train),
             learn=learn,
-            threshold=config.threshold,
-            balance=config.balance,
+            threshold=config.noisy_threshold,
+            per_class=config.per_class,
         )
-        for one in list(chain)[1:]:
-            scores.setdefault(one.number, []).append(compared.scorer(one.model)(one.variables))
-            parameters = models.count_parameters(one.variables)
+        try:
+            for one in list(chain)[1:]:  # the teacher has its row
+                scores.setdefault(one.number, []).append(compared.scorer(one.model)(one.variables))
+                parameters = models.count_parameters(one.variables)
+        except UncertainError as error:
+            say(f"there is no noisy student of seed {seed}: {error}")
     for number, found in scores.items():
         compared.trials.add(f"noisy-generation-{number}", found, parameters=parameters)
 
@@ -98,11 +100,14 @@ def procedure(config, run, logger, plan) -> None:
     teacher = domains.fit_teacher()
     logits = compared.answers(*teacher, train)
 
-    def teach_on_answers(name, threshold, balance):
+    def teach_on_answers(name, threshold, balance, per_class=None):
         """Students of the target's pictures of whose class the teacher is certain, with its answers as labels."""
-        rows, labels = pseudo_labels(logits, threshold=threshold, balance=balance)
+        try:
+            rows, labels = pseudo_labels(logits, threshold=threshold, balance=balance, per_class=per_class)
+        except UncertainError as error:
+            return say(f"{name} is left out: {error}")
         say(f"{name}: the teacher is certain of {len(set(rows))} of {len(train)} pictures, at {threshold} or more.")
-        compared.teach(name, label, source=with_pseudo_labels(train, rows, labels, classes))
+        return compared.teach(name, label, source=with_pseudo_labels(train, rows, labels, classes))
 
     # 2. The students.
     soft = objectives.from_logits(kd, temperature=config.temperature)
@@ -110,7 +115,7 @@ def procedure(config, run, logger, plan) -> None:
         "source-labels": lambda name: compared.teach(name, label, source=domains.labelled),
         "hard": lambda name: teach_on_answers(name, 0.0, "none"),
         "certain": lambda name: teach_on_answers(name, config.threshold, "none"),
-        "balanced": lambda name: teach_on_answers(name, config.threshold, "repeat"),
+        "balanced": lambda name: teach_on_answers(name, config.noisy_threshold, "repeat", config.per_class),
         "soft": lambda name: compared.teach(name, soft, source=with_fields(train, teacher_logits=logits), **CACHED),
         "noisy": lambda name: teach_noisy(config, domains, teacher),
         "target-labels": lambda name: compared.teach(name, label),

@@ -21,7 +21,7 @@ from jaxkd.data.pipeline import (
     steps_per_epoch,
     train_batches,
 )
-from jaxkd.data.pseudo import pseudo_labels, with_pseudo_labels
+from jaxkd.data.pseudo import UncertainError, pseudo_labels, with_pseudo_labels
 from jaxkd.data.readers.digits import prepare_digits
 from jaxkd.data.sounds import Sounds, open_sounds, split_by_speaker, to_source
 from jaxkd.data.source import Source, in_memory, labels_of, statistics, table, with_fields
@@ -54,6 +54,7 @@ __all__ = [
     "Texts",
     "Tokenizer",
     "Transform",
+    "UncertainError",
     "add_texts",
     "bundles",
     "carry_tokens",

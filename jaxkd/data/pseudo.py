@@ -16,6 +16,10 @@ Balance: TypeAlias = Literal["drop", "repeat", "none"]
 """What becomes of classes of which a teacher is certain of more rows than of others, or of fewer."""
 
 
+class UncertainError(ValueError):
+    """A teacher that is certain of no row of a class, so that there are no balanced pseudo-labels."""
+
+
 def pseudo_labels(
     logits: ArrayLike, *, threshold: float, per_class: int | None = None, balance: Balance = "drop"
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -38,8 +42,8 @@ def pseudo_labels(
       Row numbers int64 [M] in ascending order, and their labels int32 [M].
 
     Raises:
-      ValueError: If the logits are not [N, K] of at least two classes or not finite, an option is out of range, or the
-        teacher is certain of no row of a class, or for "none" of no row at all.
+      UncertainError: If the teacher is certain of no row of a class, or for "none" of no row at all.
+      ValueError: If the logits are not [N, K] of at least two classes or not finite, or an option is out of range.
 
     Reference:
       Lee, "Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method for Deep Neural Networks", ICML 2013
@@ -57,7 +61,7 @@ def pseudo_labels(
     if missing and (balance != "none" or len(missing) == len(found)):
         own = [likely[labels == k] for k in missing]
         best = [f"at most {rows.max():.3g}" if rows.size else "never the likeliest" for rows in own]
-        raise ValueError(
+        raise UncertainError(
             f"the teacher gives no row of the classes {missing} a probability of at least {threshold} "
             f"({', '.join(best)}): lower the threshold or give more rows."
         )

@@ -80,7 +80,8 @@ def generations(
       The teacher as generation 0, then each student as soon as it is trained.
 
     Raises:
-      ValueError: As `data.pseudo_labels` says, such as for a teacher that is certain of no row of a class.
+      data.UncertainError: If a generation is certain of no row of a class.
+      ValueError: As `data.pseudo_labels` says.
     """
     last = Generation(0, *teacher, _NO_ROWS, _NO_ROWS.astype(np.int32))
     yield last
@@ -88,7 +89,7 @@ def generations(
         logits = answer(last.model, last.variables)
         try:
             rows, labels = data.pseudo_labels(logits, threshold=threshold, per_class=per_class, balance=balance)
-        except ValueError as error:
-            raise ValueError(f"generation {number} has nothing to learn from: {error}") from error
+        except data.UncertainError as error:
+            raise data.UncertainError(f"generation {number} has nothing to learn from: {error}") from error
         last = Generation(number, model, learn(number, model, rows, labels), rows, labels)
         yield last
