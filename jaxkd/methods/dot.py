@@ -40,19 +40,21 @@ def dot(
     momentum: float | jax.Array = 0.9,
     delta: float | jax.Array = 0.075,
     task: str | Sequence[str] = "label",
+    weight_decay: float | jax.Array = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """SGD with a momentum buffer for the gradient of the task and one for that of distillation.
 
-    v_task <- g_task + (mu - delta) v_task,  v_kd <- g_kd + (mu + delta) v_kd,  update = -gamma (v_task + v_kd)
+    v_task <- g_task + lambda theta + (mu - delta) v_task,  v_kd <- g_kd + (mu + delta) v_kd
+    update = -gamma (v_task + v_kd)
 
-    With delta = 0 it is SGD with momentum. A weight decay that stands in front, `optax.add_decayed_weights`, counts as
-    a part of the task's gradient, as in the authors' code.
+    With delta = 0 it is SGD with momentum. The weight decay belongs to the task, as in the authors' code.
 
     Args:
       learning_rate: gamma, a number or a schedule.
       momentum: mu in [0, 1).
       delta: In [0, min(mu, 1 - mu)); the paper has 0.075 for CIFAR-100 and 0.09 for ImageNet.
       task: Names of the terms of the task in `weighted(...)`; all others are distillation.
+      weight_decay: lambda, of all params.
 
     Returns:
       An optax transformation for `train.make_train_step`, which gives it the gradient of each term.
@@ -74,7 +76,7 @@ def dot(
     def init(params: PyTree) -> DotState:
         return DotState(*(jax.tree.map(jnp.zeros_like, params) for _ in range(2)))
 
-    def update(updates: PyTree, state: DotState, params: PyTree = None, **extra: Any) -> tuple[PyTree, DotState]:
+    def update(updates: PyTree, state: DotState, params: PyTree, **extra: Any) -> tuple[PyTree, DotState]:
         each, rest = read_terms(updates, extra)
         if missing := [name for name in tasks if name not in each]:
             raise TermError(
@@ -84,8 +86,9 @@ def dot(
         def moved(old: PyTree, decay: float | jax.Array, gradients: list[PyTree]) -> PyTree:
             return jax.tree.map(lambda v, *g: sum(g) + jnp.asarray(decay, v.dtype) * v, old, *gradients)
 
+        decayed = jax.tree.map(lambda r, p: r + jnp.asarray(weight_decay, r.dtype) * p, rest, params)
         new = DotState(
-            moved(state.task, momentum - delta, [rest, *(each[name] for name in tasks)]),
+            moved(state.task, momentum - delta, [decayed, *(each[name] for name in tasks)]),
             moved(state.distillation, momentum + delta, [g for name, g in each.items() if name not in tasks]),
         )
         return jax.tree.map(jnp.add, *new), new

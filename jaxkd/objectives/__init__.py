@@ -18,7 +18,7 @@ from jaxkd.objectives.networks import Network
 from jaxkd.objectives.paths import features_of, pick
 from jaxkd.objectives.projections import connector, linear, mlp, regressor
 from jaxkd.objectives.ranking import distillation_experts, rrd
-from jaxkd.objectives.schedules import cosine_ramp, sigmoid_ramp, warm_decay
+from jaxkd.objectives.schedules import cosine_ramp, sigmoid_ramp, switched, warm_decay
 from jaxkd.objectives.temperature import curriculum_temperature
 from jaxkd.objectives.terms import (
     Weigh,
@@ -34,6 +34,7 @@ from jaxkd.objectives.vectors import srd, uskd
 from jaxkd.objectives.weighting import (
     class_weight,
     inverse_frequency,
+    student_doubt,
     teacher_certainty,
     teacher_confidence,
     uncertainty_weighted,
@@ -91,6 +92,8 @@ __all__ = [
     "srd",
     "srrl",
     "stateful",
+    "student_doubt",
+    "switched",
     "teacher_certainty",
     "teacher_confidence",
     "tinybert",

@@ -32,6 +32,25 @@ def cosine_ramp(steps: int, *, start: float = 0.0, end: float = 1.0) -> Schedule
     return schedule
 
 
+def switched(at: int, *, before: float = 0.0, after: float = 1.0) -> Schedule:
+    """Schedule of one value and then another, such as the weights of two phases in one run: features, then logits.
+
+    Args:
+      at: First step of the second value.
+      before: Value until then.
+      after: Value from then on.
+
+    Returns:
+      Step -> value.
+
+    Raises:
+      ValueError: If the first value would have no step.
+    """
+    if at < 1:
+        raise ValueError(f"a switch at step {at} leaves no step for the first value: give at least 1.")
+    return lambda step: jnp.where(jnp.asarray(step) < at, jnp.float32(before), jnp.float32(after))
+
+
 def sigmoid_ramp(steps: int, *, end: float = 1.0) -> Schedule:
     """Schedule from nearly 0 to a value, which stays there, such as the weight of a mean teacher's consistency.
 

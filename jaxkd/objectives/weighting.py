@@ -217,6 +217,32 @@ def teacher_certainty(*, temperature: float = 1.0) -> Weigh:
     return weigh
 
 
+def student_doubt(*, label: str = "label", power: float = 1.0) -> Weigh:
+    """Weight of each example: the student's own doubt of its label, so that it learns on where it has not learnt yet.
+
+    w = (1 - softmax(z_s)[label])^power
+
+    Args:
+      label: Field of the batch with the labels, integers.
+      power: Greater ones leave learnt examples sooner, as gamma of the focal loss does.
+
+    Returns:
+      A factor [B] in 0..1 for a term's `weigh`; no gradient passes through it.
+
+    Reference:
+      Lin, Goyal, Girshick, He, Dollar, "Focal Loss for Dense Object Detection", ICCV 2017,
+      https://arxiv.org/abs/1708.02002
+    """
+
+    def weigh(student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
+        (z,) = numerics.promote(pick(student, "logits", "student"))
+        y = check_labels(z, batch[label])
+        doubt = -jnp.expm1(numerics.pick(numerics.log_softmax(z), y.values))
+        return y.mark(jnp.maximum(doubt, 0) ** power)
+
+    return weigh
+
+
 def class_weight(weights: ArrayLike, *, label: str = "label") -> Weigh:
     """Weight of each example: that of its class, so that rare classes count as much as common ones.
 

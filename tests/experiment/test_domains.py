@@ -26,6 +26,7 @@ FILES += ("text/embeddings", "text/entities", "text/extraction", "text/sentiment
 FILES += ("tabular/tables",)
 FILES += ("detection/cells", "detection/masks")
 FILES += ("methods/adapters", "methods/domains", "methods/tasks")
+FILES += ("methods/conflicts", "methods/schedules")
 
 
 def configurations():

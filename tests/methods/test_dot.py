@@ -57,9 +57,10 @@ def test_without_delta_it_is_sgd_with_momentum():
     assert_same(steps(dot(0.1, delta=0.0)), steps(optax.sgd(0.1, momentum=0.9)))
 
 
-def test_a_weight_decay_in_front_is_the_tasks():
-    decayed = optax.chain(optax.add_decayed_weights(0.3), dot(0.1, delta=0.05))
-    assert_same(steps(decayed), written_out(("label",), 0.05, decay=0.3))
+def test_weight_decay_is_the_tasks():
+    expected = written_out(("label",), 0.05, decay=0.3)
+    assert_same(steps(dot(0.1, delta=0.05, weight_decay=0.3)), expected)
+    assert_same(steps(optax.chain(optax.add_decayed_weights(0.3), dot(0.1, delta=0.05))), expected)
 
 
 def test_what_dot_cannot_use_is_said():

@@ -59,6 +59,10 @@ P /= P.sum(1, keepdims=True)
         (objectives.teacher_confidence(), P[np.arange(B), np.arange(B) % K]),
         (objectives.teacher_certainty(), 1 + (P * np.log(P)).sum(1) / np.log(K)),
         (
+            objectives.student_doubt(power=2.0),
+            (1 - np.exp(-np.asarray(losses.cross_entropy(STUDENT.logits, BATCH["label"]), np.float64))) ** 2,
+        ),
+        (
             objectives.wsld_weight(),
             1
             - np.exp(
@@ -67,7 +71,7 @@ P /= P.sum(1, keepdims=True)
             ),
         ),
     ],
-    ids=["confidence", "certainty", "wsld"],
+    ids=["confidence", "certainty", "doubt", "wsld"],
 )
 def test_factors_multiply_each_example_and_pass_no_gradient(weigh, expected):
     np.testing.assert_allclose(weigh(STUDENT, TEACHER, BATCH), expected, rtol=1e-4, atol=1e-6)
@@ -101,6 +105,7 @@ def test_factors_at_the_ends_are_finite_and_right():
     np.testing.assert_allclose(objectives.teacher_certainty()(sure, flat, BATCH), 0, atol=1e-6)
     np.testing.assert_allclose(objectives.teacher_confidence()(flat, sure, BATCH), 1)
     np.testing.assert_allclose(objectives.wsld_weight()(flat, sure, BATCH), 1)
+    np.testing.assert_allclose(objectives.student_doubt()(sure, flat, BATCH), 0)
 
 
 def test_a_loss_that_couples_the_batch_cannot_be_weighed():
