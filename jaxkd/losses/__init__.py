@@ -9,6 +9,7 @@ Every loss that a submodule lists in its `__all__` is a function of this package
 from jaxkd.losses import (
     binary,
     chunked,
+    clip_kd,
     contrastive,
     correlation,
     cross_tokenizer,
@@ -33,6 +34,7 @@ from jaxkd.losses import (
 )
 from jaxkd.losses.binary import *
 from jaxkd.losses.chunked import *
+from jaxkd.losses.clip_kd import *
 from jaxkd.losses.contrastive import *
 from jaxkd.losses.correlation import *
 from jaxkd.losses.cross_tokenizer import *
@@ -71,6 +73,7 @@ __all__ += flows.__all__
 __all__ += transformers.__all__
 __all__ += relations.__all__
 __all__ += contrastive.__all__
+__all__ += clip_kd.__all__
 __all__ += embeddings.__all__
 __all__ += margin.__all__
 __all__ += dense.__all__

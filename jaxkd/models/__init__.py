@@ -13,6 +13,7 @@ from jaxkd.models.combine import (
     mean_logits,
     mean_probabilities,
     no_teacher,
+    pick_member,
     stack,
     stacked,
     with_head,
@@ -28,6 +29,7 @@ from jaxkd.models.heads import at_head, with_heads
 from jaxkd.models.importance import mean_activations, weight_norms
 from jaxkd.models.inherit import inherit
 from jaxkd.models.lora import LORA, add_lora, lora, merge_lora, without_base
+from jaxkd.models.modalities import at_feature, fused, seeing, side_by_side
 from jaxkd.models.nnx_modules import from_nnx
 from jaxkd.models.precision import Int8, cast, from_int8, in_dtype, to_int8
 from jaxkd.models.reused import reuse_classifier
@@ -81,6 +83,7 @@ __all__ = [
     "add_lora",
     "apply_head",
     "assign",
+    "at_feature",
     "at_head",
     "at_random",
     "at_resolution",
@@ -108,6 +111,7 @@ __all__ = [
     "from_nnx",
     "frozen",
     "fuse_blocks",
+    "fused",
     "greedy_soup",
     "imagenet_resnet",
     "in_basis",
@@ -135,6 +139,7 @@ __all__ = [
     "neighbours",
     "no_teacher",
     "normalise_adjacency",
+    "pick_member",
     "plain_axes",
     "principal_basis",
     "reading",
@@ -145,12 +150,14 @@ __all__ = [
     "reuse_classifier",
     "rotary_by_index",
     "rotary_by_place",
+    "seeing",
     "select",
     "select_classes",
     "sensor_mlp",
     "sentence_embeddings",
     "shufflenet_v1",
     "shufflenet_v2",
+    "side_by_side",
     "size",
     "spectrum_cnn",
     "spread_tail",

@@ -70,7 +70,7 @@ def ensemble(*members: Model, combine: Callable[[Sequence[jax.Array]], jax.Array
         state: dict[str, PyTree] = {}
         variables = as_variables(variables)
         for i, member in enumerate(members):
-            own = Variables(variables.params[str(i)], variables.state[str(i)])
+            own = pick_member(variables, i)
             out, state[str(i)] = member.apply(own, batch, None if key is None else jax.random.fold_in(key, i), train)
             outs.append(out)
         if len({out.logits.shape for out in outs}) > 1:
@@ -173,6 +173,25 @@ def stack(*members: Variables) -> Variables:
                 "architecture, or use models.ensemble."
             )
     return jax.tree.map(lambda *x: jnp.stack(x), *made)
+
+
+def pick_member(variables: Variables, number: int) -> Variables:
+    """Variables of one member from those of `ensemble(...)`: the way back from `join`.
+
+    Args:
+      variables: The ensemble's variables.
+      number: The member's number.
+
+    Returns:
+      Its variables.
+
+    Raises:
+      ValueError: If there is no such member.
+    """
+    params, state = as_variables(variables)
+    if str(number) not in params:
+        raise ValueError(f"an ensemble of {len(params)} members has no member {number}: give 0 to {len(params) - 1}.")
+    return Variables(params[str(number)], state[str(number)])
 
 
 def cached(*, logits: str = "teacher_logits", features: Sequence[str] = (), num_classes: int | None = None) -> Model:

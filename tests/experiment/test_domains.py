@@ -27,6 +27,7 @@ FILES += ("tabular/tables",)
 FILES += ("detection/cells", "detection/masks")
 FILES += ("methods/adapters", "methods/domains", "methods/tasks")
 FILES += ("methods/conflicts", "methods/schedules")
+FILES += ("methods/modalities", "methods/several_teachers")
 
 
 def configurations():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from losses.programs import compiled, differentiated, run
 
-from jaxkd.losses import contrastive
+from jaxkd.losses import clip_kd, contrastive
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
@@ -97,6 +97,21 @@ def test_clip_affinity_equals_its_numpy_twin_and_is_zero_for_equal_affinities():
     rotation = np.linalg.qr(draw((4, 4), 13))[0]
     equal = in_float64(contrastive.clip_affinity, s_image, s_text, s_image @ rotation, s_text @ rotation)
     np.testing.assert_allclose(equal, 0, atol=1e-12)
+
+
+def test_losses_of_clip_kd_equal_their_numpy_twins():
+    s_image, s_text, t_image, t_text = draw((4, 5, 4), 14)
+    rows = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (s_image, s_text, t_image, t_text)]
+    expected = np.sum((rows[0] - rows[2]) ** 2, axis=1) + np.sum((rows[1] - rows[3]) ** 2, axis=1)
+    found = in_float64(clip_kd.clip_features, s_image, s_text, t_image, t_text)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    there, back = (np.diag(log_softmax(rows[i] @ rows[j].T / 0.3)) for i, j in ((0, 3), (1, 2)))
+    found = in_float64(clip_kd.clip_interactive, s_image, s_text, t_image, t_text, temperature=0.3)
+    np.testing.assert_allclose(found, -(np.mean(there) + np.mean(back)) / 2, rtol=1e-12)
+    with pytest.raises(ValueError, match="shape"):
+        clip_kd.clip_features(s_image, s_text, t_image, t_text[:, :3])
+    with pytest.raises(ValueError, match=r"embeddings have shape \(5, 2, 2\), expected \[B, D\]"):
+        clip_kd.clip_interactive(*(x.reshape(5, 2, 2) for x in (s_image, s_text, t_image, t_text)))
 
 
 @pytest.mark.parametrize("case", ["case0", "case1"])
