@@ -125,7 +125,7 @@ def teach_towers(config, these, pairs, optimizer):
 
 def procedure(config, run, logger, plan) -> None:
     pairs = modalities.open_pairs(config)
-    context = Context(run, logger, plan, config.seed, config.batch_size, pairs.noisy, pairs.clean, config)
+    context = Context(run, logger, plan, config.seed, config.batch_size, dict, dict, config)  # prepared already
     these = Trials(context, config.seeds, modalities.COLUMNS, [])
     for name, (found, count) in modalities.floors(pairs).items():
         these.add(name, found, parameters=count)

@@ -61,7 +61,9 @@ def fused(
 
     def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
         params, state = as_variables(variables)
-        vectors, features, changed = {}, {}, {}
+        vectors: dict[str, jax.Array] = {}
+        features: dict[str, jax.Array] = {}
+        changed: dict[str, PyTree] = {}
         for name, tower in towers.items():
             own_key = None if key is None else fold_name(key, name)
             out, changed[name] = tower.apply(Variables(params[name], state[name]), batch, own_key, train)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxkd import augment, data, models
@@ -19,9 +21,8 @@ from jaxkd.experiment.fields import speech
 from jaxkd.experiment.fields.recordings import sounds_of
 from jaxkd.experiment.fields.tones import TONES
 from jaxkd.experiment.flags import DATA, flag
-from jaxkd.experiment.images import prepared
 from jaxkd.experiment.trials import PERCENT, Column, Scores
-from jaxkd.types import Model, Prepare, Variables
+from jaxkd.types import Batch, Model, Variables
 
 MODALITIES = ("image", "sound")
 
@@ -34,7 +35,7 @@ COLUMNS: Mapping[str, Column] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class PairConfig(speech.SpeechConfig):
+class PairConfig(speech.WordsConfig):
     """Base configuration of an experiment with pictures and recordings of the same classes."""
 
     images: str = flag(
@@ -45,21 +46,15 @@ class PairConfig(speech.SpeechConfig):
 
 
 class Pairs(NamedTuple):
-    """Pairs of a picture and a recording of one class.
+    """Pairs of a picture and a recording of one class, as networks read them.
 
     Attributes:
-      train: Pairs to train on: `image`, `audio`, `length`, `label`.
+      train: Pairs to train on: normalised `image`, `log_mel` and `frames`, `label`.
       test: Pairs to test on, of other pictures and of other speakers.
-      task: The same pairs as a task of recordings.
-      noisy: Preparation of training batches.
-      clean: Preparation of other batches.
     """
 
     train: data.Source
     test: data.Source
-    task: speech.Task
-    noisy: Prepare
-    clean: Prepare
 
 
 def open_pairs(config: PairConfig) -> Pairs:
@@ -113,12 +108,30 @@ def pair(config: PairConfig, recordings: Sounds, pictures: Sequence[data.Source]
     test = _pairs(pictures[1], sounds[1], drawn(sounds[1], pictures[1], config.seed), sound_rows)
     names = ", ".join(f"{k}: {name}" for k, name in enumerate(sounds[0].class_names))
     say(f"pictures and recordings are paired by the numbers of their classes ({names}).")
-    mel = augment.LogMel(recordings.rate)
-    spectrum = augment.to_log_mel(mel, *speech.statistics(train, mel))
-    task = speech.Task(train, {"sound": test}, mel.rate, spectrum, None, mel)
-    moved, still = prepared(train, [augment.random_crop(2)], seed=config.seed)
-    heard, clean = task.prepare(config), task.clean
-    return Pairs(train, test, task, lambda batch: heard(moved(batch)), lambda batch: clean(still(batch)))
+    return Pairs(*_prepared(train, test, recordings.rate))
+
+
+def _prepared(train: data.Source, test: data.Source, rate: int) -> list[data.Source]:
+    """The pairs as networks read them, normalised by the statistics of the training pairs."""
+    mel = augment.LogMel(rate)
+    mean, std = data.statistics(train)
+    heard = augment.augment_batch(augment.to_log_mel(mel, *speech.statistics(train, mel)), seed=0, field="audio")
+    found = []
+    for source in (train, test):
+        batch = source.read(np.arange(source.size))
+        audio = {name: batch[name] for name in ("audio", "length", "id")}
+        spectra = jax.jit(heard)({**audio, "view": np.zeros(source.size, np.int32)})
+        fields = {"label": batch["label"], "id": batch["id"]}
+        fields |= {name: np.asarray(spectra[name]) for name in ("log_mel", "frames")}
+        unit = batch["image"] / np.float32(255 if batch["image"].dtype == np.uint8 else 1)
+        fields["image"] = ((unit - mean) / std).astype(np.float32)
+        found.append(dataclasses.replace(source, read=functools.partial(_rows, fields)))
+    return found
+
+
+def _rows(fields: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Rows of arrays."""
+    return {name: x[np.asarray(rows)] for name, x in fields.items()}
 
 
 def drawn(source: data.Source, other: data.Source, seed: int) -> np.ndarray:
@@ -168,17 +181,17 @@ def floors(pairs: Pairs) -> dict[str, tuple[Scores, int]]:
     Returns:
       Name -> figures, and number of parameters.
     """
-    pixels = [
-        source.read(np.arange(source.size))["image"].reshape(source.size, -1).astype(np.float32)
-        for source in (pairs.train, pairs.test)
-    ]
-    scale, centre = max(float(pixels[0].max()), 1.0), pixels[0].mean(axis=0)
-    x, xt = ((each - centre) / scale for each in pixels)
-    labels = data.labels_of(pairs.train)
-    line = logistic_regression(x, labels, (x, labels), pairs.train.num_classes, strengths=(3e-2,))
-    image = {"image": _accuracy(line.logits(xt), pairs.test)}
-    sound, count = speech.linear_floor(pairs.task)
-    return {"logistic regression on pixels": (image, line.parameters), "linear on log-mel": (sound, count)}
+    vectors: dict[str, Callable[[Batch], np.ndarray]] = {
+        "image": lambda batch: batch["image"].reshape(len(batch["image"]), -1),
+        "sound": lambda batch: speech.word_vectors(batch["log_mel"], batch["frames"]),
+    }
+    found: dict[str, tuple[Scores, int]] = {}
+    for name, read in vectors.items():
+        x, xt = (read(source.read(np.arange(source.size))) for source in pairs)
+        labels = data.labels_of(pairs.train)
+        line = logistic_regression(x, labels, (x, labels), pairs.train.num_classes, strengths=(1e-3,))
+        found[f"logistic regression, {name}"] = {name: _accuracy(line.logits(xt), pairs.test)}, line.parameters
+    return found
 
 
 def _accuracy(logits: np.ndarray, source: data.Source) -> float:

@@ -46,13 +46,19 @@ _TEST_NOISE = 1  # added to the seed for the noise of the test, which no trainin
 
 
 @dataclasses.dataclass(frozen=True)
-class SpeechConfig(RecordingsConfig):
-    """Base configuration of an experiment with recordings of single words."""
+class WordsConfig(RecordingsConfig):
+    """Recordings of single words, as rows of one length."""
 
     seconds: float = flag(0.7, "length of a row: longer recordings are cut, shorter ones padded", DATA, SECONDS)
     validation_speakers: tuple[str, ...] = flag(
         (), "speakers to evaluate on in place of those held out, to choose settings by; neither are trained on", DATA
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechConfig(WordsConfig):
+    """Base configuration of an experiment with recordings of single words, with noise and without."""
+
     speed: float = flag(0.15, "largest change of the speed of training recordings, as a part of it", DATA, SPEEDS)
     noise: str = flag("white", "noise of trainings and tests: white, or the path of a sound file", DATA)
 
@@ -113,7 +119,7 @@ def open_task(config: SpeechConfig) -> Task:
     return task_of(*split_sounds(config, sounds_of(config)), config)
 
 
-def split_sounds(config: SpeechConfig, sounds: Sounds) -> tuple[Sounds, Sounds]:
+def split_sounds(config: WordsConfig, sounds: Sounds) -> tuple[Sounds, Sounds]:
     """Splits recordings into those to train and those to test on, of other speakers.
 
     Args:
@@ -230,13 +236,24 @@ def linear_floor(task: Task) -> tuple[dict[str, float], int]:
     prepare = jax.jit(task.clean)
 
     def vectors(batch: Batch) -> np.ndarray:
-        size = len(batch["audio"])
-        found = prepare({**batch, "view": np.zeros(size, np.int32)})
-        spectra, frames = np.asarray(found["log_mel"]), np.asarray(found["frames"])
-        places = np.round(np.linspace(0, 1, WORD_FRAMES) * (frames[:, None] - 1)).astype(np.int64)
-        return np.take_along_axis(spectra, places[..., None], axis=1).reshape(size, -1)
+        found = prepare({**batch, "view": np.zeros(len(batch["audio"]), np.int32)})
+        return word_vectors(np.asarray(found["log_mel"]), np.asarray(found["frames"]))
 
     return linear(task, vectors, strength=1e-3)[1:]
+
+
+def word_vectors(spectra: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """Vectors of `WORD_FRAMES` frames, evenly spread over each recording, for a linear classifier.
+
+    Args:
+      spectra: Log-mel spectra [B, F, M].
+      frames: Numbers of real frames [B].
+
+    Returns:
+      [B, WORD_FRAMES * M].
+    """
+    places = np.round(np.linspace(0, 1, WORD_FRAMES) * (frames[:, None] - 1)).astype(np.int64)
+    return np.take_along_axis(spectra, places[..., None], axis=1).reshape(len(spectra), -1)
 
 
 def linear(
