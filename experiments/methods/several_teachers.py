@@ -57,8 +57,14 @@ class Config(ComparisonConfig):
             check_choice(dataclasses.replace(self, **{names: once}), names, "network", self.networks)
 
 
-SMALL = {**SMOKE, "name": "several-teachers-smoke", "teachers": ("tiny", "mlp"), "assistants": ("tiny",)}
-SMALL |= {"other_student": "tiny", "kinds": ("confidence", "gate")}
+SMALL = {
+    **SMOKE,
+    "name": "several-teachers-smoke",
+    "student": "mlp",
+    "teachers": ("mlp", "mlp"),
+    "other_student": "mlp",
+}
+SMALL |= {"assistants": ("mlp",), "kinds": ("learned",)}
 
 
 def make_term(kind, these):

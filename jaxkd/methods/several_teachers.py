@@ -9,8 +9,9 @@ variables `models.join` or `models.stack` makes of those of the trained teachers
 
 A term of features, `objectives.from_features(..., teacher=f"{m}/pooled", weigh=weigh)`, makes hints of several teachers
 in the same way. Means of logits or of probabilities need no term of their own: they are what the ensemble says, by its
-`combine=`, to `objectives.from_logits`. Weights that are trained are `objectives.learned_teachers`. A chain of assistants
-is a sequence of trainings, in each of which the student of the one before is the teacher (Mirzadeh et al., AAAI 2020).
+`combine=`, to `objectives.from_logits`. Weights that are trained are `objectives.learned_teachers`. A chain of
+assistants is a sequence of trainings, in each of which the student of the one before is the teacher (Mirzadeh et al.,
+"Improved Knowledge Distillation via Teacher Assistant", AAAI 2020).
 
 Weights are functions (student's outputs, teachers' logits [M, B, ..., K], batch) -> [M, B, ...], not negative, which
 sum to 1 over the teachers. They are symmetric: teachers in another order get the same weights in that order. So
