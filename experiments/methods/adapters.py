@@ -39,17 +39,25 @@ class Config(ImageTasksConfig):
 SMALL = dict(SMOKE, name="adapters-smoke", ways=("lora",), ranks=(2,))
 
 
-def procedure(config, run, logger, plan) -> None:
-    tasks = ImageTasks(config, run, logger, plan)
-    tasks.add_floor()
-    tasks.learn_old()
-    ways = make_ways(frozen=FROZEN)
+def make_all(config):
+    """Name of a row -> its way: that of the flag, and for lora one of each rank."""
+    ways, made = make_ways(frozen=FROZEN), {}
     for name in config.ways:
         if name == "lora":
-            for rank in config.ranks:
-                tasks.learn(f"lora-{rank}", ways["fine-tuned"]._replace(rank=rank, rules=config.adapted))
+            adapted = {f"lora-{r}": ways["fine-tuned"]._replace(rank=r, rules=config.adapted) for r in config.ranks}
+            made.update(adapted)
         else:
-            tasks.learn(name, ways[name])
+            made[name] = ways[name]
+    return made
+
+
+def procedure(config, run, logger, plan) -> None:
+    tasks, ways = ImageTasks(config, run, logger, plan), make_all(config)
+    tasks.check(ways)
+    tasks.add_floor()
+    tasks.learn_old()
+    for name, way in ways.items():
+        tasks.learn(name, way)
     tasks.conclude()
 
 

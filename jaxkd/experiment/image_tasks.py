@@ -130,6 +130,21 @@ class ImageTasks:
         self._old: Variables | None = None
         self._before = float("nan")
 
+    def check(self, ways: Mapping[str, Way]) -> None:
+        """Refuses ways of which the part to train does not fit the network, before anything is trained.
+
+        Args:
+          ways: Name -> way.
+
+        Raises:
+          ValueError: If one does not fit.
+        """
+        for name, way in ways.items():
+            try:
+                self._learning.check(way)
+            except ValueError as error:
+                raise ValueError(f"the way {name} does not fit --network {self._config.network}: {error}") from error
+
     def add_floor(self) -> None:
         """Adds the row of logistic regression on pixels, fitted for each task."""
         found, count = {}, 0

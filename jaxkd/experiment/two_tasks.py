@@ -16,7 +16,7 @@ from jaxkd.experiment.images import first_rows
 from jaxkd.experiment.optimizers import warmed_up
 from jaxkd.experiment.trainer import train_phase, variables_of
 from jaxkd.train import optimizers, students
-from jaxkd.types import Metric, Model, Term, Variables
+from jaxkd.types import Batch, Metric, Model, Term, Variables
 
 MEASURES: Mapping[str, Metric] = {"accuracy": metrics.accuracy, "matthews": metrics.matthews}
 """Metrics of both tasks."""
@@ -166,6 +166,21 @@ class Learning:
         model = models.at_head(self._both, task)
         return model if way is None else way.model(model)
 
+    def check(self, way: Way) -> None:
+        """Refuses a way of which the part to train does not fit the network, by shapes alone.
+
+        Args:
+          way: The way.
+
+        Raises:
+          ValueError: As `models.add_lora` and `models.freeze` say.
+        """
+        jax.eval_shape(lambda key: way.variables(key, self._both.init(key, self._example())), self._key)
+
+    def _example(self) -> Batch:
+        """Rows for shapes."""
+        return self._context.eval_prepare(first_rows(self._sources["old"][0], 2))
+
     def begin(self, trained: Variables, fresh: str, way: Way, seeds: Sequence[int]) -> Variables:
         """Starts several students with trained variables and last layers of their own.
 
@@ -178,8 +193,7 @@ class Learning:
         Returns:
           Variables, stacked.
         """
-        example, stack = first_rows(self._sources["old"][0], 2), []
-        example = self._context.eval_prepare(example)
+        example, stack = self._example(), []
         for seed in seeds:
             key = jax.random.fold_in(self._key, seed)
             own = models.inherit(models.init(self._both, key, example), trained, fresh=fresh)

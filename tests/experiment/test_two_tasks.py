@@ -64,6 +64,23 @@ def test_ways_train_their_part_of_the_network_alone():
     assert all(np.allclose(x, -1e-2, rtol=1e-3) for x in jax.tree.leaves(updates))  # adapters learn as heads do
 
 
+def test_ways_that_do_not_fit_the_network_are_refused_before_anything_is_trained(monkeypatch):
+    monkeypatch.setattr(image_tasks, "Trials", lambda *_: None)
+    tasks = image_tasks.ImageTasks(CONFIG, None, None, None)
+    way = two_tasks.make_ways(frozen=FROZEN)["fine-tuned"]
+    tasks.check({"fine-tuned": way, "lora-2": way._replace(rank=2, rules=("stage",))})
+    for changes, said in (
+        (
+            {"rank": 5, "rules": ("stage",)},
+            "the way x does not fit --network tiny: rank is 5, but stage1/kernel is .* 27 x 4",
+        ),
+        ({"rank": 1, "rules": ("block",)}, "`rules` has the pattern 'block'"),
+        ({"frozen": "block"}, "freezes no param"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            tasks.check({"x": way._replace(**changes)})
+
+
 @dataclasses.dataclass(frozen=True)
 class DomainsConfig(ComparisonConfig):
     target: str = SYNTHETIC
