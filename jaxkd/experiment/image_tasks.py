@@ -178,10 +178,8 @@ class ImageTasks:
         variables, found = self._learning.fit(name, way, "new", seeds=seeds, **options)
         rows = [{"new": float(value)} for value in found["new"]["accuracy"]]
         if after:
-            rows = [
-                {**row, "before": self._before, "after": float(value)}
-                for row, value in zip(rows, found["old"]["accuracy"], strict=True)
-            ]
+            rows = [{**row, "after": float(x)} for row, x in zip(rows, found["old"]["accuracy"], strict=True)]
+            rows[0]["before"] = self._before  # of one network, with which all of them began
         count = models.count_parameters(variables) // len(seeds)
         self._trials.add(name, rows, parameters=count)
 

@@ -6,6 +6,7 @@ from jaxkd.models.audio.depthwise import Stream, depthwise_net, depthwise_stream
 from jaxkd.models.audio.recurrent import recurrent_net
 from jaxkd.models.audio.spectrum_cnn import spectrum_cnn
 from jaxkd.models.axes import Axes, Heads, plain_axes, resnet_axes, take_channels, transformer_axes
+from jaxkd.models.bottleneck import BOTTLENECKS, add_bottlenecks, with_bottlenecks
 from jaxkd.models.combine import (
     cached,
     ensemble,
@@ -71,6 +72,7 @@ from jaxkd.models.vision.vision_transformer import LatentPool, vision_transforme
 from jaxkd.models.vision.wide_resnet import wide_resnet
 
 __all__ = [
+    "BOTTLENECKS",
     "KEPT",
     "LORA",
     "Axes",
@@ -80,6 +82,7 @@ __all__ = [
     "LatentPool",
     "Stream",
     "Targets",
+    "add_bottlenecks",
     "add_lora",
     "apply_head",
     "assign",
@@ -183,6 +186,7 @@ __all__ = [
     "vision_transformer",
     "weight_norms",
     "wide_resnet",
+    "with_bottlenecks",
     "with_channels",
     "with_embedding",
     "with_head",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 import jax
 from flax import traverse_util
@@ -68,6 +69,19 @@ def freeze(variables: Variables, pattern: str) -> Variables:
             f"the pattern {pattern!r} freezes {which}: give one that is found in some of the paths, which are "
             f"{', '.join(paths[:10])}{', ...' if len(paths) > 10 else ''}."
         )
+    return set_apart(variables, chosen)
+
+
+def set_apart(variables: Variables, chosen: Collection[str]) -> Variables:
+    """Variables with the params at some paths in the state, under `FROZEN`.
+
+    Args:
+      variables: Variables, params in nested dicts.
+      chosen: Paths, with slashes.
+
+    Returns:
+      The same arrays.
+    """
     flat = traverse_util.flatten_dict(variables.params, sep="/")
     params, kept = (
         traverse_util.unflatten_dict({path: x for path, x in flat.items() if (path in chosen) == inside}, sep="/")

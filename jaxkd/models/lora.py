@@ -12,7 +12,7 @@ import numpy as np
 from flax import traverse_util
 
 from jaxkd.keys import fold_name, typed_key
-from jaxkd.models.frozen import FROZEN, thaw
+from jaxkd.models.frozen import FROZEN, set_apart, thaw
 from jaxkd.models.precision import Int8, from_integers
 from jaxkd.types import TEACHER, Batch, Model, Outputs, PyTree, Variables, as_variables
 
@@ -123,13 +123,10 @@ def add_lora(
     if not adapted:
         raise ValueError("there is no rule: give regular expressions of the paths of kernels that get adapters.")
     adapters = {path: _adapter(typed_key(key), path, _shape(kernels[path]), rank) for path in adapted}
-    params, kept = (
-        traverse_util.unflatten_dict({path: x for path, x in flat.items() if (path in as_it_is) == inside}, sep="/")
-        for inside in (True, False)
-    )
     scale = jnp.asarray((rank if alpha is None else alpha) / rank, jnp.float32)
+    params, state = set_apart(base, flat.keys() - as_it_is)
     params = {**params, LORA: traverse_util.unflatten_dict(adapters, sep="/")}
-    return Variables(params, {**base.state, FROZEN: kept, LORA: {"scale": scale}})
+    return Variables(params, {**state, LORA: {"scale": scale}})
 
 
 def merge_lora(variables: Variables, base: Variables | None = None) -> Variables:
