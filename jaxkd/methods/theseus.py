@@ -1,4 +1,4 @@
-"""BERT-of-Theseus: a transformer whose modules are replaced, one after the other by chance, by smaller ones.
+"""BERT-of-Theseus: a network whose modules are replaced, one after the other by chance, by smaller ones.
 
 The predecessor of N blocks is cut into S modules of N / S blocks. Each has a successor of one block. In the first
 phase every training batch runs through a mixture of both, drawn anew, and the successors alone are trained by the
@@ -8,6 +8,13 @@ loss of the task; in the second phase the successor is trained by itself:
     term = objectives.from_labels(losses.cross_entropy)
     phase 1: `student`, its teacher `predecessor`, from theseus.begin(first variables of the successor)
     phase 2: `successor`, from theseus.finish(variables of phase 1)
+
+`replacing` takes the blocks of two transformers of one width, of text or of images (`blocks="block"` for
+`models.vision_transformer`). `replacing_stages` takes the stages of any two networks, such as residual networks, which
+may differ in width:
+
+    student = theseus.replacing_stages(predecessor, successor, ("stage1", "stage2"), optax.linear_schedule(...))
+    phase 2: models.joined(predecessor, successor, ("stage1", "stage2")), from theseus.finish(variables of phase 1)
 
 The predecessor is the teacher of the step: its variables are an argument of the compiled program, and stand in no
 checkpoint. Evaluated, the student is the successor alone.
@@ -28,6 +35,8 @@ import jax.numpy as jnp
 from jaxkd import models
 from jaxkd.keys import fold_name
 from jaxkd.models.blocks import Block, block_params, count_blocks, find_blocks, replaced_blocks
+from jaxkd.models.joined import Pairs, adapted, merge, pairs_of, split_adapters, with_adapters
+from jaxkd.models.stages import Stages
 from jaxkd.types import TEACHER, Batch, Model, Outputs, PyTree, Schedule, Variables, as_variables
 
 _BLOCKS = "encoder/block"
@@ -61,8 +70,7 @@ def replacing(
       ValueError: If the probability is a number outside 0..1; when the step is made, if S does not divide N, or blocks
         of the two differ in shape.
     """
-    if not callable(probability) and not isinstance(probability, jax.core.Tracer) and not 0 <= probability <= 1:
-        raise ValueError(f"the probability of replacement is {probability}: give a number from 0 to 1, or a schedule.")
+    _check_probability(probability)
     whole = models.frozen(successor, _rest(blocks))
 
     def init(key: jax.Array, batch: Batch) -> Variables:
@@ -74,20 +82,126 @@ def replacing(
         if not train:
             outputs, changed = whole.apply(own, batch, key, False)
             return outputs, {**changed, _COUNT: count}
-        if teacher is None or key is None:
-            missing = "the variables of its predecessor" if teacher is None else "a key"
-            raise ValueError(
-                f"this student of BERT-of-Theseus needs {missing}: train it by train.make_train_step or "
-                "experiment.train_phase, with the predecessor as the teacher."
-            )
-        p = probability(count) if callable(probability) else probability
-        modules = _Modules(predecessor, own.params, as_variables(teacher), batch, blocks)
-        drawn = jax.random.bernoulli(fold_name(key, "replaced"), jnp.clip(p, 0, 1), (modules.count,))
+        known, key = _needed(teacher, key)
+        modules = _Modules(predecessor, own.params, known, batch, blocks)
+        drawn = _draw(key, probability, count, modules.count)
         with replaced_blocks(modules.mixed(drawn, fold_name(key, "predecessor"), key), blocks):
             outputs, changed = whole.apply(own, batch, key, True)
         return outputs, {**changed, _COUNT: count + 1}
 
     return Model(init, apply, reads_teacher=True)
+
+
+def replacing_stages(
+    predecessor: Model, successor: Model, stages: Pairs, probability: float | jax.Array | Schedule = 0.5
+) -> Model:
+    """Student of the first phase for any networks: each stage of the predecessor is replaced with a probability.
+
+    x_m = r_m write_m(scc_m(read_{m-1}(x_{m-1}))) + (1 - r_m) prd_m(x_{m-1}),  r_m ~ Bernoulli(p), one draw for each
+    stage and training batch
+
+    All stages take part, from the images to the first feature and from the last one to the logits too: probability 0 is
+    the predecessor, 1 the successor. All of the successor is trained. `read` and `write` are linear adapters, trained
+    with it, where a feature has another width; there are none where the widths are equal. Batch norms of the
+    predecessor use their running statistics, which stay as they are; those of a successor's stage use the batch's, and
+    move theirs only where the stage was drawn.
+
+    Args:
+      predecessor: The teacher; its variables come from the step, so give the same model to it as teacher.
+      successor: The network that is trained, with as many stages.
+      stages: Features that all stages but the last end in: ("stage1", "stage2"), or name in the successor -> name in
+        the predecessor.
+      probability: As for `replacing`.
+
+    Returns:
+      A model whose params are the successor's and the adapters, and whose state also counts the training batches. In
+      training its features are the cut ones, as wide as the predecessor's. Evaluated it is the joined successor.
+
+    Raises:
+      ValueError: If the probability is a number outside 0..1; when the step is made, if a feature is missing or does
+        not cut its network, or features of the two differ in more than their width.
+    """
+    _check_probability(probability)
+    pairs = pairs_of(stages)
+    whole = models.joined(predecessor, successor, pairs)
+
+    def init(key: jax.Array, batch: Batch) -> Variables:
+        own = with_adapters(successor.init(key, batch), predecessor, successor, pairs, key, batch)
+        return own._replace(state={**own.state, _COUNT: jnp.zeros((), jnp.int32)})
+
+    def apply(variables: Variables, batch: Batch, key: jax.Array | None, train: bool) -> tuple[Outputs, PyTree]:
+        own, count = _parts(variables)
+        rows, teacher = {name: x for name, x in batch.items() if name != TEACHER}, batch.get(TEACHER)
+        if not train:
+            outputs, changed = whole.apply(merge(own), rows, key, False)
+            return outputs, {**changed, _COUNT: count}
+        known, key = _needed(teacher, key)
+        own, adapters = split_adapters(own)
+        new = Stages(successor, pairs, own, rows, key, True)
+        old = Stages(predecessor, pairs.values(), jax.lax.stop_gradient(known), rows, None, False)
+        if tuple(pairs[name] for name in new.names) != old.names:
+            raise ValueError(
+                f"the successor computes its features in the order {new.names}, the predecessor in {old.names}: pair "
+                "each with the one of the same place."
+            )
+        drawn = _draw(key, probability, count, len(pairs) + 1)
+        logits, features, leaves = _mixed(new, old, adapters, own.state, drawn)
+        return Outputs(logits, features), {**new.join(leaves), _COUNT: count + 1}
+
+    return Model(init, apply, reads_teacher=True)
+
+
+def _mixed(
+    new: Stages, old: Stages, adapters: Any, state: PyTree, drawn: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array], list[list[jax.Array]]]:
+    """Logits, features by the successor's names, and what each stage leaves of the state, as `drawn` [S] says."""
+    features: dict[str, jax.Array] = {}
+    leaves: list[list[jax.Array]] = []
+    for m in range(len(new.names) + 1):
+        name = new.names[m] if m < len(new.names) else None
+        before = new.before(m, state)
+
+        def successor(x: dict[str, jax.Array], m: int = m, name: str | None = name) -> tuple[jax.Array, Any]:
+            read = {n: adapted(adapters[n]["read"] if n in adapters else None, x[n]) for n in x}
+            value, changed = new.stage(m, read)
+            return adapted(adapters[name]["write"] if name in adapters else None, value), changed
+
+        def predecessor(x: dict[str, jax.Array], m: int = m, before: Any = before) -> tuple[jax.Array, Any]:
+            value, _ = old.stage(m, {n: x[own] for n, own in zip(old.names, new.names, strict=True) if own in x})
+            return value, before
+
+        shapes = [jax.tree.map(jnp.shape, jax.eval_shape(way, features)[0]) for way in (successor, predecessor)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"stage {m} of the predecessor gives {shapes[1]} and that of the successor {shapes[0]}: give both the "
+                "same classes."
+            )
+        value, changed = jax.lax.cond(drawn[m], successor, predecessor, features)
+        features = features if name is None else {**features, name: value}
+        leaves.append(changed)
+    return value, features, leaves
+
+
+def _check_probability(probability: Any) -> None:
+    if not callable(probability) and not isinstance(probability, jax.core.Tracer) and not 0 <= probability <= 1:
+        raise ValueError(f"the probability of replacement is {probability}: give a number from 0 to 1, or a schedule.")
+
+
+def _needed(teacher: Any, key: jax.Array | None) -> tuple[Variables, jax.Array]:
+    """The predecessor's variables and the key of a training step, both of which it has to have."""
+    if teacher is None or key is None:
+        missing = "the variables of its predecessor" if teacher is None else "a key"
+        raise ValueError(
+            f"this student of BERT-of-Theseus needs {missing}: train it by train.make_train_step or "
+            "experiment.train_phase, with the predecessor as the teacher."
+        )
+    return as_variables(teacher), key
+
+
+def _draw(key: jax.Array, probability: Any, count: jax.Array, modules: int) -> jax.Array:
+    """Whether each module is replaced in this batch, bool [S]."""
+    p = probability(count) if callable(probability) else probability
+    return jax.random.bernoulli(fold_name(key, "replaced"), jnp.clip(p, 0, 1), (modules,))
 
 
 class _Modules:
@@ -177,9 +291,9 @@ def finish(variables: Variables) -> Variables:
       variables: Those of `replacing`'s student.
 
     Returns:
-      The successor's.
+      The successor's; those of `models.joined` if stages of other widths were replaced.
     """
-    return models.thaw(_parts(variables)[0])
+    return models.thaw(merge(_parts(variables)[0]))
 
 
 def _parts(variables: Variables) -> tuple[Variables, jax.Array]:

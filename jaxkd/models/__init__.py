@@ -29,6 +29,7 @@ from jaxkd.models.graph.tgcn import normalise_adjacency, tgcn
 from jaxkd.models.heads import at_head, with_heads
 from jaxkd.models.importance import mean_activations, weight_norms
 from jaxkd.models.inherit import inherit
+from jaxkd.models.joined import joined
 from jaxkd.models.lora import LORA, add_lora, lora, merge_lora, without_base
 from jaxkd.models.modalities import at_feature, fused, seeing, side_by_side
 from jaxkd.models.nnx_modules import from_nnx
@@ -37,6 +38,7 @@ from jaxkd.models.reused import reuse_classifier
 from jaxkd.models.selection import at_random, by_importance, evenly, first, select
 from jaxkd.models.size import count_parameters, size
 from jaxkd.models.soups import average, greedy_soup
+from jaxkd.models.stages import Stages
 from jaxkd.models.statistics import reestimate_statistics, unbiased_variance
 from jaxkd.models.tabular.mlp import table_mlp
 from jaxkd.models.tabular.recommenders import matrix_factorisation, two_towers
@@ -80,6 +82,7 @@ __all__ = [
     "Heads",
     "Int8",
     "LatentPool",
+    "Stages",
     "Stream",
     "Targets",
     "add_bottlenecks",
@@ -122,6 +125,7 @@ __all__ = [
     "inherit",
     "init",
     "join",
+    "joined",
     "keep_top_k",
     "language_model",
     "lenet",

@@ -28,6 +28,7 @@ FILES += ("detection/cells", "detection/masks")
 FILES += ("methods/adapters", "methods/domains", "methods/tasks")
 FILES += ("methods/conflicts", "methods/schedules")
 FILES += ("methods/modalities", "methods/several_teachers")
+FILES += ("methods/discriminator", "methods/stages")
 
 
 def configurations():
