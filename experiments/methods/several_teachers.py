@@ -40,12 +40,12 @@ WEIGHTS = {
 class Config(ComparisonConfig):
     name: str = "several-teachers"
     classes: int | None = 10
-    student: str = "lenet"
+    student: str = "mlp"
     teacher_epochs: int = 12
     epochs: int = 15
     teachers: tuple[str, ...] = flag(("convnet", "convnet_8_16", "mlp"), "the teachers' networks", NETWORKS)
     assistants: tuple[str, ...] = flag(("convnet_8_16",), "networks of the chain from the best teacher down", NETWORKS)
-    other_student: str = flag("mlp", "network that is trained beside the student, in the same steps", NETWORKS)
+    other_student: str = flag("lenet", "network that is trained beside the student, in the same steps", NETWORKS)
     kinds: tuple[str, ...] = flag(KINDS, "ways to use the teachers, of " + ", ".join(KINDS), NETWORKS)
 
     def check(self) -> None:
