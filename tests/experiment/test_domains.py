@@ -29,6 +29,7 @@ FILES += ("methods/adapters", "methods/domains", "methods/tasks")
 FILES += ("methods/conflicts", "methods/schedules")
 FILES += ("methods/modalities", "methods/several_teachers")
 FILES += ("methods/discriminator", "methods/stages")
+FILES += ("methods/weights",)
 
 
 def configurations():
