@@ -81,11 +81,12 @@ def teach_noisy(config, domains, teacher) -> None:
             per_class=config.per_class,
         )
         try:
-            for one in list(chain)[1:]:  # the teacher has its row
+            next(chain)  # the teacher, which has its row
+            for one in chain:
                 scores.setdefault(one.number, []).append(compared.scorer(one.model)(one.variables))
                 parameters = models.count_parameters(one.variables)
         except UncertainError as error:
-            say(f"there is no noisy student of seed {seed}: {error}")
+            say(f"the noisy students of seed {seed} end there: {error}")
     for number, found in scores.items():
         compared.trials.add(f"noisy-generation-{number}", found, parameters=parameters)
 
