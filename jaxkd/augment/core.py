@@ -24,6 +24,9 @@ Mix: TypeAlias = Callable[[jax.Array, Example, Example], Example]
 
 _MIX = 0x6D6978  # "mix" in ASCII: a fold of the example's key that no place in `compose` reaches
 
+_FAR = 2**30
+"""Distance of the views of `two_views`, which is more than the epochs of any training."""
+
 
 def compose(*augmentations: Augmentation) -> Augmentation:
     """Composition of augmentations, applied in the order given; number i gets `fold_in(key, i)`.
@@ -82,29 +85,31 @@ def augment_batch(
     return apply
 
 
-def two_views(first: Prepare, second: Prepare, **fields: str) -> Prepare:
-    """Preparation of batches in two ways at once, such as one view for a student and one for its mean teacher.
+def two_views(prepare: Prepare, other: Prepare | None = None, **fields: str) -> Prepare:
+    """Preparation of two views of each example at once, such as one for a student and one for its mean teacher.
 
-    `two_views(noisy, other_noisy, teacher_image="image")` prepares as `noisy` does, and adds the images of
-    `other_noisy` as `teacher_image`, which `models.reading(student, image="teacher_image")` reads.
+    `two_views(noisy, teacher_image="image")` prepares as `noisy` does, and adds the images of another draw of it as
+    `teacher_image`, which `models.reading(student, image="teacher_image")` reads.
 
     Args:
-      first: Preparation whose fields keep their names, such as `augment_batch(augmentation, seed=0)`.
-      second: The other one; to draw anew it has another seed.
-      **fields: New field -> the field of the second preparation that it holds.
+      prepare: Preparation whose fields keep their names, such as `augment_batch(augmentation, seed=0)`.
+      other: Preparation of the other view; if None the same one, drawn as of a view that no epoch reaches.
+      **fields: New field -> the field of the other view that it holds.
 
     Returns:
       Batch -> batch.
 
     Raises:
-      ValueError: By the returned function, if the second preparation has no such field.
+      ValueError: By the returned function, if the other view has no such field, or a batch has no `view` to draw anew.
     """
 
     def apply(batch: Batch) -> dict[str, Any]:
-        other = second(batch)
-        if missing := [name for name in fields.values() if name not in other]:
-            raise ValueError(f"the second view has no field {missing[0]!r}, only {sorted(other)}: name one of these.")
-        return {**first(batch), **{new: other[name] for new, name in fields.items()}}
+        if other is None and "view" not in batch:
+            raise ValueError(f"batch has no field 'view', only {sorted(batch)}: another view needs it, add it.")
+        found = prepare({**batch, "view": batch["view"] + _FAR}) if other is None else other(batch)
+        if missing := [name for name in fields.values() if name not in found]:
+            raise ValueError(f"the other view has no field {missing[0]!r}, only {sorted(found)}: name one of these.")
+        return {**prepare(batch), **{new: found[name] for new, name in fields.items()}}
 
     return apply
 

@@ -25,7 +25,7 @@ from jaxkd.data.pseudo import UncertainError, pseudo_labels, with_pseudo_labels
 from jaxkd.data.readers.digits import prepare_digits
 from jaxkd.data.sounds import Sounds, open_sounds, split_by_speaker, to_source
 from jaxkd.data.source import Source, in_memory, labels_of, statistics, table, with_fields
-from jaxkd.data.subsets import few_labels, of_classes
+from jaxkd.data.subsets import few_labels, of_classes, repeated
 from jaxkd.data.suitability import check_disjoint, check_task, check_unit_pixels
 from jaxkd.data.tabular import munge, open_table
 from jaxkd.data.tags import Entity, Scheme, entities_of, in_characters, split_words, tag_names, tag_words
@@ -89,6 +89,7 @@ __all__ = [
     "prefetch",
     "prepare_digits",
     "pseudo_labels",
+    "repeated",
     "shared_characters",
     "split_by_speaker",
     "split_words",

@@ -1,4 +1,4 @@
-"""Subsets of a source: some of its classes, or a few examples of each class."""
+"""Subsets of a source: some of its classes, or a few examples of each class; and its rows several times."""
 
 from __future__ import annotations
 
@@ -68,6 +68,34 @@ def few_labels(source: Source, per_class: int, *, seed: int = 0) -> Source:
     rows = [random.permutation(np.flatnonzero(labels == c))[:per_class] for c in range(source.num_classes)]
     number = np.arange(source.num_classes, dtype=np.int32)
     return _rows(source, np.sort(np.concatenate(rows)), number, source.num_classes, f"{per_class} a class")
+
+
+def repeated(source: Source, times: int) -> Source:
+    """Source whose rows all come several times in each epoch, such as few labelled ones beside many without a label.
+
+    Args:
+      source: A source without targets.
+      times: How many times each row comes.
+
+    Returns:
+      Source of `times * source.size` rows, whose `id` is the row number here: each copy is augmented on its own.
+
+    Raises:
+      ValueError: If there is no copy, or if the source has targets.
+    """
+    if not is_whole(times) or times < 1:
+        raise ValueError(f"rows cannot be repeated {times!r} times: give an integer of at least 1.")
+    if source.targets is not None:
+        raise ValueError(f"{source.name} has targets, which belong to its own rows: repeat rows before joining them.")
+
+    def read(rows: np.ndarray) -> dict[str, np.ndarray]:
+        return source.read(np.asarray(rows) % source.size) | {"id": np.asarray(rows, np.int32)}
+
+    lengths = None if source.lengths is None else np.tile(source.lengths, times)
+    name = f"{source.name} ({times} times)"
+    return dataclasses.replace(
+        source, name=name, size=times * source.size, read=read, start=0, drawn=None, lengths=lengths
+    )
 
 
 def _known(source: Source) -> np.ndarray:

@@ -23,6 +23,7 @@ from jaxkd.models.depth import fuse_blocks, neighbours, take_blocks
 from jaxkd.models.detection.decode import Detections, detect, suppress
 from jaxkd.models.detection.detector import apply_head, detector
 from jaxkd.models.detection.targets import Targets, assign
+from jaxkd.models.exits import with_exits, without_exits
 from jaxkd.models.frozen import freeze, frozen, thaw
 from jaxkd.models.graph.sensor_mlp import sensor_mlp
 from jaxkd.models.graph.tgcn import normalise_adjacency, tgcn
@@ -193,8 +194,10 @@ __all__ = [
     "with_bottlenecks",
     "with_channels",
     "with_embedding",
+    "with_exits",
     "with_head",
     "with_heads",
     "without_base",
+    "without_exits",
     "zipf_weights",
 ]

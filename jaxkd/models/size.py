@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from jaxkd.types import Batch, Model, Variables
 
@@ -107,7 +108,9 @@ class Work(NamedTuple):
 
 
 def count_work(function: Callable[..., Any], *arguments: Any) -> Work:
-    """Counts the operations of a function from its jaxpr, before the compiler changes anything.
+    """Counts the operations of a function from its jaxpr, before the compiler changes anything else.
+
+    Operations that no result needs are left out, as `jit` leaves them out: those behind an early exit, for instance.
 
     A product of [M, K] and [K, N] is 2 M K N; a convolution is 2 * outputs * (kernel elements each of them reads), the
     zeros of padding included and those of dilation not. Reductions count their inputs, other arithmetic its outputs. A
@@ -121,7 +124,8 @@ def count_work(function: Callable[..., Any], *arguments: Any) -> Work:
     Returns:
       Operations of one call.
     """
-    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    return _count(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
 
 
 def _count(jaxpr: Any) -> Work:

@@ -407,3 +407,18 @@ def test_boxes_follow_their_pictures_when_they_are_mirrored():
     assert set(np.asarray(across["boxes"])[:, 0, 1]) == {1}
     with pytest.raises(ValueError, match="example has no boxes with labels"):
         augment.flip_with_boxes()(keys(1)[0], {"image": marked})
+
+
+def test_two_views_are_two_draws_of_one_preparation():
+    def prepare(batch):
+        return {**batch, "image": batch["image"] + batch["view"][:, None]}
+
+    batch = {"image": np.zeros((2, 3)), "view": np.array([1, 2], np.int32)}
+    found = augment.two_views(prepare, teacher_image="image")(batch)
+    np.testing.assert_array_equal(found["image"], prepare(batch)["image"])
+    assert (found["teacher_image"] > 2**29).all()
+    np.testing.assert_array_equal(found["view"], batch["view"])
+    with pytest.raises(ValueError, match="no field 'view'"):
+        augment.two_views(prepare, teacher_image="image")({"image": batch["image"]})
+    with pytest.raises(ValueError, match="no field 'sound'"):
+        augment.two_views(prepare, teacher_sound="sound")(batch)

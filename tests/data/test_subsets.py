@@ -64,3 +64,17 @@ def test_a_part_of_drawn_rows_is_numbered_anew_and_keeps_the_names_of_its_classe
     assert chosen.class_names == ("e", "c")
     np.testing.assert_array_equal(rows(chosen)["id"], chosen.ids)
     assert chosen.ids.tolist() == list(range(10))
+
+
+def test_rows_may_come_several_times_with_numbers_of_their_own():
+    few = data.few_labels(SOURCE, 2)
+    again = data.repeated(few, 3)
+    found, once = rows(again), rows(few)
+    assert len(again) == 3 * len(few)
+    np.testing.assert_array_equal(found["image"], np.concatenate([once["image"]] * 3))
+    np.testing.assert_array_equal(found["id"], np.arange(len(again)))
+    np.testing.assert_array_equal(data.labels_of(again), np.tile(once["label"], 3))
+    with pytest.raises(ValueError, match="cannot be repeated 0 times"):
+        data.repeated(few, 0)
+    with pytest.raises(ValueError, match="has targets"):
+        data.repeated(dataclasses.replace(few, targets=lambda rows, view: {}), 2)

@@ -30,6 +30,7 @@ FILES += ("methods/conflicts", "methods/schedules")
 FILES += ("methods/modalities", "methods/several_teachers")
 FILES += ("methods/discriminator", "methods/stages")
 FILES += ("methods/weights",)
+FILES += ("methods/exits", "methods/mean_teacher", "methods/no_teacher")
 
 
 def configurations():
