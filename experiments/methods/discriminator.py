@@ -12,9 +12,10 @@ of its own, in the same step; `metrics.jsonl` has its loss, which is 2 log 2 = 1
 
 import dataclasses
 
+import jax
 import optax
 
-from jaxkd import objectives
+from jaxkd import objectives, train
 from jaxkd.experiment import NETWORKS, check_choice, flag, launch
 from jaxkd.experiment.comparison import SMOKE, ComparisonConfig, compare
 from jaxkd.experiment.domains import NON_NEGATIVE, POSITIVE
@@ -76,6 +77,13 @@ NAMES = {
 def procedure(config, run, logger, plan) -> None:
     board = compare(config, run, logger, plan)
     terms = make_terms(config, board)
+    if "features" in config.students:  # a feature that does not fit ends the run here
+        shapes = jax.eval_shape(board.teacher.init, jax.random.key(0), board.example)
+        parts = board.student, board.teacher, terms["features"]
+        try:
+            train.check_parts(*parts, batch=board.example, teacher_variables=shapes)
+        except ValueError as error:
+            raise ValueError(f"--feature {config.feature} does not suit the networks: {error}") from error
     board.add_floor()
     taught = {"teacher": board.teacher, "teacher_variables": board.fit_teacher()}
     for kind in config.students:

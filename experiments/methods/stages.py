@@ -54,9 +54,15 @@ SMALL = dict(SMOKE, name="stages-smoke", epochs=2, first_epochs=1, students=("th
 def procedure(config, run, logger, plan) -> None:
     board = compare(config, run, logger, plan)
     T, S, stages, second = board.teacher, board.student, config.stages, config.epochs - config.first_epochs
-    apart, mixed = blockwise.apart(T, S, stages), theseus.replacing_stages(T, S, stages)
-    for model in (apart, mixed):  # stages that do not fit end the run here
-        jax.eval_shape(model.init, jax.random.key(0), board.example)
+    try:  # stages that do not fit end the run here
+        apart = blockwise.apart(T, S, stages)
+        for model in (T, S, apart):
+            shapes = jax.eval_shape(model.init, jax.random.key(0), board.example)
+            models.Stages(model, stages, shapes, board.example)
+    except ValueError as error:
+        raise ValueError(
+            f"--stages {' '.join(stages)} do not suit {config.teacher}, {config.student}: {error}"
+        ) from error
     board.add_floor()
     known = board.fit_teacher()
     taught = {"teacher": T, "teacher_variables": known}

@@ -138,8 +138,9 @@ class Stages:
         Raises:
           ValueError: If the new state has another structure.
         """
-        leaves, structure = jax.tree.flatten(state)
-        new = jax.tree.structure(jax.tree.unflatten(self._structure, [0] * len(self._outvars))[1])
+        leaves: list[jax.Array] = jax.tree.leaves(state)
+        structure: Any = jax.tree.structure(state)
+        new: Any = jax.tree.structure(jax.tree.unflatten(self._structure, [0] * len(self._outvars))[1])
         if structure != new:
             raise ValueError(f"the model's state is {structure}, but {new} after a step: keep its structure.")
         places = dict(zip(self._states, leaves, strict=True))
@@ -171,7 +172,7 @@ class Stages:
             for v, x in zip(equation.outvars, found, strict=True):
                 if v not in known:
                     values[v] = x if write is None else write(v, x)
-        return [jnp.asarray(v.val, v.aval.dtype) if isinstance(v, Literal) else values[v] for v in wanted]
+        return [_constant(v) if isinstance(v, Literal) else values[v] for v in wanted]
 
     def _slice(self, wanted: Iterable[Any], known: Iterable[Any]) -> set[int]:
         """Equations that variables need, if some are known."""
@@ -222,3 +223,8 @@ class Stages:
                 found.add(i)
                 reached.update(equation.outvars)
         return found
+
+
+def _constant(literal: Any) -> jax.Array:
+    """Value of a variable that is a number in the program."""
+    return jnp.asarray(literal.val, literal.aval.dtype)
