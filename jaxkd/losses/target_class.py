@@ -20,11 +20,12 @@ from jaxkd.testing import (
     MASKED_CLASSES,
     NON_NEGATIVE,
     OF_PROBABILITIES,
+    SCALE_INVARIANT,
     Property,
     declare,
 )
 
-__all__ = ["dkd", "nkd", "uskd", "wsld"]
+__all__ = ["dkd", "dlr", "nkd", "uskd", "wsld"]
 
 
 def _without_gradient(properties: Sequence[Property]) -> tuple[Property, ...]:
@@ -79,6 +80,48 @@ def dkd(
     nckd = numerics.kl_divergence(_within_rest(t, c, temperature), _within_rest(s, c, temperature))
     T, alpha, beta = (numerics.per_example(h, tckd) for h in (temperature, alpha, beta))
     return y.mark(T**2 * (alpha * tckd + beta * nckd))
+
+
+@declare(
+    lambda draw: (draw.logits(), draw.labels()),
+    (*LOGITS, *OF_PROBABILITIES, SCALE_INVARIANT),
+    needs="an attack",
+)
+def dlr(logits: ArrayLike, labels: ArrayLike, *, ignore: int | None = None) -> jax.Array:
+    """Difference of logits ratio, which attacks make large: above 0 where the network is wrong, and free of any scale.
+
+    -(z_y - max_{k != y} z_k) / (z_(1) - z_(3)),  z_(1) >= z_(2) >= z_(3) the largest logits
+
+    Unlike the cross-entropy's, its gradient does not vanish where a network is certain: it ignores a shift and a scale
+    of the logits. 0 without a gradient where the three largest are equal, or all but two classes are masked.
+
+    Args:
+      logits: [..., K] floating, K >= 3.
+      labels: [...] integers in 0..K-1.
+      ignore: Label of rows that do not count: their value is 0; none if None.
+
+    Returns:
+      [...], at least -1.
+
+    Raises:
+      ValueError: If the shapes do not fit, or there are fewer than three classes.
+
+    Reference:
+      Croce, Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks",
+      ICML 2020, https://arxiv.org/abs/2003.01690
+    """
+    (z,) = numerics.promote(logits)
+    y = check_labels(z, labels, ignore)
+    if z.shape[-1] < 3:
+        raise ValueError(f"logits have shape {z.shape}, but the third largest is needed: give at least three classes.")
+    (z,) = y.select(z)
+    z = jnp.maximum(z, jnp.finfo(z.dtype).min / 4)  # masked classes
+    others = jnp.where(jax.nn.one_hot(y.values, z.shape[-1], dtype=bool), -jnp.inf, z)
+    margin = jnp.max(others, axis=-1) - numerics.pick(z, y.values)
+    largest = jax.lax.top_k(z, 3)[0]
+    span = largest[..., 0] - largest[..., 2]
+    apart = (span > 0) & (span < -jnp.finfo(z.dtype).min / 8)
+    return y.mark(jnp.where(apart, margin / jnp.where(apart, span, 1), 0))
 
 
 @declare(lambda draw: (draw.logits(), draw.logits(), draw.labels()), (*LOGITS, *OF_PROBABILITIES, NON_NEGATIVE))

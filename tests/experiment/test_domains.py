@@ -31,6 +31,7 @@ FILES += ("methods/modalities", "methods/several_teachers")
 FILES += ("methods/discriminator", "methods/stages")
 FILES += ("methods/weights",)
 FILES += ("methods/exits", "methods/mean_teacher", "methods/no_teacher")
+FILES += ("methods/robust",)
 
 
 def configurations():

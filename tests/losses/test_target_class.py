@@ -66,6 +66,12 @@ def numpy_uskd(s, w, y, alpha, beta, mu, log_ranking):
     return np.mean(total)
 
 
+def numpy_dlr(z, y):
+    others = np.where(np.eye(z.shape[-1], dtype=bool)[y], -np.inf, z).max(-1)
+    ordered = np.sort(z, -1)
+    return -(at(z, y) - others) / (ordered[:, -1] - ordered[:, -3])
+
+
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 @pytest.mark.parametrize(("scale", "classes"), [(2.0, 9), (30.0, 6)])
 def test_values_equal_their_twins(temperature, scale, classes):
@@ -77,6 +83,15 @@ def test_values_equal_their_twins(temperature, scale, classes):
         np.testing.assert_allclose(value, numpy_nkd(s, t, LABELS, 0.7, temperature), rtol=1e-10)
         value = run(target_class.wsld, s, t, LABELS, alpha=1.3, temperature=temperature)
         np.testing.assert_allclose(value, numpy_wsld(s, t, LABELS, 1.3, temperature), rtol=1e-10)
+        np.testing.assert_allclose(run(target_class.dlr, s, LABELS), numpy_dlr(s, LABELS), rtol=1e-12)
+
+
+def test_dlr_is_above_0_where_the_network_is_wrong_and_0_without_a_scale():
+    z = np.float32([[3, 1, 0, 0], [3, 1, 0, 0], [3, 1, 0, 0], [2, 2, 2, 1], [5, 4, -np.inf, -np.inf]])
+    y = np.array([0, 1, 2, 0, 1])
+    np.testing.assert_allclose(target_class.dlr(z, y), [-2 / 3, 2 / 3, 1, 0, 0], rtol=1e-6)
+    with pytest.raises(ValueError, match="give at least three classes"):
+        target_class.dlr(z[:, :2], y)
 
 
 @pytest.mark.parametrize("log_ranking", [True, False])
