@@ -1,6 +1,6 @@
 """Conflicts: the labels' and the teacher's gradient, treated apart by the optimizer or weighed for each example.
 
-    python experiments/methods/conflicts.py --source "npz:cifar100_{split}.npz"
+    python experiments/methods/conflicts.py --source "npz:mnist_{split}.npz"
     python experiments/methods/conflicts.py --source folder:PHOTOS --teacher resnet20 --student resnet8 --classes 10
 
 Compared on the test split, on which each network is evaluated once: logistic regression on pixels, the teacher, the
@@ -16,7 +16,7 @@ import optax
 
 from jaxkd import losses, objectives, train
 from jaxkd.experiment import NETWORKS, TRAINING, check_choice, flag, launch
-from jaxkd.experiment.comparison import SMOKE, ComparisonConfig, compare
+from jaxkd.experiment.comparison import SMOKE, FewDigitsConfig, compare
 from jaxkd.experiment.domains import FRACTION, NON_NEGATIVE, POSITIVE
 from jaxkd.experiment.images import first_rows
 from jaxkd.experiment.trials import Column
@@ -28,9 +28,7 @@ KINDS = ("alone", "kd", "pcgrad", "cagrad", "sure-teacher", "unsure-student", "k
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(ComparisonConfig):
-    teacher_epochs: int = 12
-    epochs: int = 6
+class Config(FewDigitsConfig):
     students: tuple[str, ...] = flag(KINDS, "kinds of students", NETWORKS)
     delta: float = flag(
         0.075, "difference of DOT's momenta from 0.9, for the teacher above and below", TRAINING, FRACTION

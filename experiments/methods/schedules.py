@@ -1,6 +1,6 @@
 """Schedules of knowledge: how much the teacher counts, and when, in the course of one training.
 
-    python experiments/methods/schedules.py --source "npz:cifar100_{split}.npz"
+    python experiments/methods/schedules.py --source "npz:mnist_{split}.npz"
     python experiments/methods/schedules.py --source folder:PHOTOS --teacher resnet20 --student resnet8 --classes 10
 
 Compared on the test split, on which each network is evaluated once: logistic regression on pixels, the teacher, the
@@ -16,7 +16,7 @@ import optax
 
 from jaxkd import data, losses, models, objectives
 from jaxkd.experiment import NETWORKS, TRAINING, check_choice, flag, launch
-from jaxkd.experiment.comparison import SMOKE, ComparisonConfig, compare
+from jaxkd.experiment.comparison import SMOKE, FewDigitsConfig, compare
 from jaxkd.experiment.domains import COUNT, DECAY, FRACTION, TEMPERATURE
 from jaxkd.methods.annealing import annealing
 from jaxkd.methods.dynamic_weights import dynamic_weights
@@ -26,9 +26,7 @@ KINDS = ("alone", "kd", "falling", "rising", "temperature", "annealing", "featur
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(ComparisonConfig):
-    teacher_epochs: int = 12
-    epochs: int = 6
+class Config(FewDigitsConfig):
     students: tuple[str, ...] = flag(KINDS, "kinds of students", NETWORKS)
     early: float = flag(0.3, "part of the teacher's training after which the early one is stopped", TRAINING, FRACTION)
     first: float = flag(0.3, "part of the training for features first; Annealing-KD has the rest", TRAINING, FRACTION)

@@ -32,6 +32,8 @@ SMOKE: Mapping[str, Any] = {
     "source": SYNTHETIC,
     "classes": None,
     "image_size": None,
+    "train_split": "train[:90%]",
+    "validation_split": "train[90%:]",
     "crop": 1,
     "teacher": "tiny",
     "student": "tiny",
@@ -76,6 +78,22 @@ class ComparisonConfig(ImageConfig):
             "nll": Column("NLL", digits=3),
             "ece": Column("ECE %", PERCENT),
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class FewDigitsConfig(ComparisonConfig):
+    """Configuration of a comparison on few images of digits, for networks that a CPU trains in seconds."""
+
+    source: str = "npz:mnist_{split}.npz"
+    classes: int | None = None
+    image_size: int | None = None
+    train_split: str = "train[:5%]"
+    validation_split: str = "train[5%:10%]"
+    flip: bool = False
+    teacher: str = "lenet"
+    student: str = "mlp"
+    teacher_epochs: int = 20
+    epochs: int = 20
 
 
 def synthetic() -> dict[str, np.ndarray]:
