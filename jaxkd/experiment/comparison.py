@@ -87,13 +87,14 @@ class FewDigitsConfig(ComparisonConfig):
     source: str = "npz:mnist_{split}.npz"
     classes: int | None = None
     image_size: int | None = None
-    train_split: str = "train[:5%]"
-    validation_split: str = "train[5%:10%]"
+    train_split: str = "train[:1500]"
+    validation_split: str = "train[1500:3000]"
     flip: bool = False
     teacher: str = "lenet"
     student: str = "mlp"
-    teacher_epochs: int = 20
-    epochs: int = 20
+    batch_size: int = 64
+    teacher_epochs: int = 12
+    epochs: int = 8
 
 
 def synthetic() -> dict[str, np.ndarray]:

@@ -76,7 +76,7 @@ def dot(
     def init(params: PyTree) -> DotState:
         return DotState(*(jax.tree.map(jnp.zeros_like, params) for _ in range(2)))
 
-    def update(updates: PyTree, state: DotState, params: PyTree, **extra: Any) -> tuple[PyTree, DotState]:
+    def update(updates: PyTree, state: DotState, params: PyTree = None, **extra: Any) -> tuple[PyTree, DotState]:
         each, rest = read_terms(updates, extra)
         if missing := [name for name in tasks if name not in each]:
             raise TermError(

@@ -96,8 +96,8 @@ def dynamic_weights(
         first = old["seen"] == 0
         new: dict[str, PyTree] = {"seen": old["seen"] + 1}
         for name, decay in decays.items():
-            mix = lambda a, x, d=decay: jnp.where(first, x, d * a + (1 - d) * x).astype(a.dtype)  # noqa: E731
-            new[name] = {term: mix(old[name][term], value) for term, value in values.items()}
+            mixed = {term: decay * old[name][term] + (1 - decay) * value for term, value in values.items()}
+            new[name] = {term: jnp.where(first, values[term], x).astype(jnp.float32) for term, x in mixed.items()}
         new["weights"] = _weights(given, new["fast"], new["slow"], temperature)
         return jax.tree.map(lambda a, b: jnp.where(jnp.any(part["mask"]), a, b), new, old)
 
@@ -112,7 +112,7 @@ def _weights(
     ratios = {name: (fast[name] + floor) / (slow[name] + floor) for name in given}
     highest = jnp.max(jnp.stack(list(ratios.values())))
     pulls = {name: b * jnp.exp((ratios[name] - highest) / temperature) for name, b in given.items()}
-    scale = sum(given.values()) / sum(pulls.values())
+    scale = float(sum(given.values())) / jnp.sum(jnp.stack(list(pulls.values())))
     return {name: scale * pull for name, pull in pulls.items()}
 
 
