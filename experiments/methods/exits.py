@@ -1,7 +1,7 @@
 """Self-distillation: exits on the way through a network that learn from its deepest one, and what each exit costs.
 
-    python experiments/methods/exits.py --source npz:cifar100_{split}.npz
-    python experiments/methods/exits.py --source cifar10 --student resnet8 --exits stage1 stage2
+    python experiments/methods/exits.py --source npz:mnist_{split}.npz
+    python experiments/methods/exits.py --source folder:PHOTOS --student resnet20 --exits stage1 stage2
 
 Compared on the test split, on which each network is evaluated once at each exit, after its training: logistic
 regression; a large teacher; students alone and taught by it; students with exits that learn from labels alone (deep
@@ -14,7 +14,7 @@ from typing import Literal
 
 from jaxkd import models
 from jaxkd.experiment import NETWORKS, TRAINING, flag, launch
-from jaxkd.experiment.comparison import SMOKE, ComparisonConfig, compare
+from jaxkd.experiment.comparison import SMOKE, FewDigitsConfig, compare
 from jaxkd.experiment.domains import FRACTION, NON_NEGATIVE
 from jaxkd.methods import self_distillation
 from jaxkd.parallel import DATA
@@ -22,10 +22,8 @@ from jaxkd.train import students
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(ComparisonConfig):
-    classes: int | None = 10
-    teacher_epochs: int = 3
-    epochs: int = 6
+class Config(FewDigitsConfig):
+    student: str = "convnet_8_16"
     temperature: float = 3.0
     form: Literal["vmap", "map", "unroll", "fastest"] = "map"
     exits: tuple[str, ...] = flag(("stage1",), "features of the student that have exits", NETWORKS)

@@ -1,7 +1,7 @@
 """Mean teacher: a student with few labels whose teacher is its own moving average, on images without labels.
 
-    python experiments/methods/mean_teacher.py --source npz:cifar100_{split}.npz
-    python experiments/methods/mean_teacher.py --source npz:mnist_{split}.npz --no-flip --labels 5
+    python experiments/methods/mean_teacher.py --source npz:mnist_{split}.npz
+    python experiments/methods/mean_teacher.py --source folder:PHOTOS --student resnet8 --flip --labels 20
 
 A few images of each class have a label; of all others the labels are not read. Student and teacher see two
 augmentations of each image, and the student is pulled towards the teacher's probabilities, with a weight that rises
@@ -18,7 +18,7 @@ import jax
 
 from jaxkd import augment, data, losses, models, objectives
 from jaxkd.experiment import NETWORKS, TRAINING, check_choice, flag, launch, train_phase, variables_of
-from jaxkd.experiment.comparison import SMOKE, ComparisonConfig, compare
+from jaxkd.experiment.comparison import SMOKE, FewDigitsConfig, compare
 from jaxkd.experiment.domains import COUNT, DECAY, POSITIVE
 from jaxkd.experiment.flags import DATA
 from jaxkd.experiment.trials import QUIET
@@ -28,12 +28,11 @@ KINDS = ("alone", "distilled", "mean-teacher", "all-labels")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(ComparisonConfig):
-    classes: int | None = 10
-    teacher_epochs: int = 3
-    epochs: int = 12
+class Config(FewDigitsConfig):
+    train_split: str = "train[:3000]"
+    validation_split: str = "train[3000:4500]"
     form: Literal["vmap", "map", "unroll", "fastest"] = "map"
-    labels: int = flag(20, "labelled images of each class", DATA, COUNT)
+    labels: int = flag(5, "labelled images of each class", DATA, COUNT)
     share: float = flag(0.25, "share of labelled images in a batch, which are repeated for it", TRAINING, POSITIVE)
     decay: float = flag(0.99, "decay of the moving average that teaches", TRAINING, DECAY)
     consistency: float = flag(1.0, "weight of the pull towards the teacher, once it has risen", TRAINING, POSITIVE)

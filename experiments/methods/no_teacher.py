@@ -1,7 +1,7 @@
 """No fixed teacher: networks that learn from their peers, from their predecessors, or from a teacher made by hand.
 
-    python experiments/methods/no_teacher.py --source npz:cifar100_{split}.npz
-    python experiments/methods/no_teacher.py --source npz:mnist_{split}.npz --no-flip --kinds mutual born-again
+    python experiments/methods/no_teacher.py --source npz:mnist_{split}.npz
+    python experiments/methods/no_teacher.py --source folder:PHOTOS --student resnet8 --kinds mutual born-again
 
 Compared on the test split, on which each network is evaluated once, after its training: logistic regression, a large
 teacher, students alone and taught by it, and, without that teacher: label smoothing, as the control; Tf-KD, whose
@@ -16,7 +16,7 @@ import jax
 
 from jaxkd import losses, models, objectives
 from jaxkd.experiment import NETWORKS, TRAINING, check_choice, flag, launch
-from jaxkd.experiment.comparison import SMOKE, ComparisonConfig, compare
+from jaxkd.experiment.comparison import SMOKE, FewDigitsConfig, compare
 from jaxkd.experiment.domains import COUNT
 from jaxkd.methods import born_again, mutual_learning
 from jaxkd.train import students
@@ -25,10 +25,7 @@ KINDS = ("label-smoothing", "tf-kd", "mutual", "born-again")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(ComparisonConfig):
-    classes: int | None = 10
-    teacher_epochs: int = 6
-    epochs: int = 6
+class Config(FewDigitsConfig):
     form: Literal["vmap", "map", "unroll", "fastest"] = "map"
     kinds: tuple[str, ...] = flag(KINDS, "kinds of students without the large teacher", NETWORKS)
     members: tuple[int, ...] = flag((2, 4), "numbers of members of the cohorts", NETWORKS, COUNT)
