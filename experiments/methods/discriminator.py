@@ -1,6 +1,6 @@
 """Adversarial distillation: a student learns until a discriminator cannot tell its outputs from the teacher's.
 
-    python experiments/methods/discriminator.py --source npz:cifar100_{split}.npz
+    python experiments/methods/discriminator.py --source npz:mnist_{split}.npz
     python experiments/methods/discriminator.py --source folder:PICTURES --classes 5 --image-size 32 --crop 4
     python experiments/methods/discriminator.py --weight 0.5 --penalty 1 --feature pooled
 
@@ -17,7 +17,7 @@ import optax
 
 from jaxkd import objectives, train
 from jaxkd.experiment import NETWORKS, check_choice, flag, launch
-from jaxkd.experiment.comparison import SMOKE, ComparisonConfig, compare
+from jaxkd.experiment.comparison import SMOKE, FewDigitsConfig, compare
 from jaxkd.experiment.domains import NON_NEGATIVE, POSITIVE
 from jaxkd.experiment.flags import TRAINING
 from jaxkd.methods import discriminator
@@ -26,14 +26,15 @@ KINDS = ("alone", "kd", "logits", "logits-given-class", "features", "kd-logits")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(ComparisonConfig):
+class Config(FewDigitsConfig):
+    image_size: int | None = 14
+    teacher: str = "convnet"
+    student: str = "convnet_8_16"
     students: tuple[str, ...] = flag(KINDS, "kinds of students", NETWORKS)
     feature: str = flag("stage2", "feature of both networks that a discriminator sees, of one resolution", NETWORKS)
     hidden: tuple[int, ...] = flag((32, 32), "widths of the discriminator's layers", NETWORKS)
     weight: float = flag(0.3, "weight of the student's part of the game", TRAINING, NON_NEGATIVE)
     penalty: float = flag(0.1, "weight of the penalty on the discriminator's gradient", TRAINING, NON_NEGATIVE)
-    teacher_epochs: int = 8
-    epochs: int = 6
     discriminator_rate: float = flag(1e-3, "learning rate of the discriminator's Adam", TRAINING, POSITIVE)
 
     def check(self) -> None:

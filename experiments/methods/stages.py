@@ -1,6 +1,6 @@
 """Stages: a student learns stage by stage from the teacher's features, takes over its stages, or reads its features.
 
-    python experiments/methods/stages.py --source npz:cifar100_{split}.npz
+    python experiments/methods/stages.py --source npz:mnist_{split}.npz
     python experiments/methods/stages.py --source folder:PICTURES --classes 5 --image-size 32 --crop 4
     python experiments/methods/stages.py --teacher resnet20 --student resnet8 --stages stage1 stage2 stage3
 
@@ -18,7 +18,7 @@ import optax
 
 from jaxkd import losses, models, objectives
 from jaxkd.experiment import NETWORKS, check_choice, flag, launch
-from jaxkd.experiment.comparison import SMOKE, ComparisonConfig, compare
+from jaxkd.experiment.comparison import SMOKE, FewDigitsConfig, compare
 from jaxkd.experiment.flags import TRAINING
 from jaxkd.methods import blockwise, side_network, theseus
 from jaxkd.train import students
@@ -27,13 +27,14 @@ KINDS = ("alone", "kd", "blockwise", "theseus", "side")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(ComparisonConfig):
+class Config(FewDigitsConfig):
+    image_size: int | None = 14
+    teacher: str = "convnet"
+    student: str = "convnet_8_16"
     students: tuple[str, ...] = flag(KINDS, "kinds of students", NETWORKS)
     stages: tuple[str, ...] = flag(("stage1", "stage2"), "features that all stages but the last end in", NETWORKS)
     side_widths: tuple[int, ...] = flag((8, 16), "channels of the networks that read the teacher's features", NETWORKS)
-    first_epochs: int = flag(3, "epochs of the first phase, where there are two; the rest is the second", TRAINING)
-    teacher_epochs: int = 8
-    epochs: int = 6
+    first_epochs: int = flag(4, "epochs of the first phase, where there are two; the rest is the second", TRAINING)
 
     def check(self) -> None:
         """Checks values and names before the run's folder is made."""
