@@ -23,7 +23,7 @@ from jaxkd.testing import (
     declare,
 )
 
-__all__ = ["clip", "clip_affinity", "crd", "info_nce", "info_nce_queue"]
+__all__ = ["clip", "clip_affinity", "crd", "info_nce", "info_nce_queue", "queue_similarity"]
 
 
 class CRDBank(NamedTuple):
@@ -243,12 +243,63 @@ def info_nce_queue(
     """
     s, t, q = numerics.promote(student_embedding, teacher_embedding, queue)
     s, t = _embeddings(s, t)
-    if q.ndim != 2 or q.shape[1] != s.shape[1]:
-        raise ValueError(
-            f"the queue has shape {q.shape} but embeddings have shape {s.shape}: give a queue of their width."
-        )
+    _check_queue(q, s)
     own = jnp.sum(numerics.unit(s) * numerics.unit(t), axis=1, keepdims=True)
     return -numerics.log_softmax(jnp.concatenate([own, _cosines(s, q)], axis=1), temperature)[:, 0]
+
+
+@declare(
+    lambda draw: (draw.vectors(), draw.vectors()),
+    (*FEATURES, NON_NEGATIVE, SCALE_INVARIANT),
+    fixed=lambda draw: {"queue": draw.normal(16 * draw.sizes.batch, draw.sizes.width)},
+    own="two embeddings, queue as state: `objectives.queue_similarity`",
+)
+def queue_similarity(
+    student_embedding: ArrayLike,
+    teacher_embedding: ArrayLike,
+    queue: ArrayLike,
+    *,
+    temperature: ArrayLike = 0.2,
+    teacher_temperature: ArrayLike = 0.01,
+) -> jax.Array:
+    """SEED: both sides' similarities to the teacher's embedding of the example and to those of a queue, as KL.
+
+    KL(p || q),  p = softmax(cos(t, a_j) / T_t),  q = softmax(cos(s, a_j) / T),  a = t, then the queue's rows;
+    the paper has the cross-entropy, which is larger by the teacher's entropy
+
+    Args:
+      student_embedding: [B, D] floating, already projected to the teacher's width.
+      teacher_embedding: [B, D] floating.
+      queue: [Q, D], the teacher's embeddings of earlier examples (see `queue_push`).
+      temperature: T > 0 of the student.
+      teacher_temperature: T_t > 0 of the teacher.
+
+    Returns:
+      [B] in nats; 0 where the embeddings have one direction and the temperatures are equal.
+
+    Raises:
+      ValueError: If the shapes do not fit together.
+
+    Reference:
+      Fang et al., "SEED: Self-supervised Distillation For Visual Representation", ICLR 2021,
+      https://arxiv.org/abs/2101.04731
+    """
+    s, t, q = numerics.promote(student_embedding, teacher_embedding, queue)
+    s, t = _embeddings(s, t)
+    _check_queue(q, s)
+
+    def log_similarities(x: jax.Array, temperature: ArrayLike) -> jax.Array:
+        own = jnp.sum(numerics.unit(x) * numerics.unit(t), axis=1, keepdims=True)
+        return numerics.log_softmax(jnp.concatenate([own, _cosines(x, q)], axis=1), temperature)
+
+    return numerics.kl_divergence(log_similarities(t, teacher_temperature), log_similarities(s, temperature))
+
+
+def _check_queue(queue: jax.Array, embedding: jax.Array) -> None:
+    """Raises ValueError unless a queue has the embeddings' width."""
+    if queue.ndim != 2 or queue.shape[1] != embedding.shape[1]:
+        shapes = f"the queue has shape {queue.shape} but embeddings have shape {embedding.shape}"
+        raise ValueError(f"{shapes}: give a queue of their width.")
 
 
 def queue_init(key: jax.Array, *, size: int, width: int) -> jax.Array:

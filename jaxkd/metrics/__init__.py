@@ -34,6 +34,7 @@ from jaxkd.metrics.detection import DetectionAP, detection_ap
 from jaxkd.metrics.edits import Edits, character_edits, word_edits
 from jaxkd.metrics.fidelity import DISTILLATION, agreement, agreement_at, kl_to_teacher, linear_cka, total_variation
 from jaxkd.metrics.ignored import ignoring
+from jaxkd.metrics.neighbours import nearest_neighbours
 from jaxkd.metrics.ranking import RANKING, hit_rate, mrr, ndcg, recall
 from jaxkd.metrics.regression import R2, REGRESSION, RootMean, mae, r2, rmse
 from jaxkd.metrics.roc import ROC, roc, sensitivity_at_specificity
@@ -94,6 +95,7 @@ __all__ = [
     "miou",
     "mrr",
     "ndcg",
+    "nearest_neighbours",
     "nll",
     "pairs_of",
     "per_class",

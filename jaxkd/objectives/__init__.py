@@ -13,7 +13,7 @@ from jaxkd.objectives.layers import last_layers, layer_names, uniform_layers
 from jaxkd.objectives.maps import cat_kd, fgd, ft, mgd, paraphrase, srrl, vid
 from jaxkd.objectives.margin import margin_softmax
 from jaxkd.objectives.members import learned_teachers, of_member
-from jaxkd.objectives.memories import cirkd_memory, crd, info_nce_queue
+from jaxkd.objectives.memories import cirkd_memory, crd, info_nce_queue, queue_similarity
 from jaxkd.objectives.networks import Network
 from jaxkd.objectives.paths import features_of, pick
 from jaxkd.objectives.projections import connector, linear, mlp, regressor
@@ -83,6 +83,7 @@ __all__ = [
     "pick",
     "pkd",
     "predictions",
+    "queue_similarity",
     "regressor",
     "review",
     "rrd",

@@ -1,4 +1,4 @@
-"""Terms with a memory in their state: CRD's banks of embeddings, InfoNCE's queue, CIRKD's pixels and regions."""
+"""Terms with a memory in their state: CRD's banks of embeddings, queues of InfoNCE and SEED, CIRKD's rows."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxkd import losses
 from jaxkd.losses import contrastive, segmentation
 from jaxkd.losses.dense import nearest_labels
+from jaxkd.objectives.networks.core import Network
 from jaxkd.objectives.projections import linear, mlp
 from jaxkd.objectives.terms import Result, stateful
 from jaxkd.types import PyTree, Term, Variables
@@ -115,6 +116,54 @@ def info_nce_queue(
 
     paths = (f"student.{student}", f"teacher.{teacher}")
     return stateful(call, *paths, init=init, hyper_of=losses.info_nce_queue, where=where, couples=True, **hyper)
+
+
+def queue_similarity(
+    *,
+    student: str,
+    teacher: str,
+    project: Network | None = None,
+    size: int = 4096,
+    where: str | None = None,
+    **hyper: Any,
+) -> Term:
+    """Term of SEED: similarities to a queue of the teacher's latest embeddings, of the student's projected embedding.
+
+    The teacher's embeddings are taken as they are, so that the student's alone are moved.
+
+    Args:
+      student: Name of the student's feature [B, Ds].
+      teacher: Name of the teacher's feature [B, Dt].
+      project: Map from the student's feature to the teacher's width, trained with the student; as in the paper a
+        perceptron as wide inside as its result if None.
+      size: Q, at least the batch size.
+      where: Field of the batch [B] that masks or weights examples in the mean; all count 1 if None.
+      **hyper: Hyper-parameters of `losses.queue_similarity`.
+
+    Returns:
+      A term with parameters `student` and the state `queue`.
+
+    Raises:
+      ValueError: At the start, if the queue is smaller than a batch.
+    """
+
+    def chosen(width: int) -> Network:
+        return mlp(hidden=(width,)) if project is None else project
+
+    def init(key: jax.Array, s: Any, t: Any) -> Variables:
+        if size < len(s):
+            raise ValueError(f"the queue holds {size} embeddings but a batch has {len(s)}: make it at least as large.")
+        ks, kq = jax.random.split(key)
+        params = chosen(t.shape[-1]).init(ks, tuple(s.shape), tuple(t.shape))
+        return Variables({"student": params}, {"queue": contrastive.queue_init(kq, size=size, width=t.shape[-1])})
+
+    def call(variables: Variables, key: jax.Array, s: jax.Array, t: jax.Array, **hyper: Any) -> Result:
+        params, state = variables
+        values = losses.queue_similarity(chosen(t.shape[-1]).apply(params["student"], s), t, state["queue"], **hyper)
+        return values, {"queue": contrastive.queue_push(state["queue"], t)}, {}
+
+    paths = (f"student.{student}", f"teacher.{teacher}")
+    return stateful(call, *paths, init=init, hyper_of=losses.queue_similarity, where=where, couples=True, **hyper)
 
 
 def cirkd_memory(

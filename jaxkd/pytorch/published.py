@@ -200,17 +200,24 @@ def _convnext_torchvision() -> tuple[Rule, ...]:
 
 
 CONVNEXT_TORCHVISION = _convnext_torchvision()
+_CONVNEXT_MLP = Rule("stages.{s}.blocks.{b}.mlp.fc{n}", "stage{s+1}_block{b+1}/mlp{n}")
 CONVNEXT_TIMM = (
     *_sequential("stem", "stem_{}"),
     Rule("stages.{s}.downsample.0", "stage{s+1}_norm"),
     Rule("stages.{s}.downsample.1", "stage{s+1}_conv"),
     Rule("stages.{s}.blocks.{b}.conv_dw", "stage{s+1}_block{b+1}/conv"),
     Rule("stages.{s}.blocks.{b}.norm", "stage{s+1}_block{b+1}/norm"),
-    Rule("stages.{s}.blocks.{b}.mlp.fc{n}", "stage{s+1}_block{b+1}/mlp{n}"),
+    _CONVNEXT_MLP,
+    Rule("stages.{s}.blocks.{b}.mlp.grn", "stage{s+1}_block{b+1}/response_norm"),
     Rule("stages.{s}.blocks.{b}.gamma", "stage{s+1}_block{b+1}/gamma"),
     Rule("head.norm", "norm"),
     Rule("head.fc", "head"),
 )
+CONVNEXT_TIMM_SMALL = (
+    Rule(f"{_CONVNEXT_MLP.theirs}.weight", f"{_CONVNEXT_MLP.ours}/kernel", ones=2),
+    *CONVNEXT_TIMM,
+)
+"""The small ones' perceptrons are convolutions of 1x1."""
 
 
 def _table(make: Callable[..., Model], rules: Sequence[Rule], **sizes: Mapping[str, Any]) -> dict[str, Published]:

@@ -6,6 +6,8 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+
 from jaxkd import models
 from jaxkd.pytorch import published
 from jaxkd.pytorch.names import Rule
@@ -17,6 +19,21 @@ def _family(make: Callable[..., Model], rules: Sequence[Rule], **sizes: Mapping[
     return {name: Published(functools.partial(make, **options), rules) for name, options in sizes.items()}
 
 
+def _second(sizes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """ConvNeXt V2's networks of the same sizes."""
+    return {name.replace("convnext", "convnextv2"): {"response_norm": True, **x} for name, x in sizes.items()}
+
+
+_SMALL: Mapping[str, dict[str, Any]] = {
+    f"convnext_{name}": {"blocks": (2, 2, third, 2), "widths": tuple(width * 2**i for i in range(4))}
+    for name, width, third in (("atto", 40, 6), ("femto", 48, 6), ("pico", 64, 6), ("nano", 80, 8))
+}
+_TEST = {"epsilon": 1e-5, "activation": functools.partial(jax.nn.gelu, approximate=True)}
+_TESTS: Mapping[str, dict[str, Any]] = {
+    "test_convnext": {"blocks": (1, 2, 4, 2), "widths": (24, 32, 48, 64), **_TEST},
+    "test_convnext2": {"blocks": (1, 1, 1, 1), "widths": (32, 64, 96, 128), **_TEST},
+}
+
 CONVOLUTIONAL: Mapping[str, Published] = {
     **_family(models.imagenet_resnet, published.RESNET, **published.RESNET_SIZES),
     **_family(models.mobilenet_v1, published.MOBILENET_V1_TIMM, mobilenetv1_100={}, mobilenetv1_125={"widen": 1.25}),
@@ -25,7 +42,10 @@ CONVOLUTIONAL: Mapping[str, Published] = {
         published.MOBILENET_V2_TIMM,
         **{f"mobilenetv2_{round(100 * w):03}": {"widen": w} for w in (0.35, 0.5, 0.75, 1.0, 1.4)},
     ),
-    **_family(models.convnext, published.CONVNEXT_TIMM, **published.CONVNEXT_SIZES),
+    **_family(models.convnext, published.CONVNEXT_TIMM, **published.CONVNEXT_SIZES, **_TESTS),
+    **_family(models.convnext, published.CONVNEXT_TIMM_SMALL, **_SMALL),
+    **_family(models.convnext, published.CONVNEXT_TIMM, **_second(published.CONVNEXT_SIZES)),
+    **_family(models.convnext, published.CONVNEXT_TIMM_SMALL, **_second(_SMALL)),
 }
 _IGNORED = ("img_size", "in_chans", "drop_rate", "drop_path_rate", "drop_block_rate", "zero_init_last")
 """Arguments that the images decide, or that act on a training alone."""

@@ -63,6 +63,20 @@ def test_a_queue_of_the_other_examples_gives_what_the_batch_gives():
     np.testing.assert_allclose(np.mean(each), in_float64(contrastive.info_nce, s, t), rtol=1e-12)
 
 
+def test_similarities_to_a_queue_equal_their_numpy_twin():
+    s, t, queue = draw((4, 3), 5), draw((4, 3), 6), draw((7, 3), 7)
+    expected = []
+    for own, other in zip(s, t, strict=True):
+        rows = np.concatenate([other[None], queue])
+        log_p = log_softmax(cosines(other[None], rows) / 0.05)[0]
+        log_q = log_softmax(cosines(own[None], rows) / 0.3)[0]
+        expected.append(np.sum(np.exp(log_p) * (log_p - log_q)))
+    hyper = {"temperature": 0.3, "teacher_temperature": 0.05}
+    np.testing.assert_allclose(in_float64(contrastive.queue_similarity, s, t, queue, **hyper), expected, rtol=1e-12)
+    equal = in_float64(contrastive.queue_similarity, 2 * t, t, queue, temperature=0.1, teacher_temperature=0.1)
+    np.testing.assert_allclose(equal, np.zeros(4), atol=1e-14)
+
+
 def test_the_queue_is_first_in_first_out_with_rows_of_unit_length():
     queue = contrastive.queue_init(jax.random.key(0), size=5, width=3)
     np.testing.assert_allclose(np.linalg.norm(queue, axis=1), np.ones(5), rtol=1e-6)

@@ -12,6 +12,7 @@ from helpers import shapes
 from jaxkd import models
 from jaxkd.models import layers
 from jaxkd.models.vision import mobilenet, shufflenet
+from jaxkd.models.vision.convnext import ResponseNorm
 from jaxkd.types import Variables
 
 # Family -> (maker, its smallest options, size of images, {feature: shape without the batch} of what is documented).
@@ -335,6 +336,15 @@ def test_logits_of_a_distilled_transformer_are_the_mean_of_both_heads():
         layer = variables.params[head]
         np.testing.assert_allclose(out.features[name] @ layer["kernel"] + layer["bias"], logits, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(out.features["pooled_distillation"], out.features["tokens"][:, 1])
+
+
+def test_channels_compete_by_their_norms_over_the_image():
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+    scale, bias = np.arange(5, dtype=np.float32), np.ones(5, np.float32)
+    found = ResponseNorm().apply({"params": {"scale": scale, "bias": bias}}, x)
+    norms = np.sqrt(np.square(x).sum(axis=(1, 2), keepdims=True))
+    expected = x + scale * x * norms / norms.mean(axis=-1, keepdims=True) + bias
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_size_counts_parameters_and_the_whole_batch():

@@ -70,6 +70,7 @@ TERMS = {
     "review": objectives.review(**LAYERS),
     "crd": objectives.crd(student="pooled", teacher="pooled", examples=N, width=5, negatives=16),
     "info_nce_queue": objectives.info_nce_queue(student="pooled", teacher="pooled", size=16, width=5),
+    "queue_similarity": objectives.queue_similarity(student="pooled", teacher="pooled", size=16),
     "cirkd_memory": objectives.cirkd_memory(
         **MAP, num_classes=3, label="classes", pixels=16, regions=8, drawn_pixels=8, drawn_regions=4, each=4
     ),

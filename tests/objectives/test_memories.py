@@ -59,6 +59,16 @@ def test_the_queue_holds_the_teachers_latest_embeddings():
     np.testing.assert_allclose(queue, pushed, rtol=1e-5)
 
 
+def test_the_queue_of_similarities_holds_the_teachers_features_as_they_are():
+    term, owned = TERMS["queue_similarity"], started("queue_similarity")
+    assert set(owned.params) == {"student"}
+    _, state, _ = evaluate(term, owned)
+    features = np.asarray(TEACHER.features["pooled"])
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    np.testing.assert_allclose(np.asarray(state["queue"])[-B:], unit, rtol=1e-5)
+    np.testing.assert_array_equal(np.asarray(state["queue"])[:-B], np.asarray(owned.state["queue"])[B:])
+
+
 def test_cirkd_is_a_short_program_with_few_draws():
     inputs = STUDENT, TEACHER, BATCH, jax.random.key(1), jax.numpy.int32(0)
     text = jax.jit(TERMS["cirkd_memory"].apply).lower(started("cirkd_memory"), *inputs).as_text()

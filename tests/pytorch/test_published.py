@@ -148,7 +148,7 @@ def test_logits_tokens_and_names_are_those_of_pytorch(name):
     )
 
 
-# Digests of names and shapes of networks built by PyTorch (timm 1.0.31) with depth 1 and 3 classes.
+# Digests of names and shapes of networks built by PyTorch (timm 1.0.31) with 3 classes, transformers with depth 1.
 NAMES = [
     ("vit_tiny_patch16_224", 32, "cda449cf06aa68a9"),
     ("deit3_small_patch16_224", 32, "2b8a874d1a9d4ca3"),
@@ -164,12 +164,16 @@ NAMES = [
     ("eva_giant_patch14_224", 28, "3a7f9f9c6cba408b"),
     ("vit_base_patch16_radio_v3", 32, "e34d436bf13ac320"),
     ("test_vit2", 32, "b669e0fc5ad5cfb9"),
+    ("convnext_atto", 32, "39c9f6a3a254e2bf"),
+    ("convnextv2_atto", 32, "7adc75dde15b0271"),
+    ("convnextv2_tiny", 32, "a388991da40f16cb"),
 ]
 
 
 @pytest.mark.parametrize(("name", "pixels", "names"), NAMES, ids=[row[0] for row in NAMES])
 def test_names_say_the_architecture(name, pixels, names):
-    assert digest(shapes(name, {"depth": 1}, (1, pixels, pixels, 3), 3)) == names
+    arguments = {} if name.startswith("convnext") else {"depth": 1}
+    assert digest(shapes(name, arguments, (1, pixels, pixels, 3), 3)) == names
 
 
 def test_positions_of_another_size_are_those_that_an_import_interpolates():

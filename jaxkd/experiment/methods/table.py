@@ -83,6 +83,7 @@ FEATURES: dict[str, Method] = {
     "info_nce": Method(make.on_pooled(losses.info_nce, **make.TO_128)),
     "clip": Method(make.on_pooled(losses.clip, **make.TO_128)),
     "info_nce_queue": Method(lambda pair: objectives.info_nce_queue(student="pooled", teacher="pooled")),
+    "queue_similarity": Method(lambda pair: objectives.queue_similarity(student="pooled", teacher="pooled")),
 }
 """Methods that read features too."""
 METHODS: dict[str, Method] = LOGITS | FEATURES
