@@ -18,7 +18,7 @@ import optax
 from jaxkd import objectives, train
 from jaxkd.experiment import NETWORKS, check_choice, flag, launch
 from jaxkd.experiment.comparison import SMOKE, FewDigitsConfig, compare
-from jaxkd.experiment.domains import NON_NEGATIVE, POSITIVE
+from jaxkd.experiment.domains import COUNT, NON_NEGATIVE, POSITIVE
 from jaxkd.experiment.flags import TRAINING
 from jaxkd.methods import discriminator
 
@@ -32,7 +32,7 @@ class Config(FewDigitsConfig):
     student: str = "convnet_8_16"
     students: tuple[str, ...] = flag(KINDS, "kinds of students", NETWORKS)
     feature: str = flag("stage2", "feature of both networks that a discriminator sees, of one resolution", NETWORKS)
-    hidden: tuple[int, ...] = flag((32, 32), "widths of the discriminator's layers", NETWORKS)
+    hidden: tuple[int, ...] = flag((32, 32), "widths of the discriminator's layers", NETWORKS, COUNT)
     weight: float = flag(0.3, "weight of the student's part of the game", TRAINING, NON_NEGATIVE)
     penalty: float = flag(0.1, "weight of the penalty on the discriminator's gradient", TRAINING, NON_NEGATIVE)
     discriminator_rate: float = flag(1e-3, "learning rate of the discriminator's Adam", TRAINING, POSITIVE)

@@ -19,6 +19,7 @@ import optax
 from jaxkd import losses, models, objectives
 from jaxkd.experiment import NETWORKS, check_choice, flag, launch
 from jaxkd.experiment.comparison import SMOKE, FewDigitsConfig, compare
+from jaxkd.experiment.domains import COUNT
 from jaxkd.experiment.flags import TRAINING
 from jaxkd.methods import blockwise, side_network, theseus
 from jaxkd.train import students
@@ -33,8 +34,12 @@ class Config(FewDigitsConfig):
     student: str = "convnet_8_16"
     students: tuple[str, ...] = flag(KINDS, "kinds of students", NETWORKS)
     stages: tuple[str, ...] = flag(("stage1", "stage2"), "features that all stages but the last end in", NETWORKS)
-    side_widths: tuple[int, ...] = flag((8, 16), "channels of the networks that read the teacher's features", NETWORKS)
-    first_epochs: int = flag(4, "epochs of the first phase, where there are two; the rest is the second", TRAINING)
+    side_widths: tuple[int, ...] = flag(
+        (8, 16), "channels of the networks that read the teacher's features", NETWORKS, COUNT
+    )
+    first_epochs: int = flag(
+        4, "epochs of the first phase, where there are two; the rest is the second", TRAINING, COUNT
+    )
 
     def check(self) -> None:
         """Checks values and names before the run's folder is made."""
