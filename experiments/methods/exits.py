@@ -23,7 +23,7 @@ from jaxkd.train import students
 
 @dataclasses.dataclass(frozen=True)
 class Config(FewDigitsConfig):
-    student: str = "convnet_8_16"
+    student: str = "lenet"
     temperature: float = 3.0
     form: Literal["vmap", "map", "unroll", "fastest"] = "map"
     exits: tuple[str, ...] = flag(("stage1",), "features of the student that have exits", NETWORKS)
