@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxkd import numerics
 from jaxkd.keys import fold_name
@@ -34,7 +36,8 @@ def fused(
 
     Returns:
       A model with params `<modality>`, `absent`, `hidden` and `head`; its features are `pooled` [B, hidden], and those
-      of the networks under `<modality>/`. Examples lack a modality where the batch's field `has_<modality>` is false.
+      of the networks under `<modality>/`. Examples lack a modality where the batch's field `has_<modality>` is false;
+      what stands in its place, NaN included, is in no output and no gradient.
 
     Raises:
       ValueError: If there are fewer than two modalities, or the probability is outside 0..1; by the model, if a network
@@ -66,7 +69,8 @@ def fused(
         changed: dict[str, PyTree] = {}
         for name, tower in towers.items():
             own_key = None if key is None else fold_name(key, name)
-            out, changed[name] = tower.apply(Variables(params[name], state[name]), batch, own_key, train)
+            rows = _finite_where_absent(batch, name)
+            out, changed[name] = tower.apply(Variables(params[name], state[name]), rows, own_key, train)
             vectors[name] = _vector(out, feature, name)
             features |= {f"{name}/{part}": x for part, x in out.features.items()}
         there = _there(batch, tuple(towers), len(next(iter(vectors.values()))))
@@ -185,6 +189,23 @@ def _there(batch: Batch, names: tuple[str, ...], rows: int) -> dict[str, jax.Arr
         if x.shape != (rows,) or x.dtype != bool:
             raise ValueError(f"the field {HAS}{name} has shape {x.shape} and dtype {x.dtype}: give booleans [{rows}].")
     return found
+
+
+def _finite_where_absent(batch: Batch, name: str) -> Batch:
+    """The batch with 0 for NaN and Inf of examples that lack a modality: in a network's gradient 0 * NaN is NaN."""
+    if f"{HAS}{name}" not in batch:
+        return batch
+    there = jnp.asarray(batch[f"{HAS}{name}"]).astype(bool)
+
+    def clean(x: Any) -> Any:
+        if not isinstance(x, jax.Array | np.ndarray) or not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        if x.shape[:1] != there.shape:
+            return x
+        finite = jnp.isfinite(x)
+        return jnp.where(numerics.per_example(there, finite) | finite, x, 0)
+
+    return {field: clean(x) for field, x in batch.items()}
 
 
 def _dropped(key: jax.Array, there: Mapping[str, jax.Array], dropout: float) -> dict[str, jax.Array]:

@@ -56,6 +56,20 @@ def test_an_example_may_lack_a_modality():
     np.testing.assert_array_equal(found[~has], logits(models.seeing(FUSED, "image", of=NAMES))[~has])
 
 
+def test_what_stands_in_the_place_of_an_absent_modality_is_in_no_gradient():
+    has = np.arange(B) % 2 == 0
+
+    def slopes(fill):
+        sound = np.where(has[:, None], BATCH["sound"], np.float32(fill))
+        batch = {**BATCH, "sound": sound, "has_sound": has}
+        return jax.grad(
+            lambda params: jnp.sum(FUSED.apply(Variables(params, {n: {} for n in NAMES}), batch, KEY, True)[0].logits)
+        )(VARIABLES.params)
+
+    for x, y in zip(*map(jax.tree.leaves, (slopes(np.nan), slopes(0))), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
 def test_modality_dropout_keeps_one_modality_of_some_examples():
     found = logits(FUSED, key=KEY, train=True)
     kinds = [logits(FUSED), *(logits(models.seeing(FUSED, name, of=NAMES)) for name in NAMES)]
