@@ -11,6 +11,7 @@ of its own, in the same step; `metrics.jsonl` has its loss, which is 2 log 2 = 1
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import optax
@@ -30,6 +31,8 @@ class Config(FewDigitsConfig):
     image_size: int | None = 14
     teacher: str = "convnet"
     student: str = "convnet_8_16"
+    epochs: int = 40
+    form: Literal["vmap", "map", "unroll", "fastest"] = "map"
     students: tuple[str, ...] = flag(KINDS, "kinds of students", NETWORKS)
     feature: str = flag("stage2", "feature of both networks that a discriminator sees, of one resolution", NETWORKS)
     hidden: tuple[int, ...] = flag((32, 32), "widths of the discriminator's layers", NETWORKS, COUNT)

@@ -12,6 +12,7 @@ way of two phases has as many updates as plain distillation has in one.
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import optax
@@ -32,13 +33,15 @@ class Config(FewDigitsConfig):
     image_size: int | None = 14
     teacher: str = "convnet"
     student: str = "convnet_8_16"
+    epochs: int = 40
+    form: Literal["vmap", "map", "unroll", "fastest"] = "map"
     students: tuple[str, ...] = flag(KINDS, "kinds of students", NETWORKS)
     stages: tuple[str, ...] = flag(("stage1", "stage2"), "features that all stages but the last end in", NETWORKS)
     side_widths: tuple[int, ...] = flag(
         (8, 16), "channels of the networks that read the teacher's features", NETWORKS, COUNT
     )
     first_epochs: int = flag(
-        4, "epochs of the first phase, where there are two; the rest is the second", TRAINING, COUNT
+        20, "epochs of the first phase, where there are two; the rest is the second", TRAINING, COUNT
     )
 
     def check(self) -> None:
