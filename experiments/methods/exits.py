@@ -12,6 +12,8 @@ the floating-point operations of a picture up to each exit; the exits add parame
 import dataclasses
 from typing import Literal
 
+import jax
+
 from jaxkd import models
 from jaxkd.experiment import NETWORKS, TRAINING, flag, launch
 from jaxkd.experiment.comparison import SMOKE, FewDigitsConfig, compare
@@ -37,8 +39,11 @@ SMALL = {**SMOKE, "name": "exits-smoke", "exits": ("stage1",)}
 def procedure(config, run, logger, plan) -> None:
     comparison = compare(config, run, logger, plan)
     one = {name: x[:1] for name, x in comparison.example.items()}
-    classes = comparison.train.num_classes
-    student = models.with_exits(comparison.student, config.exits, classes, axis_name=DATA)
+    try:  # exits that do not fit end the run here
+        student = models.with_exits(comparison.student, config.exits, comparison.train.num_classes, axis_name=DATA)
+        jax.eval_shape(student.init, jax.random.key(0), comparison.example)
+    except ValueError as error:
+        raise ValueError(f"--exits {' '.join(config.exits)} do not suit --student {config.student}: {error}") from error
     at = {name: models.at_head(student, name) for name in config.exits} | {"deepest": student}
 
     def cost(model):

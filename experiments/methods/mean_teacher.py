@@ -21,6 +21,7 @@ from jaxkd.experiment import NETWORKS, TRAINING, check_choice, flag, launch, tra
 from jaxkd.experiment.comparison import SMOKE, FewDigitsConfig, compare
 from jaxkd.experiment.domains import COUNT, DECAY, POSITIVE
 from jaxkd.experiment.flags import DATA
+from jaxkd.experiment.transfer import draw_labels
 from jaxkd.experiment.trials import QUIET
 from jaxkd.train import students
 
@@ -53,7 +54,7 @@ SMALL = {**SMOKE, "name": "mean-teacher-smoke", "student": "mlp", "labels": 2, "
 
 def open_rows(config, train):
     """The few labelled images, and all images with copies of the labelled ones, of which `is_labelled` tells."""
-    few = data.few_labels(train, config.labels, seed=config.seed)
+    few = draw_labels(train, config.labels, config.seed, "--labels")
     times = max(1, round(config.share / (1 - config.share) * train.size / few.size))
     return few, data.join_tasks(labelled=data.repeated(few, times), unlabelled=train)
 

@@ -28,6 +28,7 @@ from jaxkd.experiment.trials import CACHED, Trials
 
 STUDENTS = ("alone", "from-one", "from-both")
 TOWERS = ("contrastive", "clip-kd")
+NO_TOWERS = "none"
 LABEL = objectives.from_labels(losses.cross_entropy)
 CLIP = objectives.from_outputs(losses.clip, "student.image", "student.sound", temperature=0.1)
 FOUR = ("student.image", "student.sound", "teacher.logits", "teacher.teacher_sound")
@@ -38,7 +39,7 @@ class Config(modalities.PairConfig):
     name: str = "modalities"
     form: Literal["vmap", "map", "unroll", "fastest"] = "map"
     students: tuple[str, ...] = flag(STUDENTS, "kinds of students, of " + ", ".join(STUDENTS), NETWORKS)
-    towers: tuple[str, ...] = flag(TOWERS, "kinds of small towers, of " + ", ".join(TOWERS), NETWORKS)
+    towers: tuple[str, ...] = flag(TOWERS, f"kinds of small towers, of {', '.join(TOWERS)}; or {NO_TOWERS}", NETWORKS)
     picture_widths: tuple[int, ...] = flag((8, 16), "channels of the teacher's network for pictures", NETWORKS, COUNT)
     widths: tuple[int, ...] = flag((8, 16, 32), "channels of the teacher's network for sounds", NETWORKS, COUNT)
     hidden: int = flag(16, "units of the students' network for pictures", NETWORKS, COUNT)
@@ -57,12 +58,14 @@ class Config(modalities.PairConfig):
         """Checks values and names before the run's folder is made."""
         super().check()
         check_choice(self, "students", "kind of student", STUDENTS)
-        check_choice(self, "towers", "kind of towers", TOWERS)
+        check_choice(self, "towers", "kind of towers", (*TOWERS, NO_TOWERS))
+        if NO_TOWERS in self.towers and len(self.towers) > 1:
+            raise ValueError(f"--towers has {NO_TOWERS} next to kinds of towers: give one or the other.")
 
 
 SMALL = dict(name="modalities-smoke", source="tones", train_images="train", seconds=0.2, batch_size=8, seeds=1)
 SMALL |= dict(picture_widths=(2,), widths=(2,), hidden=4, width=4, embedding=4, teacher_steps=2, steps=2)
-SMALL |= dict(students=("from-both",), towers=())
+SMALL |= dict(students=("from-both",), towers=(NO_TOWERS,))
 
 
 def big(config, outputs):
@@ -131,7 +134,7 @@ def procedure(config, run, logger, plan) -> None:
         these.add(name, found, parameters=count)
     optimizer = adamw_of(config.learning_rate)
     teach_classes(config, these, pairs, optimizer)
-    if config.towers:
+    if NO_TOWERS not in config.towers:
         teach_towers(config, these, pairs, optimizer)
     counts = f"{pairs.train.size:,} training and {pairs.test.size:,} test pairs"
     these.conclude(title=f"{counts}, {config.seeds} seed(s)")

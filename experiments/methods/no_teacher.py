@@ -35,6 +35,8 @@ class Config(FewDigitsConfig):
         """Checks values and names before the run's folder is made."""
         super().check()
         check_choice(self, "kinds", "kind of student", KINDS)
+        if min(self.members) < 2 or len(set(self.members)) < len(self.members):
+            raise ValueError(f"--members is {self.members}: give numbers of 2 or more, each once.")
 
 
 SMALL = {**SMOKE, "name": "no-teacher-smoke", "teacher": "mlp", "student": "mlp", "members": (2,), "generations": 1}

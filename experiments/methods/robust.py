@@ -63,8 +63,9 @@ class Config(ComparisonConfig):
         """Checks values and names before the run's folder is made."""
         super().check()
         check_choice(self, "students", "kind of student", KINDS)
-        if list(self.radii) != sorted(set(self.radii)):
-            raise ValueError(f"--radii is {self.radii}: give each radius once, in rising order.")
+        for name, values in (("radii", self.radii), ("lambdas", self.lambdas)):
+            if list(values) != sorted(set(values)):
+                raise ValueError(f"--{name} is {values}: give each number once, in rising order.")
 
 
 SMALL = dict(SMOKE, name="robust-smoke", teacher="mlp", student="mlp", students=("iad",), lambdas=(0.5,), radii=(0.1,))
@@ -120,8 +121,7 @@ def procedure(config, run, logger, plan) -> None:
         return scores
 
     # 1. The floor; a teacher trained as usual, and one trained by TRADES.
-    floor, weights = linear_floor(comparison.train, comparison.validation, pixels)
-    name = "logistic regression"
+    (floor, weights), name = linear_floor(comparison.train, comparison.validation, pixels), "logistic regression"
     trials.add(name, figures(name, attack_of(floor), weights), parameters=models.count_parameters(weights))
     steps, teachers = comparison.updates(config.teacher_epochs), {}
     trained = {

@@ -67,6 +67,18 @@ SMALL = {
 SMALL |= {"assistants": ("mlp",), "kinds": ("learned",)}
 
 
+def check_all(these):
+    """Refuses networks that cannot take the images, before any is trained."""
+    config = these.config
+    used = {"--teachers": config.teachers}
+    used["--assistants"] = config.assistants if "assistants" in config.kinds else ()
+    used["--other-student"] = (config.other_student,) if "two" in config.kinds else ()
+    for flag_name, names in used.items():
+        for name in names:
+            network = make_network(name, these.train.num_classes, config.networks)
+            check_network(flag_name, name, network, these.example)
+
+
 def make_term(kind, these):
     """Objective of a way to use all teachers, and options of the ensemble."""
     config, members = these.config, len(these.config.teachers)
@@ -90,7 +102,6 @@ def teach_through_assistants(these, answers):
     steps = these.updates(these.config.teacher_epochs)
     for number, name in enumerate(these.config.assistants):
         assistant = make_network(name, these.train.num_classes, these.config.networks)
-        check_network("--assistants", name, assistant, these.example)
         source, row = data.with_fields(these.train, teacher_logits=answers), f"assistant {number}: {name}"
         variables = these.trials.fit(row, source, assistant, these.kd, these.optimizer(steps), steps, **CACHED)
         these.trials.add(row, these.scorer(assistant)(variables), parameters=models.count_parameters(variables))
@@ -102,7 +113,6 @@ def teach_two(these, taught):
     """Two different students of the best teacher in one step: the student, and another network beside it."""
     name = these.config.other_student
     other = make_network(name, these.train.num_classes, these.config.networks)
-    check_network("--other-student", name, other, these.example)
     pair = these.student, other
     term = objectives.weighted(**{f"student{i}": objectives.of_member(these.kd, student=i) for i in range(2)})
     scores = [lambda v, i=i: these.scorer(pair[i])(models.pick_member(v, i)) for i in range(2)]
@@ -113,12 +123,12 @@ def teach_two(these, taught):
 
 def procedure(config, run, logger, plan) -> None:
     these = compare(config, run, logger, plan)
+    check_all(these)
     these.add_floor()
     # 1. The teachers, all of them together, and their answers to the training images without augmentation.
     networks = [make_network(name, these.train.num_classes, config.networks) for name in config.teachers]
     logits, skill = [], []
     for m, (name, network) in enumerate(zip(config.teachers, networks, strict=True)):
-        check_network("--teachers", name, network, these.example)
         key = jax.random.fold_in(jax.random.key(config.seed), m)
         variables = these.fit_teacher(f"teacher {m}: {name}", network, key=key)
         splits = these.train, these.validation, these.test

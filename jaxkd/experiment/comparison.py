@@ -17,7 +17,7 @@ from jaxkd.experiment.context import Context
 from jaxkd.experiment.domains import COUNT, FRACTION, POSITIVE, TEMPERATURE, WHOLE
 from jaxkd.experiment.evaluator import predictor
 from jaxkd.experiment.flags import DATA, TRAINING, flag
-from jaxkd.experiment.images import check_networks, first_rows, open_images, prepared
+from jaxkd.experiment.images import check_choices_held_out, check_networks, first_rows, open_images, prepared
 from jaxkd.experiment.networks import make_network
 from jaxkd.experiment.optimizers import adamw_of
 from jaxkd.experiment.trials import PERCENT, Column, Scores, Trials
@@ -125,10 +125,11 @@ def open_splits(config: ComparisonConfig) -> list[data.Source]:
       The three sources, in memory.
 
     Raises:
-      ValueError: As `open_images` says, or if there are fewer classes.
+      ValueError: As `open_images` and `check_choices_held_out` say, or if there are fewer classes.
     """
     spec = synthetic() if config.source == SYNTHETIC else None
     sources = open_images(config, config.train_split, config.validation_split, config.test_split, spec=spec)
+    check_choices_held_out(*sources[1:])
     if config.classes is None:
         return sources
     known = sources[0].num_classes

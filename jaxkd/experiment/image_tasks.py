@@ -14,7 +14,7 @@ from jaxkd.experiment.config import Config, check_choice
 from jaxkd.experiment.context import Context
 from jaxkd.experiment.domains import COUNT, POSITIVE, SIDE, WHOLE
 from jaxkd.experiment.flags import DATA, NETWORKS, TRAINING, flag
-from jaxkd.experiment.images import check_network, first_rows, open_images, prepared
+from jaxkd.experiment.images import check_choices_held_out, check_network, first_rows, open_images, prepared
 from jaxkd.experiment.networks import SMALL_IMAGES, make_network
 from jaxkd.experiment.transfer import draw_labels
 from jaxkd.experiment.trials import PERCENT, Column, Trials
@@ -89,10 +89,11 @@ def open_image_tasks(config: ImageTasksConfig) -> tuple[dict[str, list[data.Sour
       "old" and "new" -> training, validation and test images; of the new task few labels. And as few of the old one.
 
     Raises:
-      ValueError: As `open_images` says, or if there are fewer classes or labels.
+      ValueError: As `open_images` and `check_choices_held_out` say, or if there are fewer classes or labels.
     """
     spec = synthetic() if config.source == SYNTHETIC else None
     sources = open_images(config, config.train_split, config.validation_split, config.test_split, spec=spec)
+    check_choices_held_out(*sources[1:])
     known, last = sources[0].num_classes, config.classes + config.new_classes
     if min(config.classes, config.new_classes) < 2 or last > known:
         raise ValueError(

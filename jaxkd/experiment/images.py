@@ -55,6 +55,22 @@ def check_held_out(training: data.Source, *others: data.Source) -> None:
             raise ValueError(f"--train-split overlaps with a split to evaluate on: {error}") from error
 
 
+def check_choices_held_out(validation: data.Source, test: data.Source) -> None:
+    """Refuses a split for choices that shares rows with the one on which each network is evaluated once.
+
+    Args:
+      validation: The split on which choices are made.
+      test: The test split.
+
+    Raises:
+      ValueError: If they share a row.
+    """
+    try:
+        data.check_disjoint(validation, test)
+    except ValueError as error:
+        raise ValueError(f"--validation-split, for choices, overlaps with --test-split: {error}") from error
+
+
 def first_rows(source: data.Source, count: int) -> Batch:
     """First rows of a source as a batch, the same in every process: an example for shapes and statistics.
 
@@ -129,7 +145,7 @@ def check_networks(config: Any, teacher: Model, student: Model, example: Batch) 
     check_network("--student", config.student, student, example)
 
 
-def check_network(flag: str, name: str, model: Model, example: Batch) -> Any:
+def check_network(flag: str, name: str, model: Model, example: Batch, size: str = "--image-size") -> Any:
     """Refuses a network that cannot take the images, by running it on their shapes.
 
     Args:
@@ -137,6 +153,7 @@ def check_network(flag: str, name: str, model: Model, example: Batch) -> Any:
       name: The network's name.
       model: The network.
       example: Prepared images.
+      size: The flag that gives their size.
 
     Returns:
       Shapes of its variables.
@@ -154,12 +171,12 @@ def check_network(flag: str, name: str, model: Model, example: Batch) -> Any:
         variables, outputs, _ = jax.eval_shape(run, dict(example))
     except (ValueError, TypeError, ArithmeticError, LookupError) as error:
         raise ValueError(
-            f"{flag} {name} cannot take images of {shape} ({root_cause(error)}): give a larger --image-size, or "
+            f"{flag} {name} cannot take images of {shape} ({root_cause(error)}): give a larger {size}, or "
             "another network."
         ) from error
     if any(0 in x.shape for x in jax.tree.leaves((variables, outputs))):
         raise ValueError(
-            f"{flag} {name} reduces images of {shape} to nothing: give a larger --image-size, or another network."
+            f"{flag} {name} reduces images of {shape} to nothing: give a larger {size}, or another network."
         )
     return variables
 

@@ -161,7 +161,15 @@ def linear_floor(train: data.Source, validation: data.Source, pixels: Range) -> 
 
     Returns:
       The model and its variables.
+
+    Raises:
+      ValueError: If there are fewer than three classes, which `attacker` needs.
     """
+    if train.num_classes < 3:
+        raise ValueError(
+            f"{train.name} has {train.num_classes} classes, but APGD's difference of logits ratio needs three: give "
+            "a --source of 3 classes or more, and --classes of 3 or more."
+        )
     x, xv = (
         s.read(np.arange(s.size))["image"].reshape(s.size, -1) / np.float32(_white(train)) for s in (train, validation)
     )

@@ -77,13 +77,14 @@ def open_source_and_target(
     return pretraining, few, validation, test
 
 
-def draw_labels(whole: data.Source, per_class: int, seed: int) -> data.Source:
+def draw_labels(whole: data.Source, per_class: int, seed: int, flag: str = "--per-class") -> data.Source:
     """Draws a few examples of each class.
 
     Args:
       whole: All examples.
-      per_class: Examples of each class, `--per-class`.
+      per_class: Examples of each class.
       seed: Seed of the draw.
+      flag: The flag that gave their number.
 
     Returns:
       The examples.
@@ -94,7 +95,7 @@ def draw_labels(whole: data.Source, per_class: int, seed: int) -> data.Source:
     most = int(np.bincount(data.labels_of(whole), minlength=whole.num_classes).min())
     if per_class > most:
         what = f"give at most {most}" if most else "choose a --train-split that has examples of each class"
-        raise ValueError(f"--per-class is {per_class} but a class of {whole.name} has {most} examples: {what}.")
+        raise ValueError(f"{flag} is {per_class} but a class of {whole.name} has {most} examples: {what}.")
     return data.few_labels(whole, per_class, seed=seed)
 
 

@@ -14,7 +14,7 @@ from jaxkd import augment, data, models, parallel
 from jaxkd.augment.channels import to_channels
 from jaxkd.experiment.comparison import SYNTHETIC, Comparison, compare, pixel_floor, synthetic
 from jaxkd.experiment.context import Context
-from jaxkd.experiment.images import open_images, prepared
+from jaxkd.experiment.images import check_network, first_rows, open_images, prepared
 from jaxkd.runs.directory import Run
 from jaxkd.runs.logger import Logger
 from jaxkd.types import Model, Variables
@@ -104,7 +104,7 @@ def open_domains(config: Any, run: Run, logger: Logger, plan: parallel.Plan) -> 
       The domains.
 
     Raises:
-      ValueError: As the parts say, or if the two have other numbers of classes.
+      ValueError: As the parts say, if the two have other numbers of classes, or if the source's splits share a row.
     """
     spec = synthetic() if config.target == SYNTHETIC else config.target
     splits = open_images(config, config.train_split, config.validation_split, config.test_split, spec=spec)
@@ -116,11 +116,16 @@ def open_domains(config: Any, run: Run, logger: Logger, plan: parallel.Plan) -> 
             f"{own.name} has {own.num_classes} classes but {target.name} has {target.num_classes}: give a --source and "
             "a --target of the same classes."
         )
-    large = [
-        _in_channels(_labelled(config, split, (height, width)), channels)
-        for split in (config.source_split, config.source_validation_split)
-    ]
-    return Domains(config, compare(config, run, logger, plan, splits=splits), own, *large)
+    kept = [_labelled(config, s, (height, width)) for s in (config.source_split, config.source_validation_split)]
+    try:
+        data.check_disjoint(*kept)
+    except ValueError as error:
+        raise ValueError(f"--source-validation-split overlaps with --source-split: {error}") from error
+    large = [_in_channels(source, channels) for source in kept]
+    compared = compare(config, run, logger, plan, splits=splits)
+    example = prepared(own, [], seed=config.seed)[1](first_rows(own, 8))
+    check_network("--teacher", config.teacher, compared.teacher, example, "--teacher-size")
+    return Domains(config, compared, own, *large)
 
 
 def _labelled(config: Any, split: str, size: int | tuple[int, int]) -> data.Source:

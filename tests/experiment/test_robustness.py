@@ -65,3 +65,9 @@ def test_the_floor_is_the_regression(comparison, floor):
     found = comparison.score(comparison.answers(model, variables, comparison.test))
     row = comparison.trials.rows[-1]
     assert (f"{found['nll']:.3f}", f"{100 * found['accuracy']:.2f}") == (row["nll"], row["accuracy"])
+
+
+def test_two_classes_are_too_few_for_the_attacks(comparison, floor):
+    two = data.of_classes(comparison.train, range(2))
+    with pytest.raises(ValueError, match="has 2 classes, but APGD's difference of logits ratio needs three"):
+        robustness.linear_floor(two, two, floor[0])

@@ -218,6 +218,36 @@ def test_mistakes_in_names_are_found_before_a_folder_is_made(more, message, tmp_
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "more", "message"),
+    [
+        (
+            "domains",
+            ["--teacher-size", "4", "--image-size", "28", "--teacher", "lenet"],
+            "give a larger --teacher-size",
+        ),
+        ("domains", ["--source-validation-split", "train"], "--source-validation-split overlaps with --source-split"),
+        ("exits", ["--student", "mlp"], "--exits stage1 do not suit --student mlp"),
+        ("mean_teacher", ["--labels", "5000"], "--labels is 5000"),
+        ("modalities", ["--towers", "none", "clip-kd"], "--towers has none next to kinds of towers"),
+        ("no_teacher", ["--members", "1"], "--members is (1,): give numbers of 2 or more"),
+        ("robust", ["--lambdas", "0.5", "0.5"], "--lambdas is (0.5, 0.5): give each number once"),
+        (
+            "several_teachers",
+            ["--image-size", "4", "--teachers", "mlp", "lenet"],
+            "--teachers lenet cannot take images",
+        ),
+        ("tasks", ["--validation-split", "test"], "--validation-split, for choices, overlaps with --test-split"),
+    ],
+)
+def test_mistakes_with_methods_are_found_before_anything_is_trained(name, more, message, tmp_path, here):
+    code, said = here(FOLDER / "methods" / f"{name}.py", "--smoke", "--root", tmp_path, *more)
+    assert code == 2
+    assert message in said.err
+    assert "step" not in said.out
+    assert not any(tmp_path.iterdir())
+
+
 def test_one_student_of_the_digits_has_no_standard_error(tmp_path, here):
     code, said = here(FOLDER / "digits.py", "--smoke", "--root", tmp_path / "runs", "--seeds", "1")
     assert code == 2
