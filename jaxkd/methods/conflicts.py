@@ -138,6 +138,8 @@ def cagrad_factors(gram: jax.Array, c: ArrayLike) -> jax.Array:
       [n]; 1 for c = 0.
     """
     n = gram.shape[0]
+    if n == 1:
+        return jnp.ones(1, gram.dtype)
     largest = jnp.max(jnp.diagonal(gram))
     a = gram / jnp.where(largest > 0, largest, 1)
     mean, radius = jnp.mean(a, axis=1), jnp.asarray(c, a.dtype) * numerics.safe_sqrt(jnp.maximum(jnp.mean(a), 0))

@@ -86,6 +86,8 @@ def adversarial(
     """
     if not penalty >= 0:
         raise ValueError(f"the penalty of a discriminator is {penalty}: give a number of 0 or more.")
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}: give the number of classes, or None for outputs alone.")
     network = discriminator(hidden, num_classes=num_classes)
     held = hold({"weight": weight if callable(weight) else as_number(weight)})
     paths = [f"student.{student}", f"teacher.{teacher}"] + [f"batch.{label}"] * (num_classes is not None)

@@ -67,7 +67,7 @@ def dot(
     if not tasks:
         raise ValueError("no term of the task is named: give task='label', or the names of the terms of the labels.")
     numbers = not any(isinstance(x, jax.Array) for x in (momentum, delta))
-    if numbers and (delta < 0 or momentum < delta or momentum + delta >= 1):
+    if numbers and not 0 <= delta <= momentum < 1 - delta:
         raise ValueError(
             f"the momenta are {momentum} - {delta} and {momentum} + {delta}: give a momentum and a delta of at least "
             "0 with both of them in [0, 1)."

@@ -182,7 +182,8 @@ def each(make: Callable[[int, Weigh], Term], members: int, weights: Weights | No
       A term; the terms of the teachers are called `teacher0`, `teacher1`, ... in its variables and metrics.
 
     Raises:
-      ValueError: If there is no teacher; by the term, if the loss couples the batch or the teacher has fewer members.
+      ValueError: If there is no teacher; by the term, if the loss couples the batch or the teacher
+        has another number of members.
     """
     if members < 1:
         raise ValueError(f"members is {members}: give the number of teachers, at least 1.")
@@ -190,6 +191,8 @@ def each(make: Callable[[int, Weigh], Term], members: int, weights: Weights | No
 
     def share(m: int) -> Weigh:
         def weigh(student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
+            if f"{members}/logits" in teacher.features:
+                raise ValueError(f"the teacher has more than {members} members: give each() as many as it has.")
             logits = [objectives.pick(teacher, f"{i}/logits", "teacher") for i in range(members)]
             return found(student, jnp.stack(numerics.promote(*logits)), batch)[m]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from flax import traverse_util
 
 from jaxkd.keys import fold_name, typed_key
 from jaxkd.models.frozen import FROZEN, set_apart, thaw
+from jaxkd.patterns import matches
 from jaxkd.types import Batch, Model, Outputs, PyTree, Variables, as_variables
 
 BOTTLENECKS = "bottlenecks"
@@ -108,15 +108,15 @@ def add_bottlenecks(
     with _behind(note):
         jax.eval_shape(lambda v, b: model.apply(v, b, None, False)[0], base, dict(batch))
     for pattern in patterns:
-        if not any(re.search(pattern, path) for path in shapes):
+        if not any(matches(pattern, path) for path in shapes):
             known = ", ".join(path for path in list(shapes)[:20] if path) or "none of Flax Linen"
             raise ValueError(f"`rules` has the pattern {pattern!r}, which no module has: they are {known}.")
-    chosen = [path for path in shapes if path and any(re.search(pattern, path) for pattern in patterns)]
+    chosen = [path for path in shapes if path and any(matches(pattern, path) for pattern in patterns)]
     adapters = {path: _adapter(typed_key(key), path, shapes[path], width) for path in chosen}
     if not adapters:
         raise ValueError("there is no rule: give regular expressions of the paths of modules that get adapters.")
     flat = traverse_util.flatten_dict(base.params, sep="/")
-    as_it_is = set() if trained is None else {path for path in flat if re.search(trained, path)}
+    as_it_is = set() if trained is None else {path for path in flat if matches(trained, path)}
     if trained is not None and not as_it_is:
         raise ValueError(f"`trained` has the pattern {trained!r}, which no param has: they are {', '.join(flat)}.")
     params, state = set_apart(base, flat.keys() - as_it_is)

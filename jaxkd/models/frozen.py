@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 
 import jax
 from flax import traverse_util
 
+from jaxkd.patterns import matches
 from jaxkd.types import Batch, Model, Outputs, PyTree, Variables, as_variables, leaf_name
 
 FROZEN = "frozen"
@@ -62,7 +62,7 @@ def freeze(variables: Variables, pattern: str) -> Variables:
     """
     variables = as_variables(variables)
     paths = [leaf_name(path) for path, _ in jax.tree.leaves_with_path(variables.params)]
-    chosen = {path for path in paths if re.search(pattern, path)}
+    chosen = {path for path in paths if matches(pattern, path)}
     if not chosen or len(chosen) == len(paths):
         which = "no param" if not chosen else "all params"
         raise ValueError(

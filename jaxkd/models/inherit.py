@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 import jax
 
+from jaxkd.patterns import matches
 from jaxkd.types import Variables, as_variables, leaf_name
 
 
@@ -29,12 +28,12 @@ def inherit(own: Variables, trained: Variables, *, fresh: str = r"(^|/)head") ->
     own, trained = as_variables(own), as_variables(trained)
     known = {leaf_name(path): leaf for path, leaf in jax.tree.leaves_with_path(trained)}
     paths = [leaf_name(path) for path, _ in jax.tree.leaves_with_path(own)]
-    if not any(re.search(fresh, path.split("/", 1)[1]) for path in paths):
+    if not any(matches(fresh, path.split("/", 1)[1]) for path in paths):
         raise ValueError(f"no path has {fresh!r}, so that nothing would begin anew: they are {', '.join(paths[:10])}.")
 
     def choose(path: tuple, leaf: jax.Array) -> jax.Array:
         name = leaf_name(path)
-        if re.search(fresh, name.split("/", 1)[1]):
+        if matches(fresh, name.split("/", 1)[1]):
             return leaf
         if name not in known or known[name].shape != leaf.shape:
             found = f"has shape {known[name].shape}" if name in known else "does not exist"

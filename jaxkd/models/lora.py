@@ -14,6 +14,7 @@ from flax import traverse_util
 from jaxkd.keys import fold_name, typed_key
 from jaxkd.models.frozen import FROZEN, set_apart, thaw
 from jaxkd.models.precision import Int8, from_integers
+from jaxkd.patterns import matches
 from jaxkd.types import TEACHER, Batch, Model, Outputs, PyTree, Variables, as_variables
 
 LORA = "lora"
@@ -217,7 +218,7 @@ def _found(option: str, patterns: Sequence[str], among: Mapping[str, Any], paths
     """Paths that have one of the patterns, each of which has to be found in one."""
     found: set[str] = set()
     for pattern in patterns:
-        own = {path for path in among if re.search(pattern, path)}
+        own = {path for path in among if matches(pattern, path)}
         if not own:
             what = "param" if option == "trained" else "kernel that is not trained itself"
             raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jaxkd.models.frozen import FROZEN
+from jaxkd.patterns import matches
 from jaxkd.types import Batch, Model, Outputs, PyTree, Variables, as_variables, leaf_name
 
 HEAD = r"(^|/)head(s|_distillation)?(/|$)"
@@ -186,6 +186,6 @@ def _floating(x: Any, change: Callable[[jax.Array], Any]) -> Any:
 
 def _map_params(params: PyTree, change: Callable[[jax.Array], Any], keep: str) -> PyTree:
     def at(path: Any, x: Any) -> Any:
-        return x if re.search(keep, leaf_name(path)) else _floating(jnp.asarray(x), change)
+        return x if matches(keep, leaf_name(path)) else _floating(jnp.asarray(x), change)
 
     return jax.tree_util.tree_map_with_path(at, params)

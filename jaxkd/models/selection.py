@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from jaxkd.keys import fold_name
 from jaxkd.models.axes import Axes, channel_counts, leaves_of
+from jaxkd.patterns import matches
 from jaxkd.types import Variables, as_variables, leaf_name
 
 Choose: TypeAlias = Callable[[str, int, int], Any]
@@ -171,7 +171,7 @@ _ADVICE = "give a student of the same family that is no larger, or let this begi
 
 
 def _found(fresh: str, path: str) -> bool:
-    return re.search(fresh, path.split("/", 1)[1]) is not None
+    return matches(fresh, path.split("/", 1)[1])
 
 
 def _wanted(

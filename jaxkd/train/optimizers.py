@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxkd.patterns import matches
 from jaxkd.train.by_term import TermError, TermGradients
 from jaxkd.types import PyTree, leaf_name
 
@@ -102,7 +102,7 @@ def unfreezing(
     whole = by_path({pattern: make(schedule(i)) for i, pattern in enumerate(groups)}, optax.set_to_zero())
 
     def init(params: PyTree) -> optax.OptState:
-        if left := [path for path in _paths(params) if not any(re.search(group, path) for group in groups)]:
+        if left := [path for path in _paths(params) if not any(matches(group, path) for group in groups)]:
             raise ValueError(f"no group has {', '.join(left[:5])}: add a pattern for every parameter.")
         return whole.init(params)
 
@@ -118,7 +118,7 @@ def path_mask(pattern: str) -> Callable[[PyTree], PyTree]:
     Returns:
       Params -> tree of booleans.
     """
-    return lambda params: _by_path(params, lambda path: re.search(pattern, path) is not None)
+    return lambda params: _by_path(params, lambda path: matches(pattern, path))
 
 
 def kernels_only(params: PyTree) -> PyTree:
@@ -220,7 +220,7 @@ def begin_optimizer(optimizer: optax.GradientTransformation, params: PyTree) -> 
 
 def _first(path: str, rules: Mapping[str, object]) -> str:
     """Label of the first rule for a path."""
-    return next((f"rule {i}" for i, pattern in enumerate(rules) if re.search(pattern, path)), "default")
+    return next((f"rule {i}" for i, pattern in enumerate(rules) if matches(pattern, path)), "default")
 
 
 def _by_path(params: PyTree, of_path: Callable[[str], object]) -> PyTree:

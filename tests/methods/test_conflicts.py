@@ -105,3 +105,7 @@ def test_cagrad_with_radius_zero_is_the_plain_gradient_and_opposites_are_finite(
     np.testing.assert_allclose(factors[3].sum(), 3, rtol=1e-5)  # (1 + c) times the mean of two equal ones, times 2
     with pytest.raises(ValueError, match="c is -1: give a radius of at least 0"):
         cagrad(-1)
+
+
+def test_one_term_has_nothing_to_conflict_with():
+    assert cagrad_factors(jnp.full((1, 1), 3.0), 0.5).tolist() == [1.0]

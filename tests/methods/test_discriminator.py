@@ -189,6 +189,8 @@ def test_each_player_has_its_optimizer_and_what_does_not_fit_gets_a_sentence():
         game(discriminator.adversarial(student="map", teacher="map"), S[:, :2], T)
     with pytest.raises(ValueError, match=r"the penalty of a discriminator is -1"):
         discriminator.adversarial(penalty=-1)
+    with pytest.raises(ValueError, match="num_classes is 0: give the number of classes, or None"):
+        discriminator.adversarial(num_classes=0)
     with pytest.raises(ValueError, match=r"layers of a discriminator are \(\)"):
         discriminator.adversarial(hidden=())
 

@@ -64,7 +64,7 @@ def test_weight_decay_is_the_tasks():
 
 
 def test_what_dot_cannot_use_is_said():
-    for options in ({"delta": -0.1}, {"delta": 0.2}, {"momentum": 0.05, "delta": 0.06}):
+    for options in ({"delta": -0.1}, {"delta": 0.2}, {"momentum": 0.05, "delta": 0.06}, {"delta": float("nan")}):
         with pytest.raises(
             ValueError, match=r"give a momentum and a delta of at least 0 with both of them in \[0, 1\)"
         ):

@@ -79,3 +79,10 @@ def test_frozen_params_are_computed_with_in_the_format_of_the_others_and_stay_ex
     out, state = models.in_dtype(models.frozen(model, "^dense1/")).apply(variables, batch, None, False)
     assert out.features["pooled"].dtype == jnp.bfloat16
     jax.tree.map(np.testing.assert_array_equal, state, variables.state)
+
+
+def test_a_pattern_that_is_no_regular_expression_is_one_sentence():
+    variables = Variables({"head": {"kernel": jnp.zeros((2, 3))}}, {})
+    for use in (models.freeze, lambda v, pattern: models.add_lora(jax.random.key(0), v, pattern, 1)):
+        with pytest.raises(ValueError, match=r"'\(' is no regular expression \(missing \)"):
+            use(variables, "(")

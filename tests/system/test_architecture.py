@@ -13,7 +13,7 @@ PACKAGE = ROOT / "jaxkd"
 FILES = sorted(PACKAGE.rglob("*.py"))
 PROGRAMS = [p for p in sorted(ROOT.rglob("*.py")) if p.relative_to(ROOT).parts[0] in ("jaxkd", "experiments")]
 FLOORS = (
-    {"types", "keys", "labels", "files", "kernels"},
+    {"types", "keys", "labels", "files", "patterns", "kernels"},
     {"numerics", "boxes", "augment", "parallel", "data", "testing"},
     {"losses", "metrics", "models", "train", "runs"},
     {"objectives", "cache", "pytorch", "reports", "deploy"},

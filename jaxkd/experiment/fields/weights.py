@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 
@@ -95,6 +95,7 @@ class WeightsConfig(ComparisonConfig):
     validation_split: str = "train[95%:]"
     test_split: str = "test[:50%]"
     flip: bool = False
+    form: Literal["vmap", "map", "unroll", "fastest"] = "map"
     teacher: str = "vit_64"
     student: str = flag("vit_32", "students' network, of the teacher's family and no larger", NETWORKS)
     shallow: str | None = flag("vit_64_2", "network as wide as the teacher's, with fewer blocks", NETWORKS)
