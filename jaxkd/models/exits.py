@@ -78,6 +78,8 @@ def with_exits(
     """
     if isinstance(features, str) or not features or len(set(features)) < len(features):
         raise ValueError(f"the exits are on {features!r}: name at least one feature, each once, such as ('stage1',).")
+    if num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}: give the number of classes of the exits, at least 1.")
 
     def exits_of(outputs: Outputs) -> dict[str, Model]:
         """The exits, as the shapes of the features ask for them."""
