@@ -100,6 +100,7 @@ def begun(features):
 
 @pytest.mark.parametrize(("message", "make"), [
     ("name at least one feature, each once", lambda: models.with_exits(NET, ("stage1", "stage1"), CLASSES)),
+    ("num_classes is 0: give the number of classes of the exits", lambda: models.with_exits(NET, ("stage1",), 0)),
     ("has no feature 'stage7' for exits", lambda: begun(("stage7",))),
     ("have no exits", lambda: models.without_exits(Variables({"head": 1}, {}))),
     ("name at least one, such as", lambda: self_distillation.deepest_teaches("stage1")),
