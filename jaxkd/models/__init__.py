@@ -63,6 +63,7 @@ from jaxkd.models.top_k import KEPT, keep_top_k, spread_tail, top_k
 from jaxkd.models.views import at_resolution, reading, select_classes, with_channels
 from jaxkd.models.vision.convnet import convnet
 from jaxkd.models.vision.convnext import convnext
+from jaxkd.models.vision.efficientnet import efficientnet, mnasnet, mobilenet_v3
 from jaxkd.models.vision.lenet import lenet
 from jaxkd.models.vision.mlp import mlp
 from jaxkd.models.vision.mobilenet import mobilenet_v1, mobilenet_v2
@@ -108,6 +109,7 @@ __all__ = [
     "depthwise_stream",
     "detect",
     "detector",
+    "efficientnet",
     "ensemble",
     "evenly",
     "first",
@@ -140,8 +142,10 @@ __all__ = [
     "mean_probabilities",
     "merge_lora",
     "mlp",
+    "mnasnet",
     "mobilenet_v1",
     "mobilenet_v2",
+    "mobilenet_v3",
     "modern_bert",
     "narrowed",
     "neighbours",

@@ -158,7 +158,12 @@ def resnet_axes(variables: Variables) -> Axes:
     names: dict[str, tuple[str | None, ...]] = {}
     if "stem_conv" not in variables.params:
         raise ValueError(f"the network is no ResNet: its params are {', '.join(variables.params) or 'empty'}.")
-    names |= _layer(variables, "stem_conv", None, "stem") | _vectors(variables, "stem_norm", "stem")
+    before: str | None = None
+    for n in ("1", "2") if "stem_conv1" in variables.params else ():  # a deep stem
+        names |= _layer(variables, f"stem_conv{n}", before, f"stem_conv{n}")
+        names |= _vectors(variables, f"stem_norm{n}", f"stem_conv{n}")
+        before = f"stem_conv{n}"
+    names |= _layer(variables, "stem_conv", before, "stem") | _vectors(variables, "stem_norm", "stem")
     stream = "stem"
     places = (re.fullmatch(r"stage(\d+)_block(\d+)", name) for name in variables.params)
     for place in sorted((p for p in places if p), key=lambda p: (int(p[1]), int(p[2]))):

@@ -67,7 +67,13 @@ def classify(x: jax.Array, num_classes: int, **options: Any) -> jax.Array:
 
 
 def batch_norm(
-    x: jax.Array, name: str, *, train: bool, axis_name: str | None, mask: jax.Array | None = None
+    x: jax.Array,
+    name: str,
+    *,
+    train: bool,
+    axis_name: str | None,
+    mask: jax.Array | None = None,
+    epsilon: float = 1e-5,
 ) -> jax.Array:
     """Batch norm as a submodule of the module that is being called.
 
@@ -77,11 +83,13 @@ def batch_norm(
       train: Whether it takes the batch's statistics, which then move its own.
       axis_name: Axis over which it takes them together, or None.
       mask: Booleans that broadcast to x, false where a value is no part of the statistics; None for all.
+      epsilon: Added to the variance.
 
     Returns:
       [B, ..., C].
     """
-    return nn.BatchNorm(not train, momentum=0.9, axis_name=bound(axis_name), name=name)(x, mask=mask)
+    norm = nn.BatchNorm(not train, momentum=0.9, epsilon=epsilon, axis_name=bound(axis_name), name=name)
+    return norm(x, mask=mask)
 
 
 def conv_norm(
@@ -95,6 +103,7 @@ def conv_norm(
     stride: int = 1,
     groups: int = 1,
     bias: bool = False,
+    tensorflow: bool = False,
 ) -> jax.Array:
     """A convolution and batch norm, as two submodules of the module that is being called.
 
@@ -108,6 +117,8 @@ def conv_norm(
       stride: Stride.
       groups: Groups of channels that are convolved separately; with `width` groups over as many inputs it is depthwise.
       bias: Whether the convolution has a bias of its own.
+      tensorflow: Whether padding is "SAME" and the norm's epsilon 1e-3 instead of 1e-5, as in weights that were trained
+        in TensorFlow.
 
     Returns:
       [B, ceil(H / stride), ceil(W / stride), width].
@@ -116,25 +127,27 @@ def conv_norm(
         width,
         (kernel, kernel),
         stride,
-        padding=kernel // 2,
+        padding="SAME" if tensorflow else kernel // 2,
         feature_group_count=groups,
         use_bias=bias,
         name=name.format("conv"),
     )
-    return batch_norm(convolve(x), name.format("norm"), train=train, axis_name=axis_name)
+    epsilon = 1e-3 if tensorflow else 1e-5
+    return batch_norm(convolve(x), name.format("norm"), train=train, axis_name=axis_name, epsilon=epsilon)
 
 
-def conv_norms(train: bool, axis_name: str | None) -> Callable[..., jax.Array]:
+def conv_norms(train: bool, axis_name: str | None, **options: Any) -> Callable[..., jax.Array]:
     """`conv_norm` with the mode and the axis of one call of a network.
 
     Args:
       train: As for `batch_norm`.
       axis_name: As for `batch_norm`.
+      **options: Further arguments that all its layers share, such as `tensorflow`.
 
     Returns:
       (x, width, name, kernel=3, stride=1, groups=1, bias=False) -> [B, H', W', width].
     """
-    return functools.partial(conv_norm, train=train, axis_name=axis_name)
+    return functools.partial(conv_norm, train=train, axis_name=axis_name, **options)
 
 
 def channel_shuffle(x: jax.Array, groups: int) -> jax.Array:

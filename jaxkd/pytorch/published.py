@@ -31,13 +31,20 @@ def _sequential(theirs: str, ours: str, first: int = 0) -> tuple[Rule, Rule]:
     return Rule(f"{theirs}.{first}", ours.format("conv")), Rule(f"{theirs}.{first + 1}", ours.format("norm"))
 
 
-def _residual(shortcut: str, head: str) -> tuple[Rule, ...]:
+def _deep_stem() -> tuple[Rule, ...]:
+    """Rules of the three convolutions of timm's deep stem."""
+    return *_sequential("conv1", "stem_{}1"), *_sequential("conv1", "stem_{}2", 3), Rule("conv1.6", "stem_conv")
+
+
+def _residual(shortcut: str, head: str, *, deep: bool = False, average: bool = False) -> tuple[Rule, ...]:
+    """Rules of ResNets; `deep` and `average` as for `models.imagenet_resnet`."""
     return (
+        *(_deep_stem() if deep else ()),
         Rule("conv1", "stem_conv"),
         Rule("bn1", "stem_norm"),
         Rule("layer{s}.{b}.conv{n}", "stage{s}_block{b+1}/conv{n}"),
         Rule("layer{s}.{b}.bn{n}", "stage{s}_block{b+1}/norm{n}"),
-        *_sequential(f"layer{{s}}.{{b}}.{shortcut}", "stage{{s}}_block{{b+1}}/shortcut_{}"),
+        *_sequential(f"layer{{s}}.{{b}}.{shortcut}", "stage{{s}}_block{{b+1}}/shortcut_{}", int(average)),
         Rule("conv2", "last_conv"),
         Rule("bn2", "last_norm"),
         Rule(head, "head"),
@@ -46,6 +53,9 @@ def _residual(shortcut: str, head: str) -> tuple[Rule, ...]:
 
 RESNET = _residual("downsample", "fc")
 """ResNets of the benchmark (but for those of `RESNET_LINEAR`), torchvision and timm."""
+RESNET_C = _residual("downsample", "fc", deep=True)
+RESNET_D = _residual("downsample", "fc", deep=True, average=True)
+"""timm's."""
 RESNET_LINEAR = _residual("shortcut", "linear")
 """The benchmark's ResNet18 to ResNet152, and its ShuffleNets."""
 WIDE_RESNET = (
@@ -115,6 +125,38 @@ def _mobilenet_timm(version: int) -> tuple[Rule, ...]:
 
 MOBILENET_V1_TIMM = _mobilenet_timm(1)
 MOBILENET_V2_TIMM = _mobilenet_timm(2)
+
+
+def _as_dense(theirs: str, ours: str) -> tuple[Rule, Rule]:
+    """Rules of a layer that is a 1x1 convolution in PyTorch and a dense one here."""
+    return Rule(f"{theirs}.weight", f"{ours}/kernel", ones=2), Rule(theirs, ours)
+
+
+EFFICIENTNET_TIMM = (
+    *_as_dense("blocks.{g}.{b}.se.conv_reduce", "group{g}_block{b}/squeeze"),
+    *_as_dense("blocks.{g}.{b}.se.conv_expand", "group{g}_block{b}/excite"),
+    *MOBILENET_V2_TIMM,
+)
+"""MnasNet too."""
+
+
+def mobilenet_v3_timm(groups: int) -> tuple[Rule, ...]:
+    """Rules of timm's MobileNet V3, whose last convolution has the number after those of the groups.
+
+    Args:
+      groups: Number of groups.
+
+    Returns:
+      The rules.
+    """
+    return (
+        Rule(f"blocks.{groups}.0.conv", "last_conv"),
+        Rule(f"blocks.{groups}.0.bn1", "last_norm"),
+        *_as_dense("conv_head", "hidden"),
+        *EFFICIENTNET_TIMM,
+    )
+
+
 _QKV = tuple(f"block{{i}}/attention/{part}" for part in ("query", "key", "value"))
 VIT_TORCHVISION = (
     Rule("class_token", "class_token"),

@@ -17,8 +17,8 @@ def timm_network(name: str, **arguments: Any) -> Published:
     own size and channels here, and the number of classes is given to `make`; 0 makes a network without a last layer.
 
     Args:
-      name: Name of a vision transformer (ViT, DeiT, DINOv2, DINOv3, CLIP, SigLIP, EVA-02, FlexiViT), ResNet, MobileNet
-        or ConvNeXt.
+      name: Name of a vision transformer (ViT, DeiT, DINOv2, DINOv3, CLIP, SigLIP, EVA-02, FlexiViT), ResNet, MobileNet,
+        MnasNet, EfficientNet or ConvNeXt.
       **arguments: Arguments of timm's `create_model`, but for `pretrained` and `num_classes`.
 
     Returns:

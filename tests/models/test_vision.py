@@ -11,7 +11,7 @@ from helpers import shapes
 
 from jaxkd import models
 from jaxkd.models import layers
-from jaxkd.models.vision import mobilenet, shufflenet
+from jaxkd.models.vision import efficientnet, mobilenet, shufflenet
 from jaxkd.models.vision.convnext import ResponseNorm
 from jaxkd.types import Variables
 
@@ -107,6 +107,20 @@ CASES = {
             "pooled": (1280,),
         },
     ),
+    "efficientnet": (
+        models.efficientnet,
+        {"widen": 0.5, "tensorflow": True},
+        63,
+        {
+            "stem": (32, 32, 16),
+            "stage1": (32, 32, 8),
+            "stage2": (16, 16, 16),
+            "stage3": (8, 8, 24),
+            "stage4": (4, 4, 56),
+            "stage5": (2, 2, 160),
+            "pooled": (640,),
+        },
+    ),
     "shufflenet_v1": (
         models.shufflenet_v1,
         {},
@@ -187,6 +201,8 @@ def fewer_blocks():
         for name in ("_V1", "_V2"):
             groups = getattr(mobilenet, name)
             patch.setattr(mobilenet, name, tuple(g._replace(blocks=min(g.blocks, 2)) for g in groups))
+        groups = efficientnet._changed(efficientnet._EFFICIENTNET, blocks=1)
+        patch.setattr(efficientnet, "_EFFICIENTNET", groups)
         yield
 
 
@@ -310,7 +326,7 @@ def test_flatten_is_the_order_of_pytorch():
 
 @pytest.mark.parametrize(("width", "rounded"), [(8, 8), (11.2, 16), (33.6, 32), (44.8, 48), (1, 8), (11.9, 16)])
 def test_mobilenets_round_to_multiples_of_8_that_lose_less_than_a_tenth(width, rounded):
-    assert mobilenet._rounded(width) == rounded
+    assert mobilenet.rounded(width) == rounded
     assert rounded >= 0.9 * width
 
 
@@ -359,7 +375,8 @@ def test_size_counts_parameters_and_the_whole_batch():
     [
         (lambda: models.wide_resnet(10, depth=20), r"depth 6n \+ 4 but depth is 20: choose 10, 16, 22, 28 or 40"),
         (lambda: models.vgg(10, depth=12), "depth 8, 11, 13, 16, 19 but depth is 12"),
-        (lambda: models.imagenet_resnet(10, depth=20), "depth 18, 34, 50, 101, 152 but depth is 20"),
+        (lambda: models.imagenet_resnet(10, depth=20), "depth 10, 14, 18, 26, 34, 50, 101, 152 but depth is 20"),
+        (lambda: models.imagenet_resnet(10, deep=(32,)), "two widths and for large images, but deep is"),
         (lambda: models.imagenet_resnet(10, depth=18, widen=2), "no bottlenecks but widen is 2 and groups is 1"),
         (lambda: models.imagenet_resnet(10, depth=34, groups=4), "no bottlenecks but widen is 1 and groups is 4"),
         (lambda: models.shufflenet_v2(10, widen=3.0), "widened by 0.5, 1.0, 1.5 but widen is 3.0"),

@@ -164,6 +164,12 @@ NAMES = [
     ("eva_giant_patch14_224", 28, "3a7f9f9c6cba408b"),
     ("vit_base_patch16_radio_v3", 32, "e34d436bf13ac320"),
     ("test_vit2", 32, "b669e0fc5ad5cfb9"),
+    ("resnet10t", 32, "49ddcf95b95bcf79"),
+    ("resnet26d", 32, "2b07c7240bd3a9be"),
+    ("efficientnet_b0", 32, "b7d941339ed21929"),
+    ("tf_efficientnet_lite0", 32, "2da21413a0ce0bee"),
+    ("mobilenetv3_large_100", 32, "6655ba422bf4fc57"),
+    ("mnasnet_050", 32, "95c6d1e05e5cfa1b"),
     ("convnext_atto", 32, "39c9f6a3a254e2bf"),
     ("convnextv2_atto", 32, "7adc75dde15b0271"),
     ("convnextv2_tiny", 32, "a388991da40f16cb"),
@@ -172,7 +178,7 @@ NAMES = [
 
 @pytest.mark.parametrize(("name", "pixels", "names"), NAMES, ids=[row[0] for row in NAMES])
 def test_names_say_the_architecture(name, pixels, names):
-    arguments = {} if name.startswith("convnext") else {"depth": 1}
+    arguments = {"depth": 1} if name.startswith(("vit", "deit", "eva", "test_vit")) else {}
     assert digest(shapes(name, arguments, (1, pixels, pixels, 3), 3)) == names
 
 

@@ -148,9 +148,9 @@ def mobilenet_v1(num_classes: int, *, widen: float = 1.0, axis_name: str | None 
       Howard et al., "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications", 2017,
       https://arxiv.org/abs/1704.04861
     """
-    groups = tuple(g._replace(width=_rounded(g.width * widen)) for g in _V1)
+    groups = tuple(g._replace(width=rounded(g.width * widen)) for g in _V1)
     return from_linen(
-        MobileNet(num_classes, _rounded(32 * widen), groups, _STAGES_V1, 0, jax.nn.relu6, axis_name, remat)
+        MobileNet(num_classes, rounded(32 * widen), groups, _STAGES_V1, 0, jax.nn.relu6, axis_name, remat)
     )
 
 
@@ -180,13 +180,20 @@ def mobilenet_v2(
       Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVPR 2018,
       https://arxiv.org/abs/1801.04381
     """
-    size = int if small_images else _rounded
+    size = int if small_images else rounded
     groups = tuple(g._replace(width=size(g.width * widen)) for g in (_V2_SMALL if small_images else _V2))
     activation, last = jax.nn.relu if small_images else jax.nn.relu6, max(1280, size(1280 * widen))
     return from_linen(MobileNet(num_classes, size(32 * widen), groups, _STAGES_V2, last, activation, axis_name, remat))
 
 
-def _rounded(width: float) -> int:
-    """Nearest multiple of 8, or the next larger one if the nearest is more than 10 % smaller."""
+def rounded(width: float) -> int:
+    """Multiple of 8 for a number of channels.
+
+    Args:
+      width: Wanted channels.
+
+    Returns:
+      The nearest multiple of 8, or the next larger one if the nearest is more than 10 % smaller.
+    """
     near = max(8, int(width + 4) // 8 * 8)
     return near + 8 if near < 0.9 * width else near
