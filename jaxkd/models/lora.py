@@ -123,7 +123,7 @@ def add_lora(
     adapted = _found("rules", [rules] if isinstance(rules, str) else list(rules), kernels, flat)
     if not adapted:
         raise ValueError("there is no rule: give regular expressions of the paths of kernels that get adapters.")
-    adapters = {path: _adapter(typed_key(key), path, _shape(kernels[path]), rank) for path in adapted}
+    adapters = {path: _adapter(typed_key(key), path, _shape(kernels[path]), rank) for path in sorted(adapted)}
     scale = jnp.asarray((rank if alpha is None else alpha) / rank, jnp.float32)
     params, state = set_apart(base, flat.keys() - as_it_is)
     params = {**params, LORA: traverse_util.unflatten_dict(adapters, sep="/")}

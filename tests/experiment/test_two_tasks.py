@@ -1,6 +1,7 @@
 """Two tasks of one network, and two domains of pictures: what is opened, trained and refused."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -90,12 +91,16 @@ class DomainsConfig(ComparisonConfig):
 
 
 def test_domains_are_opened_for_teacher_and_students(monkeypatch):
-    monkeypatch.setattr(two_domains, "compare", lambda *_, splits: splits)
+    monkeypatch.setattr(two_domains, "compare", lambda *_, splits: SimpleNamespace(splits=splits, teacher=None))
+    monkeypatch.setattr(two_domains, "check_network", lambda *_: None)
     config = DomainsConfig(**{**SMOKE, "image_size": 10, "validation_split": "test", "train_split": "train"})
     domains = two_domains.open_domains(config, None, None, None)
     assert domains.own.image_shape == (8, 8, 3)
     assert (
-        domains.labelled.image_shape == domains.held_out.image_shape == (10, 10, 3) == domains.compared[0].image_shape
+        domains.labelled.image_shape
+        == domains.held_out.image_shape
+        == (10, 10, 3)
+        == domains.compared.splits[0].image_shape
     )
     grey = two_domains._in_channels(domains.labelled, 1)
     assert (grey.image_shape, grey.num_classes) == ((10, 10, 1), 4)
@@ -103,7 +108,7 @@ def test_domains_are_opened_for_teacher_and_students(monkeypatch):
     monkeypatch.setattr(
         two_domains, "synthetic", lambda: {"image": np.zeros((9, 4, 4, 1), np.uint8), "label": np.arange(9)}
     )
-    monkeypatch.setattr(two_domains, "open_images", lambda *a, **k: [domains.compared[0]])
+    monkeypatch.setattr(two_domains, "open_images", lambda *a, **k: [domains.compared.splits[0]])
     with pytest.raises(
         ValueError, match=r"has 9 classes but .* has 4: give a --source and a --target of the same classes"
     ):
