@@ -11,14 +11,13 @@ of its own, in the same step; `metrics.jsonl` has its loss, which is 2 log 2 = 1
 """
 
 import dataclasses
-from typing import Literal
 
 import jax
 import optax
 
 from jaxkd import objectives, train
 from jaxkd.experiment import NETWORKS, check_choice, flag, launch
-from jaxkd.experiment.comparison import SMOKE, FewDigitsConfig, compare
+from jaxkd.experiment.comparison import SMOKE, SmallDigitsConfig, compare
 from jaxkd.experiment.domains import COUNT, NON_NEGATIVE, POSITIVE
 from jaxkd.experiment.flags import TRAINING
 from jaxkd.methods import discriminator
@@ -27,12 +26,7 @@ KINDS = ("alone", "kd", "logits", "logits-given-class", "features", "kd-logits")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(FewDigitsConfig):
-    image_size: int | None = 14
-    teacher: str = "convnet"
-    student: str = "convnet_8_16"
-    epochs: int = 40
-    form: Literal["vmap", "map", "unroll", "fastest"] = "map"
+class Config(SmallDigitsConfig):
     students: tuple[str, ...] = flag(KINDS, "kinds of students", NETWORKS)
     feature: str = flag("stage2", "feature of both networks that a discriminator sees, of one resolution", NETWORKS)
     hidden: tuple[int, ...] = flag((32, 32), "widths of the discriminator's layers", NETWORKS, COUNT)

@@ -13,7 +13,6 @@ The run's folder has `radius.png`, the worst case over the radius, and `tradeoff
 
 import dataclasses
 import functools
-from typing import Literal
 
 import jax
 import numpy as np
@@ -41,7 +40,6 @@ class Config(ComparisonConfig):
     flip: bool = False
     teacher: str = "convnet_8_16"
     student: str = "mlp"
-    form: Literal["vmap", "map", "unroll", "fastest"] = "vmap"
     teacher_epochs: int = 10
     epochs: int = 10
     temperature: float = 2.0

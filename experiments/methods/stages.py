@@ -12,14 +12,13 @@ way of two phases has as many updates as plain distillation has in one.
 """
 
 import dataclasses
-from typing import Literal
 
 import jax
 import optax
 
 from jaxkd import losses, models, objectives
 from jaxkd.experiment import NETWORKS, check_choice, flag, launch
-from jaxkd.experiment.comparison import SMOKE, FewDigitsConfig, compare
+from jaxkd.experiment.comparison import SMOKE, SmallDigitsConfig, compare
 from jaxkd.experiment.domains import COUNT
 from jaxkd.experiment.flags import TRAINING
 from jaxkd.methods import blockwise, side_network, theseus
@@ -29,12 +28,7 @@ KINDS = ("alone", "kd", "blockwise", "theseus", "side")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(FewDigitsConfig):
-    image_size: int | None = 14
-    teacher: str = "convnet"
-    student: str = "convnet_8_16"
-    epochs: int = 40
-    form: Literal["vmap", "map", "unroll", "fastest"] = "map"
+class Config(SmallDigitsConfig):
     students: tuple[str, ...] = flag(KINDS, "kinds of students", NETWORKS)
     stages: tuple[str, ...] = flag(("stage1", "stage2"), "features that all stages but the last end in", NETWORKS)
     side_widths: tuple[int, ...] = flag(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -97,6 +97,17 @@ class FewDigitsConfig(ComparisonConfig):
     epochs: int = 8
 
 
+@dataclasses.dataclass(frozen=True)
+class SmallDigitsConfig(FewDigitsConfig):
+    """Configuration of a comparison on few small images of digits, for two convolutional networks."""
+
+    image_size: int | None = 14
+    teacher: str = "convnet"
+    student: str = "convnet_8_16"
+    epochs: int = 40
+    form: Literal["vmap", "map", "unroll", "fastest"] = "map"
+
+
 def synthetic() -> dict[str, np.ndarray]:
     """Makes small coloured pictures of four classes for smoke runs, a bright quarter each, always the same.
 
@@ -115,6 +126,24 @@ def synthetic() -> dict[str, np.ndarray]:
     return arrays
 
 
+def open_all_classes(config: Any) -> list[data.Source]:
+    """Opens the training, validation and test images of `--source`.
+
+    Args:
+      config: The configuration, with the three splits.
+
+    Returns:
+      The three sources, in memory.
+
+    Raises:
+      ValueError: As `open_images` and `check_choices_held_out` say.
+    """
+    spec = synthetic() if config.source == SYNTHETIC else None
+    sources = open_images(config, config.train_split, config.validation_split, config.test_split, spec=spec)
+    check_choices_held_out(*sources[1:])
+    return sources
+
+
 def open_splits(config: ComparisonConfig) -> list[data.Source]:
     """Opens the training, validation and test images, of the first `--classes` classes.
 
@@ -125,11 +154,9 @@ def open_splits(config: ComparisonConfig) -> list[data.Source]:
       The three sources, in memory.
 
     Raises:
-      ValueError: As `open_images` and `check_choices_held_out` say, or if there are fewer classes.
+      ValueError: As `open_all_classes` says, or if there are fewer classes.
     """
-    spec = synthetic() if config.source == SYNTHETIC else None
-    sources = open_images(config, config.train_split, config.validation_split, config.test_split, spec=spec)
-    check_choices_held_out(*sources[1:])
+    sources = open_all_classes(config)
     if config.classes is None:
         return sources
     known = sources[0].num_classes

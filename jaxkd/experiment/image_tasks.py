@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxkd import augment, data, models, parallel
-from jaxkd.experiment.comparison import SYNTHETIC, pixel_floor, synthetic
+from jaxkd.experiment.comparison import SYNTHETIC, open_all_classes, pixel_floor
 from jaxkd.experiment.config import Config, check_choice
 from jaxkd.experiment.context import Context
 from jaxkd.experiment.domains import COUNT, POSITIVE, SIDE, WHOLE
 from jaxkd.experiment.flags import DATA, NETWORKS, TRAINING, flag
-from jaxkd.experiment.images import check_choices_held_out, check_network, first_rows, open_images, prepared
+from jaxkd.experiment.images import check_network, first_rows, prepared
 from jaxkd.experiment.networks import SMALL_IMAGES, make_network
 from jaxkd.experiment.transfer import draw_labels
 from jaxkd.experiment.trials import PERCENT, Column, Trials
@@ -89,11 +89,9 @@ def open_image_tasks(config: ImageTasksConfig) -> tuple[dict[str, list[data.Sour
       "old" and "new" -> training, validation and test images; of the new task few labels. And as few of the old one.
 
     Raises:
-      ValueError: As `open_images` and `check_choices_held_out` say, or if there are fewer classes or labels.
+      ValueError: As `open_all_classes` says, or if there are fewer classes or labels.
     """
-    spec = synthetic() if config.source == SYNTHETIC else None
-    sources = open_images(config, config.train_split, config.validation_split, config.test_split, spec=spec)
-    check_choices_held_out(*sources[1:])
+    sources = open_all_classes(config)
     known, last = sources[0].num_classes, config.classes + config.new_classes
     if min(config.classes, config.new_classes) < 2 or last > known:
         raise ValueError(

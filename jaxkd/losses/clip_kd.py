@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 
 from jaxkd import numerics
 from jaxkd.losses.contrastive import info_nce
+from jaxkd.losses.embeddings import promoted_embeddings
 from jaxkd.testing import BATCH_OF_ONE, COUPLED, FEATURES, NON_NEGATIVE, SCALE_INVARIANT, Draw, declare
 
 __all__ = ["clip_features", "clip_interactive"]
@@ -43,7 +44,7 @@ def clip_features(
       Yang et al., "CLIP-KD: An Empirical Study of CLIP Model Distillation", CVPR 2024,
       https://arxiv.org/abs/2307.12732
     """
-    s_image, s_text, t_image, t_text = _embeddings(student_image, student_text, teacher_image, teacher_text)
+    s_image, s_text, t_image, t_text = promoted_embeddings(student_image, student_text, teacher_image, teacher_text)
 
     def distance(s: jax.Array, t: jax.Array) -> jax.Array:
         return jnp.sum(jnp.square(numerics.unit(s) - numerics.unit(t)), axis=-1)
@@ -81,19 +82,7 @@ def clip_interactive(
       Yang et al., "CLIP-KD: An Empirical Study of CLIP Model Distillation", CVPR 2024,
       https://arxiv.org/abs/2307.12732
     """
-    s_image, s_text, t_image, t_text = _embeddings(student_image, student_text, teacher_image, teacher_text)
+    s_image, s_text, t_image, t_text = promoted_embeddings(student_image, student_text, teacher_image, teacher_text)
     there = info_nce(s_image, t_text, temperature=temperature)
     back = info_nce(s_text, t_image, temperature=temperature)
     return (there + back) / 2
-
-
-def _embeddings(*given: ArrayLike) -> tuple[jax.Array, ...]:
-    """All four embeddings promoted, [B, D] each."""
-    arrays = numerics.promote(*given)
-    for one in arrays[1:]:
-        numerics.check_same_shape(arrays[0], one, "embeddings")
-    if arrays[0].ndim != 2:
-        raise ValueError(
-            f"embeddings have shape {arrays[0].shape}, expected [B, D]: flatten or pool the other axes first."
-        )
-    return arrays

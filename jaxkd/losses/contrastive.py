@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxkd import numerics
+from jaxkd.losses.embeddings import promoted_embeddings
 from jaxkd.testing import (
     BATCH_OF_ONE,
     COUPLED,
@@ -208,7 +209,7 @@ def info_nce(student_embedding: ArrayLike, teacher_embedding: ArrayLike, *, temp
       van den Oord, Li, Vinyals, "Representation Learning with Contrastive Predictive Coding", 2018,
       https://arxiv.org/abs/1807.03748
     """
-    s, t = _embeddings(student_embedding, teacher_embedding)
+    s, t = promoted_embeddings(student_embedding, teacher_embedding)
     return -jnp.mean(jnp.diagonal(numerics.log_softmax(_cosines(s, t), temperature)))
 
 
@@ -242,7 +243,7 @@ def info_nce_queue(
       https://arxiv.org/abs/1911.05722
     """
     s, t, q = numerics.promote(student_embedding, teacher_embedding, queue)
-    s, t = _embeddings(s, t)
+    s, t = promoted_embeddings(s, t)
     _check_queue(q, s)
     own = jnp.sum(numerics.unit(s) * numerics.unit(t), axis=1, keepdims=True)
     return -numerics.log_softmax(jnp.concatenate([own, _cosines(s, q)], axis=1), temperature)[:, 0]
@@ -285,7 +286,7 @@ def queue_similarity(
       https://arxiv.org/abs/2101.04731
     """
     s, t, q = numerics.promote(student_embedding, teacher_embedding, queue)
-    s, t = _embeddings(s, t)
+    s, t = promoted_embeddings(s, t)
     _check_queue(q, s)
 
     def log_similarities(x: jax.Array, temperature: ArrayLike) -> jax.Array:
@@ -390,7 +391,7 @@ def clip_affinity(
       https://arxiv.org/abs/2307.12732
     """
     s_image, s_text, t_image, t_text = numerics.promote(student_image, student_text, teacher_image, teacher_text)
-    student, teacher = _cosines(*_embeddings(s_image, s_text)), _cosines(*_embeddings(t_image, t_text))
+    student, teacher = _cosines(*promoted_embeddings(s_image, s_text)), _cosines(*promoted_embeddings(t_image, t_text))
     numerics.check_same_shape(student, teacher, "affinities")
 
     def divergence(t: jax.Array, s: jax.Array) -> jax.Array:
@@ -400,15 +401,6 @@ def clip_affinity(
     return divergence(teacher, student) + divergence(teacher.T, student.T)
 
 
-def _embeddings(student: ArrayLike, teacher: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """Both sides promoted, both [B, D]."""
-    s, t = numerics.promote(student, teacher)
-    numerics.check_same_shape(s, t, "features")
-    if s.ndim != 2:
-        raise ValueError(f"embeddings have shape {s.shape}, expected [B, D]: flatten or pool the other axes first.")
-    return s, t
-
-
 def _cosines(x: jax.Array, y: jax.Array) -> jax.Array:
     """Cosines of all rows of x with all rows of y."""
     return jnp.einsum("id,jd->ij", numerics.unit(x), numerics.unit(y), precision="highest")
@@ -416,7 +408,7 @@ def _cosines(x: jax.Array, y: jax.Array) -> jax.Array:
 
 def _check_crd(s: jax.Array, t: jax.Array, rows: jax.Array, m_s: jax.Array, m_t: jax.Array) -> None:
     """Raises a sentence unless embeddings, indices and bank fit together."""
-    _embeddings(s, t)
+    promoted_embeddings(s, t)
     if m_s.shape != m_t.shape or m_s.shape[1:] != s.shape[1:]:
         raise ValueError(
             f"the bank has shapes {m_s.shape} and {m_t.shape} but embeddings have shape {s.shape}: "

@@ -259,3 +259,24 @@ def _cosines(x: jax.Array) -> jax.Array:
     """Cosines of all pairs of rows, [B, B]."""
     unit = numerics.unit(x)
     return jnp.einsum("id,jd->ij", unit, unit, precision="highest")
+
+
+def promoted_embeddings(*given: ArrayLike) -> tuple[jax.Array, ...]:
+    """Embeddings in one format, after a check that all are of one shape.
+
+    Args:
+      *given: Arrays [B, D].
+
+    Returns:
+      As many arrays [B, D].
+
+    Raises:
+      ValueError: If they differ in shape, or have other axes.
+    """
+    arrays = numerics.promote(*given)
+    for other in arrays[1:]:
+        numerics.check_same_shape(arrays[0], other, "features")
+    shape = arrays[0].shape
+    if len(shape) != 2:
+        raise ValueError(f"embeddings have shape {shape}, expected [B, D]: flatten or pool the other axes first.")
+    return arrays

@@ -28,12 +28,12 @@ def inherit(own: Variables, trained: Variables, *, fresh: str = r"(^|/)head") ->
     own, trained = as_variables(own), as_variables(trained)
     known = {leaf_name(path): leaf for path, leaf in jax.tree.leaves_with_path(trained)}
     paths = [leaf_name(path) for path, _ in jax.tree.leaves_with_path(own)]
-    if not any(matches(fresh, path.split("/", 1)[1]) for path in paths):
+    if not any(is_fresh(fresh, path) for path in paths):
         raise ValueError(f"no path has {fresh!r}, so that nothing would begin anew: they are {', '.join(paths[:10])}.")
 
     def choose(path: tuple, leaf: jax.Array) -> jax.Array:
         name = leaf_name(path)
-        if matches(fresh, name.split("/", 1)[1]):
+        if is_fresh(fresh, name):
             return leaf
         if name not in known or known[name].shape != leaf.shape:
             found = f"has shape {known[name].shape}" if name in known else "does not exist"
@@ -44,3 +44,16 @@ def inherit(own: Variables, trained: Variables, *, fresh: str = r"(^|/)head") ->
         return known[name]
 
     return jax.tree_util.tree_map_with_path(choose, own)
+
+
+def is_fresh(fresh: str, path: str) -> bool:
+    """Search of a pattern in a path of variables: true for layers that begin anew.
+
+    Args:
+      fresh: Regular expression, as for `inherit`.
+      path: Path from the variables on, such as "params/head/kernel", of which the first part is left out.
+
+    Returns:
+      True if it is found.
+    """
+    return matches(fresh, path.split("/", 1)[1])

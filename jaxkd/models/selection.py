@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxkd.keys import fold_name
 from jaxkd.models.axes import Axes, channel_counts, leaves_of
-from jaxkd.patterns import matches
+from jaxkd.models.inherit import is_fresh
 from jaxkd.types import Variables, as_variables, leaf_name
 
 Choose: TypeAlias = Callable[[str, int, int], Any]
@@ -142,7 +142,7 @@ def select(
     """
     own, trained = as_variables(own), as_variables(trained)
     known, counts = leaves_of(trained), channel_counts(trained, axes)
-    kept = {path: x for path, x in leaves_of(own).items() if fresh is None or not _found(fresh, path)}
+    kept = {path: x for path, x in leaves_of(own).items() if fresh is None or not is_fresh(fresh, path)}
     wanted: dict[str, int] = {}
     for path, leaf in kept.items():
         if path not in known:
@@ -168,10 +168,6 @@ def select(
 
 
 _ADVICE = "give a student of the same family that is no larger, or let this begin anew by `fresh=`"
-
-
-def _found(fresh: str, path: str) -> bool:
-    return matches(fresh, path.split("/", 1)[1])
 
 
 def _wanted(
